@@ -1,0 +1,148 @@
+"""What a node learns about itself from its environment: SLURM's variables, or the local cluster's."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launcher.errors import AllocationError
+
+LOCAL_NODE_RANK = "LAUNCHER_LOCAL_NODE_RANK"
+LOCAL_HOSTNAMES = "LAUNCHER_LOCAL_HOSTNAMES"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeEnvironment:
+    """One node's view of the allocation."""
+
+    node_rank: int
+    hostnames: tuple[str, ...]
+    """All nodes, in nodelist order."""
+
+    gpus: int | None
+    """GPUs that the allocation gives on this node; None when nothing says so."""
+
+    job_id: str | None
+    attempt: int
+    """From 1; a requeue is one more."""
+
+    is_local: bool
+
+    @property
+    def hostname(self) -> str:
+        """Name of this node in the nodelist."""
+        return self.hostnames[self.node_rank]
+
+
+def node_environment(environ: Mapping[str, str] = os.environ) -> NodeEnvironment:
+    """Reads the environment.
+
+    Raises:
+        AllocationError: neither a SLURM task nor a node of a local run.
+    """
+    if LOCAL_NODE_RANK in environ:
+        return NodeEnvironment(
+            node_rank=int(environ[LOCAL_NODE_RANK]),
+            hostnames=tuple(environ[LOCAL_HOSTNAMES].split(",")),
+            gpus=None,
+            job_id=None,
+            attempt=1,
+            is_local=True,
+        )
+    if "SLURM_JOB_ID" in environ and "SLURM_NODEID" in environ:
+        return _slurm(environ)
+    raise AllocationError(
+        "This process is neither a SLURM task nor a node of a local run: `SLURM_NODEID` and"
+        f" `{LOCAL_NODE_RANK}` are both unset. HINT: start it with `srun`, or use `python -m launcher`."
+    )
+
+
+def check_allocation(node: NodeEnvironment, *, nodes: int, gpus_per_node: int, device: str) -> None:
+    """Compares what was given with what was planned.
+
+    Raises:
+        AllocationError: a wrong number of nodes, or too few GPUs here.
+    """
+    if len(node.hostnames) != nodes:
+        raise AllocationError(
+            f"The allocation has {len(node.hostnames)} nodes ({', '.join(node.hostnames)}), but `layout.nodes` is"
+            f" {nodes}. HINT: set `layout.nodes={len(node.hostnames)}`, or ask SLURM for {nodes} nodes."
+        )
+    if device == "cuda" and node.gpus is not None and node.gpus < gpus_per_node:
+        raise AllocationError(
+            f"Node {node.node_rank} ({node.hostname}) was given {node.gpus} GPUs, but `layout.gpus_per_node` is"
+            f" {gpus_per_node}. HINT: set `layout.gpus_per_node={node.gpus}`, or see `cluster.gpus` for how GPUs are asked for."
+        )
+
+
+def own_address(node: NodeEnvironment) -> str:
+    """An address of this node that its peers can reach.
+
+    ``LAUNCHER_ADDRESS`` wins, for nodes with several networks. Else what the node's name in the nodelist resolves to, if
+    it is an address of this machine; else the one that this machine would use to reach another host.
+    """
+    if chosen := os.environ.get("LAUNCHER_ADDRESS"):
+        return chosen
+    if node.is_local:
+        return "127.0.0.1"
+    names = [os.environ.get("SLURMD_NODENAME", node.hostname), socket.gethostname()]
+    resolved = [address for name in names for address in _resolve(name) if _is_mine(address)]
+    for address in resolved:
+        if not address.startswith("127.0."):
+            return address
+    if address := _outgoing_address():
+        return address
+    return resolved[0] if resolved else "127.0.0.1"
+
+
+def _slurm(environ: Mapping[str, str]) -> NodeEnvironment:
+    # submitit's parser is right on `rack[0-1]n[01-04]`, and needs no `scontrol`, which containers lack.
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    hostnames = tuple(SlurmJobEnvironment().hostnames)
+    return NodeEnvironment(
+        node_rank=int(environ["SLURM_NODEID"]),
+        hostnames=hostnames,
+        gpus=_slurm_gpus(environ),
+        job_id=environ["SLURM_JOB_ID"],
+        attempt=int(environ.get("SLURM_RESTART_COUNT", "0")) + 1,
+        is_local=False,
+    )
+
+
+def _slurm_gpus(environ: Mapping[str, str]) -> int | None:
+    if "SLURM_GPUS_ON_NODE" in environ:
+        return int(environ["SLURM_GPUS_ON_NODE"])
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
+        if environ.get(name):
+            return len(environ[name].split(","))
+    return None
+
+
+def _resolve(name: str) -> list[str]:
+    try:
+        found = socket.getaddrinfo(name, None, family=socket.AF_INET, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+    return [str(info[4][0]) for info in found]
+
+
+def _is_mine(address: str) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _outgoing_address() -> str | None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Connecting a datagram socket sends nothing; it only asks the routing table (192.0.2.0/24 is documentation's).
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])

@@ -1,0 +1,94 @@
+"""The processes below this one, read from ``/proc``; and the kernel's help in not losing any of them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def become_subreaper() -> None:
+    """Orphans below this process are handed to it instead of to init (``prctl(2)``)."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def signal_on_parent_death(signum: signal.Signals) -> None:
+    """This process gets ``signum`` when the thread that started it ends (``prctl(2)``); kept across ``exec``."""
+    _prctl(PR_SET_PDEATHSIG, int(signum))
+
+
+def descendants(root: int) -> list[int]:
+    """Every process below ``root``, parents before children; zombies are left out."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            parent = _parent(entry)
+            if parent is not None:
+                children.setdefault(parent, []).append(int(entry.name))
+    found: list[int] = []
+    queue = [root]
+    while queue:
+        for child in children.get(queue.pop(), []):
+            found.append(child)
+            queue.append(child)
+    return found
+
+
+def end_descendants(grace_s: float, deadline_s: float = 10.0) -> list[int]:
+    """Ends every process below this one: SIGTERM, ``grace_s`` later SIGKILL. For a subreaper, that is all it ever started.
+
+    Returns:
+        What is still there after ``deadline_s``: processes that the kernel cannot end.
+    """
+    begin = time.monotonic()
+    left = descendants(os.getpid())
+    termed: set[int] = set()
+    while left and time.monotonic() - begin < grace_s + deadline_s:
+        late = time.monotonic() - begin >= grace_s
+        for pid in left:
+            if late or pid not in termed:
+                _signal(pid, signal.SIGKILL if late else signal.SIGTERM)
+                termed.add(pid)
+        time.sleep(0.05)
+        reap()
+        left = descendants(os.getpid())
+    return left
+
+
+def reap() -> None:
+    """Collects every ended child, adopted ones included."""
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+
+
+def _parent(entry: Path) -> int | None:
+    try:
+        # The command's name is in parentheses and may itself hold any character, so count from the last one.
+        state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+    except (OSError, ValueError):
+        return None
+    return None if state == "Z" else int(parent)
+
+
+def _signal(pid: int, signum: signal.Signals) -> None:
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        return
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))

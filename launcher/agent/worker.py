@@ -1,0 +1,114 @@
+"""One worker process: its own session, one log, and an end that takes its whole process group along.
+
+torch's elastic multiprocessing was measured for this place and left out: its process context blocks for 30 s before
+it reports a failure while another worker ignores SIGTERM, writes two logs that cannot be put in order again, and makes
+every agent import torch (2 to 4 s on a busy node). Its contract is kept: the torchrun environment, the agent's store,
+and the error file that ``torch.distributed.elastic.multiprocessing.errors.record`` writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher.layout.model import Process
+
+TAIL_LINES = 20
+EXEC_CHILD = Path(__file__).with_name("exec_child.py")
+
+
+class Worker:
+    """A started :class:`~launcher.layout.model.Process`.
+
+    Must be made in the agent's main thread: the kernel ends a worker with the thread that started it.
+
+    Args:
+        process: what to run.
+        environ: the complete environment of the process.
+        log_dir: where ``NAME.log`` is written; appended to, if it exists.
+    """
+
+    def __init__(self, process: Process, environ: Mapping[str, str], log_dir: Path) -> None:
+        self.process = process
+        self.log = log_dir / f"{process.name}.log"
+        self.error_file = log_dir / f"{process.name}.error.json"
+        program = sys.executable if process.argv[0] == "python" else process.argv[0]
+        with self.log.open("ab") as log:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-S", str(EXEC_CHILD), program, *process.argv[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**environ, "LAUNCHER_PARENT_PID": str(os.getpid())},
+                start_new_session=True,
+            )
+        self.started = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        """Process id; also the id of its session and process group."""
+        return self._popen.pid
+
+    def poll(self) -> int | None:
+        """Exit code, negative for a signal; None while it runs."""
+        return self._popen.poll()
+
+    def terminate(self) -> None:
+        """Asks the process itself to end; it decides what its children do."""
+        if self.poll() is None:
+            self._popen.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends what is left of the whole process group."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        self._popen.wait()
+
+    def describe_end(self) -> str:
+        """How it ended: ``exit code 1`` or ``signal 9 (SIGKILL)``."""
+        code = self.poll()
+        if code is None:
+            return "still running"
+        if code < 0:
+            return f"signal {-code} ({signal.Signals(-code).name})"
+        return f"exit code {code}"
+
+    def reason(self) -> str | None:
+        """In one line: the exception that torch's ``@record`` left behind, else the last line of the log."""
+        try:
+            message = json.loads(self.error_file.read_text())["message"]
+            text = str(message["message"] if isinstance(message, dict) else message)
+        except (OSError, ValueError, KeyError):
+            text = "\n".join(tail(self.log))
+        lines = [line for line in text.splitlines() if line.strip()]
+        return lines[-1].strip() if lines else None
+
+
+def tail(path: Path, lines: int = TAIL_LINES) -> list[str]:
+    """The last lines of a log, without reading more than its end."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 65536))
+            return [line.decode(errors="replace").rstrip() for line in deque(file, maxlen=lines)]
+    except OSError:
+        return []
+
+
+def stop(workers: list[Worker], grace_s: float) -> None:
+    """Ends workers together: SIGTERM to each, at most ``grace_s`` of patience for all, SIGKILL to what is left."""
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + grace_s
+    while time.monotonic() < deadline and any(worker.poll() is None for worker in workers):
+        time.sleep(0.05)
+    for worker in workers:
+        worker.kill()

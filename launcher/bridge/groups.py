@@ -1,0 +1,110 @@
+"""Process groups beside those that the program already has, built directly and without torch's private helpers."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from launcher.errors import RendezvousTimeout, TransferError
+
+DEFAULT_TIMEOUT = timedelta(seconds=300)
+POLL_S = 0.0005
+
+
+def init_process_group(
+    backend: str = "gloo",
+    init_method: str | None = None,
+    timeout: timedelta = DEFAULT_TIMEOUT,
+    world_size: int = -1,
+    rank: int = -1,
+    store: dist.Store | None = None,
+    group_name: str = "",
+    pg_options: Any = None,
+    *,
+    address: str | None = None,
+    device: torch.device | None = None,
+) -> Any:
+    """A named group that coexists with the default group and with any other.
+
+    Args:
+        backend: ``gloo`` or ``nccl``.
+        init_method: ``tcp://host:port``, where rank 0 serves the rendezvous; or give ``store``.
+        timeout: deadline of the rendezvous and of every operation.
+        store: an existing store; ``group_name`` separates the groups that share it.
+        pg_options: ``ProcessGroupNCCL.Options``, for ``nccl``.
+        address: address of this host that gloo listens on; without it, what the hostname resolves to.
+        device: GPU of this rank, for ``nccl``; the current one if None.
+
+    Returns:
+        A ``ProcessGroupGloo`` or ``ProcessGroupNCCL``: both have ``broadcast``, ``send``, ``recv``, ``abort``.
+
+    Raises:
+        ValueError: rank or world size are missing, or the backend is unknown.
+        RendezvousTimeout: not everybody came within ``timeout``.
+    """
+    if world_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"`rank` ({rank}) and `world_size` ({world_size}) must satisfy 0 <= rank < world_size.")
+    try:
+        if store is None:
+            store = _store(init_method, rank, world_size, timeout)
+        prefixed = dist.PrefixStore(f"{group_name}/", store)
+        if backend == "gloo":
+            return _gloo(prefixed, rank, world_size, timeout, address)
+        if backend == "nccl":
+            return _nccl(prefixed, rank, world_size, timeout, pg_options, device)
+    except (dist.DistError, RuntimeError) as error:
+        raise RendezvousTimeout(
+            f"Group {group_name!r}: rank {rank} of {world_size} could not join within {timeout.total_seconds():g} s:"
+            f" {str(error).splitlines()[0]}"
+        ) from error
+    raise ValueError(f"`backend` ({backend!r}) is not one of: gloo, nccl.")
+
+
+def finish(work: Any, deadline: float, what: str) -> None:
+    """Waits for one operation until ``deadline`` (``time.monotonic()``).
+
+    An NCCL work's own ``wait`` only orders streams and never times out on the host, so completion is polled.
+
+    Raises:
+        TransferError: it failed, or is not complete in time.
+    """
+    pause = POLL_S
+    try:
+        while not work.is_completed():
+            if time.monotonic() > deadline:
+                raise TransferError(f"{what} did not complete within its deadline.")
+            time.sleep(pause)
+            pause = min(2 * pause, 0.01)
+        work.wait()
+    except RuntimeError as error:
+        raise TransferError(f"{what} failed: {str(error).splitlines()[0]}") from error
+
+
+def _store(init_method: str | None, rank: int, world_size: int, timeout: timedelta) -> dist.Store:
+    if init_method is None or not init_method.startswith("tcp://"):
+        raise ValueError(f"`init_method` ({init_method!r}) must be tcp://host:port when no `store` is given.")
+    host, _, port = init_method.removeprefix("tcp://").rpartition(":")
+    # Rank 0 always serves, also under torchrun, whose agent's store knows nothing of this group.
+    return dist.TCPStore(host, int(port), world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False)
+
+
+def _gloo(store: dist.Store, rank: int, world_size: int, timeout: timedelta, address: str | None) -> Any:
+    if address is None:
+        return dist.ProcessGroupGloo(store, rank, world_size, timeout)
+    options = dist.ProcessGroupGloo._Options()
+    options._timeout = timeout
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+    return dist.ProcessGroupGloo(store, rank, world_size, options)
+
+
+def _nccl(
+    store: dist.Store, rank: int, world_size: int, timeout: timedelta, options: Any, device: torch.device | None
+) -> Any:
+    options = options or dist.ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    torch.cuda.set_device(device if device is not None else torch.cuda.current_device())
+    return dist.ProcessGroupNCCL(store, rank, world_size, options)

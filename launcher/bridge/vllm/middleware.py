@@ -1,0 +1,114 @@
+"""The bridge's routes on an engine's own port, added with ``--middleware``; every other route needs a key, too.
+
+====================  =========================================================================================
+GET  /bridge/info     version, state, URL-independent facts about the engine
+POST /bridge/connect  join the trainer's group: manifest, digest, store, group, backend, timeout_s
+POST /bridge/prepare  start receiving ``version`` beside the live weights
+POST /bridge/vote     wait until every worker has received ``version``
+POST /bridge/commit   pause, write, drop the prefix cache, stamp ``version``, resume
+POST /bridge/load     the same from a safetensors file: ``path``, ``version``
+POST /bridge/abort    forget what was received
+POST /bridge/pause, /bridge/resume, GET /bridge/is_paused
+POST /bridge/disconnect
+====================  =========================================================================================
+
+All of them take the run's bridge key as ``Authorization: Bearer``. vLLM's own development endpoints are not enabled:
+they would open the engine to everybody who reaches the port. Answers carry ``x-weight-version``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from launcher.bridge.vllm.engine import BridgeEngine, Refused
+from launcher.control.keys import api_key, bridge_key, same, token_from_environment
+
+logger = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = frozenset({"/health", "/ping"})
+LARGEST_BODY = 256 << 20
+
+
+class BridgeMiddleware:
+    """ASGI middleware; vLLM constructs it with the application that it wraps."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        token = token_from_environment()
+        self._api_key = api_key(token)
+        self._bridge_key = bridge_key(token)
+        self._engine = BridgeEngine()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves the bridge's routes, checks keys on the others."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif scope["path"].startswith("/bridge/"):
+            await self._serve(scope, receive, send)
+        elif scope["path"] in OPEN_PATHS or same(_bearer(scope), self._api_key):
+            await self._app(scope, receive, self._stamped(send))
+        else:
+            await _reply(send, 401, {"error": "this engine needs the run's API key"})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not same(_bearer(scope), self._bridge_key):
+            await _reply(send, 401, {"error": "the bridge needs the run's bridge key"})
+            return
+        route = scope["path"].removeprefix("/bridge/")
+        try:
+            body = await _body(receive)
+            answer = await self._engine.handle(scope["app"].state.engine_client, scope["method"], route, body)
+            await _reply(send, 200, answer)
+        except Refused as refused:
+            logger.warning("bridge: refused %s: %s", route, refused)
+            await _reply(send, refused.status, {"error": str(refused)})
+        except (KeyError, TypeError, ValueError) as error:
+            await _reply(send, 400, {"error": f"bad request: {error!r}"})
+
+    def _stamped(self, send: Send) -> Send:
+        """Adds the committed version to the head of an answer: the version at its first byte."""
+
+        async def stamp(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start" and self._engine.version is not None:
+                header = (b"x-weight-version", str(self._engine.version).encode())
+                message["headers"] = [*message.get("headers", []), header]
+            await send(message)
+
+        return stamp
+
+
+def _bearer(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            return str(value.decode("latin-1")).removeprefix("Bearer ")
+    return ""
+
+
+async def _body(receive: Receive) -> dict[str, Any]:
+    chunks = b""
+    while True:
+        message = await receive()
+        chunks += message.get("body", b"")
+        if len(chunks) > LARGEST_BODY:
+            raise ValueError(f"the body is larger than {LARGEST_BODY} bytes")
+        if not message.get("more_body"):
+            break
+    body = json.loads(chunks) if chunks else {}
+    if not isinstance(body, dict):
+        raise ValueError("the body must be a JSON object")
+    return body
+
+
+async def _reply(send: Send, status: int, answer: dict[str, Any]) -> None:
+    body = json.dumps(answer).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,1 @@
+"""Where nodes come from: this machine, or SLURM."""

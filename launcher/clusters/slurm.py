@@ -1,0 +1,197 @@
+"""A SLURM cluster: one allocation, one ``srun``, one task per node, through submitit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from launcher.clusters.base import Cluster, Job, Outcome, job_environment
+from launcher.clusters.slurm_state import StateWatch
+from launcher.config.schema import Config, SlurmClusterConfig
+from launcher.errors import ProcessFailure, SubmissionError
+
+TEST_TIMEOUT_S = 60.0
+
+# Made on the batch host, for each start of the job anew; no file, no argument and no log ever holds it.
+TOKEN_LINE = "export LAUNCHER_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')"
+
+
+@dataclass(frozen=True)
+class AgentTask:
+    """What submitit pickles and calls once per node: the guard of that node's agent."""
+
+    run_dir: Path
+
+    def __call__(self) -> None:
+        """Runs this node's part of the run.
+
+        Raises:
+            ProcessFailure: it did not end well, which makes the task, and so the job, fail.
+        """
+        from launcher.agent.guard import guard_node
+
+        code = guard_node(self.run_dir)
+        if code != 0:
+            raise ProcessFailure(f"The run ended with exit code {code}; its logs are in {self.run_dir}/attempts.")
+
+
+class SlurmCluster(Cluster):
+    """Submits with ``sbatch`` from this machine."""
+
+    def __init__(self, config: Config) -> None:
+        if not isinstance(config.cluster, SlurmClusterConfig):
+            raise TypeError(f"not a SLURM cluster: {config.cluster.kind}")
+        self._config = config
+        self._cluster = config.cluster
+
+    def check(self) -> list[str]:
+        """Asks SLURM itself, with ``sbatch --test-only``, whether it would take the job."""
+        if shutil.which("sbatch") is None:
+            return [
+                "`cluster` (slurm) needs `sbatch`, which is not in PATH."
+                " HINT: run this on a login node, or leave out `+cluster=slurm` to run on this machine."
+            ]
+        with tempfile.TemporaryDirectory() as folder:
+            script = Path(folder) / "job.sh"
+            script.write_text(self._script(Path(folder)))
+            try:
+                test = subprocess.run(
+                    ["sbatch", "--test-only", str(script)],
+                    capture_output=True,
+                    text=True,
+                    timeout=TEST_TIMEOUT_S,
+                    env=job_environment(),
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                return [f"`sbatch --test-only` did not answer within {TEST_TIMEOUT_S:g} s; is the controller up?"]
+        if test.returncode == 0:
+            return []
+        return [f"SLURM would refuse the job: {_last_words(test.stderr)}{self._hint(test.stderr)}"]
+
+    def submit(self, run_dir: Path) -> SlurmJob:
+        """One job; the script is kept as ``job.sh``."""
+        folder = run_dir / "submitit"
+        with _environment(job_environment()):
+            executor = self._executor(folder)
+            try:
+                job = executor.submit(AgentTask(run_dir))
+            except submitit.core.utils.FailedJobError as error:
+                raise SubmissionError(f"sbatch refused the job: {_last_words(str(error))}") from error
+        shutil.copyfile(job.paths.submission_file, run_dir / "job.sh")
+        return SlurmJob(job.job_id)
+
+    def _executor(self, folder: Path) -> submitit.SlurmExecutor:
+        cluster = self._cluster
+        executor = submitit.SlurmExecutor(folder=folder, python=cluster.python)
+        executor.update_parameters(
+            job_name=self._config.name,
+            nodes=self._config.layout.nodes,
+            ntasks_per_node=1,
+            stderr_to_stdout=True,
+            setup=[*cluster.setup, TOKEN_LINE],
+            srun_args=self._srun_arguments(),
+            additional_parameters=self._parameters(),
+        )
+        return executor
+
+    def _script(self, folder: Path) -> str:
+        command = "true"
+        return str(self._executor(folder)._make_submission_file_text(command, "test"))
+
+    def _parameters(self) -> dict[str, Any]:
+        """``#SBATCH`` options; null ones are SLURM's to choose."""
+        cluster = self._cluster
+        names = ("partition", "account", "qos", "time", "constraint", "exclude", "nodelist", "reservation", "mem")
+        options: dict[str, Any] = {name: getattr(cluster, name) for name in (*names, "cpus_per_task")}
+        options["exclusive"] = True if cluster.exclusive else None
+        gpus = self._config.layout.gpus_per_node
+        if self._config.layout.device == "cuda" and cluster.gpus != "none":
+            request = f"{cluster.gpu_type}:{gpus}" if cluster.gpu_type else str(gpus)
+            if cluster.gpus == "gres":
+                options["gres"] = f"gpu:{request}"
+            else:
+                options["gpus_per_node"] = request
+        options.update(cluster.sbatch)
+        return {name.replace("-", "_"): value for name, value in options.items() if value is not None}
+
+    def _srun_arguments(self) -> list[str]:
+        cluster = self._cluster
+        # An agent ends with an error only when it could not tell the others, so nothing is lost by ending them at once.
+        arguments = ["--kill-on-bad-exit=1"]
+        if cluster.cpus_per_task is not None:
+            # From 22.05 on srun does not take it over from the job.
+            arguments.append(f"--cpus-per-task={cluster.cpus_per_task}")
+        if cluster.container is not None:
+            arguments.append(f"--container-image={cluster.container}")
+        if cluster.container_mounts is not None:
+            arguments.append(f"--container-mounts={cluster.container_mounts}")
+        return [*arguments, *cluster.srun_args]
+
+    def _hint(self, stderr: str) -> str:
+        cluster = self._cluster
+        hints = {
+            "partition": f" HINT: `cluster.partition` is {cluster.partition!r}; `sinfo` lists the partitions.",
+            "account": f" HINT: `cluster.account` is {cluster.account!r} and `cluster.qos` {cluster.qos!r}.",
+            "node configuration": f" HINT: `layout.nodes` is {self._config.layout.nodes}, `layout.gpus_per_node`"
+            f" {self._config.layout.gpus_per_node}, `cluster.gpus` {cluster.gpus!r}, `cluster.mem` {cluster.mem!r};"
+            " `sinfo --Node --long` shows what there is.",
+            "time limit": f" HINT: `cluster.time` is {cluster.time!r}.",
+        }
+        return next((hint for word, hint in hints.items() if word in stderr.lower()), "")
+
+
+class SlurmJob(Job):
+    """A job in SLURM's hands."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        self._watch = StateWatch(job_id)
+
+    def is_alive(self) -> bool:
+        """False once SLURM says that the job has ended, or has forgotten it."""
+        _ = self._watch.state
+        return not self._watch.is_final
+
+    def wait(self, timeout_s: float) -> Outcome:
+        """The job's own outcome."""
+        deadline = time.monotonic() + timeout_s
+        while self.is_alive():
+            if time.monotonic() > deadline:
+                raise SubmissionError(f"Job {self.job_id} is still {self._watch.state} after {timeout_s:g} s.")
+            time.sleep(0.5)
+        state = self._watch.state
+        return Outcome(exit_code=0 if state in ("COMPLETED", None) else 1, text=state or "no longer known to SLURM")
+
+    def cancel(self) -> None:
+        """``scancel``."""
+        subprocess.run(["scancel", str(self.job_id)], timeout=TEST_TIMEOUT_S, check=False)
+
+
+@contextmanager
+def _environment(environ: dict[str, str]) -> Iterator[None]:
+    """This process's environment replaced for a while: submitit starts ``sbatch`` with whatever is in it."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _last_words(stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return " ".join(dict.fromkeys(line.split("error: ")[-1] for line in errors or lines[-1:]))

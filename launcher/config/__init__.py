@@ -1,0 +1,38 @@
+"""The configuration of a run: its schema, its composition and its validation."""
+
+from __future__ import annotations
+
+from launcher.config.compose import CONFIG_FILE, compose, from_yaml, load_run_config, register_configs, to_yaml, typed
+from launcher.config.schema import (
+    ClusterConfig,
+    Config,
+    InferenceConfig,
+    LayoutConfig,
+    LocalClusterConfig,
+    ModelConfig,
+    SlurmClusterConfig,
+    TrainerConfig,
+    WeightBridgeConfig,
+)
+from launcher.config.validate import check, problems
+
+__all__ = [
+    "CONFIG_FILE",
+    "ClusterConfig",
+    "Config",
+    "InferenceConfig",
+    "LayoutConfig",
+    "LocalClusterConfig",
+    "ModelConfig",
+    "SlurmClusterConfig",
+    "TrainerConfig",
+    "WeightBridgeConfig",
+    "check",
+    "compose",
+    "from_yaml",
+    "load_run_config",
+    "problems",
+    "register_configs",
+    "to_yaml",
+    "typed",
+]

@@ -1,0 +1,127 @@
+"""Composes a run's configuration from ``conf/`` and overrides, and reads a frozen one back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from launcher.config.schema import (
+    ClusterConfig,
+    Config,
+    InferenceConfig,
+    LayoutConfig,
+    LocalClusterConfig,
+    ModelConfig,
+    SlurmClusterConfig,
+    TrainerConfig,
+    WeightBridgeConfig,
+)
+from launcher.config.validate import problems
+from launcher.errors import ConfigError
+from launcher.paths import conf_dir
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+CONFIG_FILE = "config.yaml"
+"""Name of the frozen configuration in a run directory."""
+
+_CLUSTERS = {"local": LocalClusterConfig, "slurm": SlurmClusterConfig}
+_GROUPS = {
+    "layout": LayoutConfig,
+    "model": ModelConfig,
+    "trainer": TrainerConfig,
+    "inference": InferenceConfig,
+    "bridge": WeightBridgeConfig,
+}
+
+
+def register_configs() -> None:
+    """Gives Hydra the schema: ``schema`` for the whole, ``GROUP/base`` (``cluster/base_KIND``) for each group.
+
+    ``experiment`` has no schema: its files choose among the other groups (``# @package _global_``).
+    """
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    # A plain ClusterConfig, because OmegaConf lets a value be replaced by a subclass of its type only.
+    store.store(name="schema", node=Config(cluster=ClusterConfig()))
+    for kind, cluster in _CLUSTERS.items():
+        store.store(group="cluster", name=f"base_{kind}", node=cluster)
+    for group, schema in _GROUPS.items():
+        store.store(group=group, name="base", node=schema)
+
+
+def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Config:
+    """The configuration that ``python -m launcher OVERRIDES`` would run.
+
+    Args:
+        overrides: in Hydra's syntax; ``+cluster=slurm``, ``trainer.steps=3``.
+        config_dir: directory of further presets, searched after the shipped ones (``--config-dir``).
+
+    Raises:
+        ConfigError: a mandatory value (``???``) is missing.
+        HydraException, OmegaConfBaseException: an override or a file is wrong.
+    """
+    import hydra
+
+    register_configs()
+    words = list(overrides)
+    if config_dir is not None:
+        words.append(f"hydra.searchpath=['file://{config_dir.resolve()}']")
+    with hydra.initialize_config_dir(str(conf_dir()), job_name="launcher", version_base="1.3"):
+        return typed(hydra.compose("config", overrides=words))
+
+
+def typed(composed: DictConfig) -> Config:
+    """``composed`` as a plain :class:`Config`, its interpolations resolved.
+
+    Raises:
+        ConfigError: a mandatory value (``???``) is missing; every other problem is named as well.
+    """
+    from omegaconf import OmegaConf
+
+    missing = sorted(OmegaConf.missing_keys(composed))
+    data = cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True))
+    for key in missing:
+        *groups, name = key.split(".")
+        del reduce(getitem, groups, data)[name]
+    config = _from_data(data)
+    if not missing:
+        return config
+    unset = [f"`{key}` is mandatory here and not set. HINT: add `{key}=...`." for key in missing]
+    raise ConfigError([*unset, *problems(config)])
+
+
+def to_yaml(config: Config) -> str:
+    """``config`` as YAML, for :func:`from_yaml`."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def from_yaml(text: str) -> Config:
+    """The configuration that :func:`to_yaml` wrote, equal to the one it was given. Nothing is composed anew."""
+    from omegaconf import OmegaConf
+
+    return _from_data(cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.create(text))))
+
+
+def load_run_config(run_dir: Path) -> Config:
+    """The frozen configuration of the run in ``run_dir``.
+
+    Raises:
+        FileNotFoundError: ``run_dir`` is not a run directory.
+    """
+    return from_yaml((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+
+
+def _from_data(data: dict[str, Any]) -> Config:
+    from omegaconf import OmegaConf
+
+    # A kind that does not exist is for the validation to report.
+    cluster = _CLUSTERS.get(data.get("cluster", {}).get("kind", "local"), LocalClusterConfig)
+    return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config(cluster=cluster())), data)))

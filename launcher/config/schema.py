@@ -1,0 +1,263 @@
+"""The configuration's schema: one dataclass per group of ``conf/``, a docstring under every field.
+
+There is no logic here. What makes a configuration right is checked, all of it at once, by
+:func:`launcher.config.validate.problems`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(kw_only=True)
+class LayoutConfig:
+    """How many nodes there are, and which of them train and which infer."""
+
+    nodes: int = 2
+    """Nodes of the run: trainer nodes first, then ``inference_nodes``."""
+
+    inference_nodes: int = 1
+    """The last N nodes run engines. 0 is local mode: every node trains and runs engines."""
+
+    gpus_per_node: int = 8
+    """GPUs of each node. With ``device=cpu``: slots, which only count processes."""
+
+    device: str = "cuda"
+    """``cuda`` or ``cpu``: where trainers and engines compute."""
+
+    colocate: str = "split"
+    """Local mode only. ``split``: the last ``colocate_inference_gpus`` of a node serve; ``share``: every GPU does both."""
+
+    colocate_inference_gpus: int | None = None
+    """Local mode with ``colocate=split``: GPUs of each node that serve; half of them if null."""
+
+    hostnames: list[str] | None = None
+    """Hostnames to plan with, in nodelist order. Used by ``plan`` only; invented when null."""
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The model that is trained and served."""
+
+    path: str | None = None
+    """Directory of a Hugging Face causal language model with its tokenizer. Null: a tiny random one, made in the run."""
+
+    dtype: str = "bfloat16"
+    """Type of the weights in the engine and on the wire: ``bfloat16``, ``float16`` or ``float32``."""
+
+    max_length: int = 64
+    """Longest sequence, prompt and answer together, in tokens (vLLM's ``--max-model-len``)."""
+
+    seed: int = 0
+    """Seed of the weights when ``path`` is null."""
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """The trainer's side. ``command`` runs any torchrun program; the other fields are the reference trainer's."""
+
+    command: list[str] | None = None
+    """Program and arguments of one trainer rank. Null: ``python -m launcher.grpo``, the reference trainer."""
+
+    workers_per_node: int | None = None
+    """Trainer ranks per node; one per trainer GPU if null."""
+
+    env: dict[str, str] = field(default_factory=dict)
+    """Further environment of every trainer rank."""
+
+    steps: int = 60
+    """Optimizer steps."""
+
+    lr: float = 1e-3
+    """Learning rate of AdamW."""
+
+    prompts_per_step: int = 32
+    """Distinct prompts sampled per step, over all ranks."""
+
+    samples_per_prompt: int = 8
+    """Completions per prompt: one GRPO group."""
+
+    max_new_tokens: int = 4
+    """Longest completion, in tokens."""
+
+    temperature: float = 1.0
+    """Sampling temperature of the rollouts."""
+
+    seed: int = 0
+    """Seed of the data and of the sampling."""
+
+    task: str = "addition"
+    """Verifiable task of the reference trainer; see ``launcher.grpo.tasks``."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options by name for a trainer of your own; readable through ``launcher.config.load_run_config``."""
+
+
+@dataclass(kw_only=True)
+class InferenceConfig:
+    """The engines. Field names that vLLM has too mean what they mean there."""
+
+    tensor_parallel_size: int = 1
+    """GPUs (with ``device=cpu``: processes) that share each layer."""
+
+    pipeline_parallel_size: int = 1
+    """Groups of layers in a row."""
+
+    replicas_per_node: int | None = None
+    """Engines per inference node; as many as the GPUs hold if null. 1 when a replica spans nodes."""
+
+    base_port: int = 9000
+    """HTTP port of a node's first engine; the next ones count up from it."""
+
+    strict_ports: bool = False
+    """Fail when a planned port is taken, instead of serving on a free one. Either way the real URL is published."""
+
+    ready_timeout_s: float = 600.0
+    """Longest wait for an engine's ``/health``, from the start of its process."""
+
+    drain_timeout_s: float = 5.0
+    """After the trainer has finished: longest wait for running requests before an engine is stopped."""
+
+    max_num_seqs: int | None = None
+    """Sequences decoded together (vLLM's ``--max-num-seqs``); vLLM's default if null."""
+
+    gpu_memory_utilization: float | None = None
+    """Share of a GPU's memory (vLLM's ``--gpu-memory-utilization``); vLLM's default if null."""
+
+    enforce_eager: bool = False
+    """Neither CUDA graphs nor torch.compile (vLLM's ``--enforce-eager``)."""
+
+    cpu_kvcache_space_gb: int = 1
+    """KV cache of one engine with ``device=cpu``, in GiB (``VLLM_CPU_KVCACHE_SPACE``)."""
+
+    args: list[str] = field(default_factory=list)
+    """Further arguments of vLLM's server, as on its command line."""
+
+    env: dict[str, str] = field(default_factory=dict)
+    """Further environment of every engine."""
+
+
+@dataclass(kw_only=True)
+class WeightBridgeConfig:
+    """The path of the weights from the trainer into the engines."""
+
+    transport: str = "auto"
+    """Data plane: ``gloo`` (CPU), ``nccl`` (GPU), or ``auto``, which follows ``layout.device``."""
+
+    timeout_s: float = 300.0
+    """Deadline of each step of an update, and of joining."""
+
+    reset_prefix_cache: bool = True
+    """Drop the engines' prefix cache at every new version."""
+
+
+@dataclass(kw_only=True)
+class ClusterConfig:
+    """Where the nodes come from; see the subclasses."""
+
+    kind: str = "local"
+    """``local`` or ``slurm``."""
+
+    wait: bool = True
+    """Follow the job to its end and take over its outcome as exit code. ``local`` always does."""
+
+    setup: list[str] = field(default_factory=list)
+    """Shell commands run once on the batch host before the nodes start (SLURM only)."""
+
+    env: dict[str, str] = field(default_factory=dict)
+    """Further environment of every process on every node."""
+
+
+@dataclass(kw_only=True)
+class LocalClusterConfig(ClusterConfig):
+    """Every node is a process of this machine."""
+
+
+@dataclass(kw_only=True)
+class SlurmClusterConfig(ClusterConfig):
+    """A SLURM cluster, reached with ``sbatch`` from this machine. Null leaves the choice to SLURM."""
+
+    kind: str = "slurm"
+    wait: bool = False
+
+    partition: str | None = None
+    """Partition to queue in (``--partition``)."""
+
+    account: str | None = None
+    """Account that is charged (``--account``)."""
+
+    qos: str | None = None
+    """Quality of service (``--qos``)."""
+
+    time: str = "04:00:00"
+    """Wall time after which SLURM ends the job: minutes, ``hh:mm:ss`` or ``days-hh:mm:ss`` (``--time``)."""
+
+    constraint: str | None = None
+    """Node features required (``--constraint``)."""
+
+    exclude: str | None = None
+    """Nodes never to use (``--exclude``)."""
+
+    nodelist: str | None = None
+    """Nodes to use (``--nodelist``)."""
+
+    reservation: str | None = None
+    """Reservation to draw from (``--reservation``)."""
+
+    mem: str | None = "0"
+    """Memory per node (``--mem``); ``0`` is all of it."""
+
+    cpus_per_task: int | None = None
+    """CPU cores of a node for the job (``--cpus-per-task``; one task per node)."""
+
+    gpus: str = "gpus-per-node"
+    """How this site asks for GPUs: ``gpus-per-node``, ``gres`` (``--gres=gpu:N``) or ``none``; with ``cpu`` never."""
+
+    gpu_type: str | None = None
+    """GPU type in that request (``gpu:TYPE:N``)."""
+
+    exclusive: bool = False
+    """Whole nodes (``--exclusive``)."""
+
+    container: str | None = None
+    """Image for ``srun --container-image`` (pyxis)."""
+
+    container_mounts: str | None = None
+    """Mounts for ``srun --container-mounts`` (pyxis)."""
+
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    """Further ``#SBATCH`` options by name, without the dashes; ``true`` for one without a value."""
+
+    srun_args: list[str] = field(default_factory=list)
+    """Further arguments of the one ``srun``."""
+
+    python: str | None = None
+    """Python interpreter on the nodes; the one that submits if null."""
+
+
+@dataclass(kw_only=True)
+class Config:
+    """One run."""
+
+    name: str = "rl"
+    """Name of the run, of its directory and of the job."""
+
+    output_dir: str = "runs"
+    """Where run directories are made; on SLURM a filesystem that every node shares."""
+
+    start_timeout_s: float = 300.0
+    """Longest wait for all nodes of the allocation to report."""
+
+    lease_timeout_s: float = 10.0
+    """A node that is silent for longer is taken as lost."""
+
+    stop_grace_s: float = 5.0
+    """Between SIGTERM and SIGKILL when processes are stopped."""
+
+    cluster: ClusterConfig = field(default_factory=LocalClusterConfig)
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    bridge: WeightBridgeConfig = field(default_factory=WeightBridgeConfig)

@@ -1,0 +1,164 @@
+"""What the run as a whole is doing: the state machine behind the control service, without any network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+from launcher.layout.model import Layout, Role
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+class Phase(StrEnum):
+    """Phases of an attempt. They only ever move forward."""
+
+    STARTING = "starting"
+    """Not every node has reported yet."""
+
+    RUNNING = "running"
+    DRAINING = "draining"
+    """The trainer is done; engines finish their requests and exit."""
+
+    FINISHED = "finished"
+    """Everything ended as it should."""
+
+    FAILED = "failed"
+    """Something failed; every agent ends what it started."""
+
+    CANCELLED = "cancelled"
+    """Somebody asked for the end."""
+
+
+ENDED = frozenset({Phase.FINISHED, Phase.FAILED, Phase.CANCELLED})
+
+
+class JobState:
+    """The one copy of the truth, kept by the agent of node 0. Not thread-safe: one event loop owns it.
+
+    Args:
+        layout: the attempt's layout; says how many nodes are awaited and what role each has.
+        emit: called with each event, in order.
+        start_timeout_s: longest wait for all nodes to report.
+        lease_timeout_s: a node silent for longer is lost.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        emit: Emit,
+        *,
+        start_timeout_s: float,
+        lease_timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.phase = Phase.STARTING
+        self.failure: dict[str, Any] | None = None
+        self.values: dict[str, Any] = {}
+        self._layout = layout
+        self._emit = emit
+        self._clock = clock
+        self._start_timeout_s = start_timeout_s
+        self._lease_timeout_s = lease_timeout_s
+        self._started = clock()
+        self._last_seen: dict[int, float] = {}
+        self._done: set[int] = set()
+        self._gone: set[int] = set()
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Logs one event with the time of this host."""
+        self._emit({"time": time.time(), "event": event, **fields})
+
+    def hello(self, node_rank: int, hostname: str, address: str) -> None:
+        """A node reports. The last one to do so starts the run."""
+        node = self._layout.nodes[node_rank]
+        self._last_seen[node_rank] = self._clock()
+        self.values[f"node/{node_rank}/address"] = address
+        self.emit(
+            "node_up",
+            node_rank=node_rank,
+            hostname=hostname,
+            role=node.role.value,
+            role_rank=node.role_rank,
+            address=address,
+        )
+        if self.phase is Phase.STARTING and len(self._last_seen) == len(self._layout.nodes):
+            self.phase = Phase.RUNNING
+
+    def beat(self, node_rank: int) -> None:
+        """A node renews its lease."""
+        self._last_seen[node_rank] = self._clock()
+
+    def node_done(self, node_rank: int) -> None:
+        """Everything that a node had to do ended well."""
+        self._done.add(node_rank)
+        trainers = {node.node_rank for node in self._layout.trainer_nodes}
+        if self.phase is Phase.RUNNING and trainers <= self._done:
+            self._enter(Phase.DRAINING)
+            self.emit("draining")
+
+    def node_gone(self, node_rank: int) -> None:
+        """A node has ended all its processes and leaves."""
+        self._gone.add(node_rank)
+        if self.phase is Phase.DRAINING and self.everybody_gone:
+            self._enter(Phase.FINISHED)
+
+    def fail(self, failure: dict[str, Any]) -> None:
+        """The first failure is the failure; what comes later is logged as a consequence."""
+        first = self.phase not in ENDED
+        self.emit("failure", first=first, **failure)
+        if first:
+            self.failure = failure
+            self._enter(Phase.FAILED)
+
+    def cancel(self, reason: str) -> None:
+        """Somebody asked for the end."""
+        if self.phase not in ENDED:
+            self.failure = {"message": reason}
+            self.emit("cancelled", message=reason)
+            self._enter(Phase.CANCELLED)
+
+    def check_leases(self) -> None:
+        """Turns silence into a failure. Called about once a second."""
+        if self.phase in ENDED:
+            return
+        now = self._clock()
+        if self.phase is Phase.STARTING and now - self._started > self._start_timeout_s:
+            missing = [n for n in self._layout.nodes if n.node_rank not in self._last_seen]
+            names = ", ".join(f"{n.node_rank} ({n.hostname})" for n in missing)
+            self.fail(
+                {
+                    "message": f"{len(missing)} of {len(self._layout.nodes)} nodes did not report within"
+                    f" `start_timeout_s` ({self._start_timeout_s:g}): node {names}."
+                }
+            )
+            return
+        for node_rank, seen in sorted(self._last_seen.items()):
+            if node_rank in self._gone or now - seen <= self._lease_timeout_s:
+                continue
+            node = self._layout.nodes[node_rank]
+            self.fail(
+                {
+                    "message": f"Node {node_rank} ({node.hostname}, {node.role.value} {node.role_rank}) has been silent"
+                    f" for {now - seen:.0f} s, longer than `lease_timeout_s` ({self._lease_timeout_s:g}).",
+                    "role": node.role.value,
+                    "node_rank": node_rank,
+                    "hostname": node.hostname,
+                }
+            )
+            return
+
+    @property
+    def everybody_gone(self) -> bool:
+        """True once each node that ever reported has left."""
+        return set(self._last_seen) <= self._gone
+
+    def is_trainer_node(self, node_rank: int) -> bool:
+        """True for a node whose end is the trainer's end."""
+        return self._layout.nodes[node_rank].role is Role.TRAINER
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase

@@ -1,0 +1,57 @@
+"""The run's event log: one JSON object a line, written by node 0, fed by every process of the run."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from launcher.control.client import ADDRESS_VARIABLE, ControlClient
+
+
+class EventLog:
+    """Appends events to a file, one whole line at a time. Thread-safe; has one writer in a run."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, event: dict[str, Any]) -> None:
+        """Writes one event; it is in the file when this returns."""
+        with self._lock:
+            self._file.write(json.dumps(event, separators=(",", ":"), default=float) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def emit(event: str, **fields: Any) -> None:
+    """Adds an event to the log of the run that this process belongs to; does nothing outside a run.
+
+    Values must be JSON. The time is the control service's, so that all events share one clock.
+
+    Raises:
+        ControlError: the control service is gone, which means that the run is ending.
+    """
+    if os.environ.get(ADDRESS_VARIABLE):
+        _client().call("event", event=event, fields=fields)
+
+
+@contextmanager
+def phase(name: str, who: str) -> Iterator[None]:
+    """Marks a start-up phase's begin and end; an exception leaves it open, which is what happened."""
+    emit("phase", phase=name, who=who, state="begin")
+    yield
+    emit("phase", phase=name, who=who, state="end")
+
+
+@functools.cache
+def _client() -> ControlClient:
+    return ControlClient.from_environment()

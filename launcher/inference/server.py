@@ -1,0 +1,140 @@
+"""One node's part of an engine: ``python -m launcher.inference.server --replica I --replica-rank R [vLLM arguments]``.
+
+vLLM's own API server, with three things around it: the port is bound and published before vLLM is even imported, so
+that nobody else can take it; the bridge's routes and the keys are added as an ASGI middleware; the bridge's receiver is
+added as a worker extension. vLLM's development endpoints stay closed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+from launcher import log
+from launcher.control.client import ControlClient
+from launcher.errors import LauncherError
+from launcher.events import emit
+from launcher.ports import hold_free_port, hold_port, port_of
+
+logger = logging.getLogger(__name__)
+
+MIDDLEWARE = "launcher.bridge.vllm.middleware.BridgeMiddleware"
+WORKER_EXTENSION = "launcher.bridge.vllm.worker.BridgeWorker"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves until it is told to end; an expected failure is one message."""
+    parser = argparse.ArgumentParser(prog="launcher.inference.server", description=__doc__)
+    parser.add_argument("--replica", type=int, required=True)
+    parser.add_argument("--replica-rank", type=int, required=True)
+    parser.add_argument("--strict-port", action="store_true", help="fail if the planned port is taken")
+    arguments, vllm_arguments = parser.parse_known_args(argv)
+    log.configure(f"inference {arguments.replica}.{arguments.replica_rank}")
+    vllm_arguments = [*_model_arguments(), *vllm_arguments, *_master_arguments()]
+    try:
+        if arguments.replica_rank > 0:
+            _serve_headless(vllm_arguments)
+        else:
+            _serve(arguments.replica, vllm_arguments, strict=arguments.strict_port)
+    except LauncherError as error:
+        print(f"launcher: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _model_arguments() -> list[str]:
+    path = os.environ["LAUNCHER_MODEL_PATH"]
+    return ["--model", path, "--worker-extension-cls", WORKER_EXTENSION]
+
+
+def _master_arguments() -> list[str]:
+    """Rendezvous of a replica that spans nodes; its head's agent chose it."""
+    master = os.environ.get("LAUNCHER_ENGINE_MASTER")
+    if not master:
+        return []
+    host, _, port = master.rpartition(":")
+    return ["--master-addr", host, "--master-port", port]
+
+
+def _serve(replica: int, vllm_arguments: list[str], *, strict: bool) -> None:
+    name = os.environ["LAUNCHER_PROCESS"]
+    address = os.environ["LAUNCHER_ADDRESS"]
+    sock = _hold(address, int(os.environ["LAUNCHER_PORT"]), strict=strict)
+    url = f"http://{address}:{port_of(sock)}"
+    control = ControlClient.from_environment()
+    control.put(f"replica/{replica}/url", url)
+    control.close()
+    logger.info("replica %d will serve on %s", replica, url)
+    emit("phase", phase="import vllm", who=name, state="begin")
+
+    import uvloop
+    from vllm.entrypoints.openai.api_server import run_server_worker
+
+    emit("phase", phase="import vllm", who=name, state="end")
+    emit("phase", phase="load engine", who=name, state="begin")
+    arguments = _parse(["--host", address, "--port", str(port_of(sock)), "--middleware", MIDDLEWARE, *vllm_arguments])
+    # Until uvicorn installs its own handlers: SIGTERM while the engine loads ends it the way Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        uvloop.run(run_server_worker(url, sock, arguments))
+    except KeyboardInterrupt:
+        logger.info("ended while starting")
+
+
+def _serve_headless(vllm_arguments: list[str]) -> None:
+    from vllm.entrypoints.cli.serve import run_headless
+
+    run_headless(_parse(vllm_arguments))
+
+
+def _parse(vllm_arguments: list[str]) -> argparse.Namespace:
+    """vLLM's own parser on vLLM's own arguments."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        from launcher.bridge.vllm.plain_linear import NAME
+
+        vllm_arguments = [*vllm_arguments, "--quantization", NAME]
+    try:
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    except ImportError:  # vLLM before 0.30 keeps them beside its OpenAI server
+        from vllm.entrypoints.openai.cli_args import make_arg_parser, validate_parsed_serve_args
+    try:
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+    except ImportError:
+        from vllm.utils import FlexibleArgumentParser
+
+    arguments: argparse.Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args(vllm_arguments)
+    validate_parsed_serve_args(arguments)
+    return arguments
+
+
+def _hold(address: str, port: int, *, strict: bool) -> socket.socket:
+    """The planned port if it is free; else another one, unless ports are strict.
+
+    Raises:
+        LauncherError: the planned port is taken, and ports are strict.
+    """
+    try:
+        return hold_port(address, port)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise LauncherError(f"Cannot listen on {address}:{port}: {error}") from error
+    if strict:
+        raise LauncherError(
+            f"Port {port} on {address} is taken, and `inference.strict_ports` is true."
+            f" HINT: set `inference.base_port` to another value, or `inference.strict_ports=false`."
+        )
+    sock = hold_free_port(address)
+    logger.warning("planned port %d is taken by another program; serving on %d", port, port_of(sock))
+    return sock
+
+
+if __name__ == "__main__":
+    sys.exit(main())

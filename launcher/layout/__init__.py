@@ -1,0 +1,21 @@
+"""Who is where: the model, the planner, and how a layout is written down."""
+
+from __future__ import annotations
+
+from launcher.layout.model import Layout, Node, Process, Replica, Role
+from launcher.layout.plan import PYTHON, plan
+from launcher.layout.serialize import layout_from_json, layout_to_json
+from launcher.layout.table import render_table
+
+__all__ = [
+    "PYTHON",
+    "Layout",
+    "Node",
+    "Process",
+    "Replica",
+    "Role",
+    "layout_from_json",
+    "layout_to_json",
+    "plan",
+    "render_table",
+]
