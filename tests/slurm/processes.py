@@ -1,0 +1,95 @@
+"""Finds the descendants of a process, whatever session, group or name they gave themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """One living process, as it was when it was looked at."""
+
+    pid: int
+    parent: int
+    name: str
+    """What ``ps -o comm`` shows."""
+
+    @property
+    def command(self) -> str:
+        """Its command line, empty once it is gone."""
+        return _read(self.pid, "cmdline").replace("\0", " ").strip()
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The environment it was started with (a program that sets its own title may have overwritten it)."""
+        pairs = (entry.partition("=") for entry in _read(self.pid, "environ").split("\0") if "=" in entry)
+        return {name: value for name, _, value in pairs}
+
+
+def descendants(root: int) -> list[Process]:
+    """Living processes below ``root``, itself left out; zombies are not living."""
+    children: dict[int, list[Process]] = defaultdict(list)
+    zombies: set[int] = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (stat := _read(int(entry.name), "stat")):
+            # The name may hold spaces and parentheses itself: it ends at the last one.
+            head, _, tail = stat.rpartition(")")
+            state, parent, *_ = tail.split()
+            process = Process(pid=int(entry.name), parent=int(parent), name=head.partition("(")[2])
+            children[process.parent].append(process)
+            if state in "ZX":
+                zombies.add(process.pid)
+    found: list[Process] = []
+    waiting = [root]
+    while waiting:
+        below = children[waiting.pop()]
+        found += [process for process in below if process.pid not in zombies]
+        waiting += [process.pid for process in below]
+    return found
+
+
+def kill_tree(root: int, *, include_root: bool, timeout_s: float = 10) -> None:
+    """Kills everything below ``root`` and returns when nothing of it lives.
+
+    Raises:
+        TimeoutError: something is still there after ``timeout_s``.
+    """
+    deadline = time.monotonic() + timeout_s
+    while below := descendants(root):
+        for process in below:
+            _kill(process.pid)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"still alive {timeout_s} s after SIGKILL: {below}")
+        reap()
+        time.sleep(0.005)  # the kernel tells nobody but the parent when a process has gone
+    if include_root:
+        _kill(root)
+    reap()
+
+
+def reap() -> None:
+    """Collects children of this process that have ended."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        return Path("/proc", str(pid), name).read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
