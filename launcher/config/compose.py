@@ -63,7 +63,7 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Co
         config_dir: directory of further presets, searched after the shipped ones (``--config-dir``).
 
     Raises:
-        ConfigError: a mandatory value (``???``) is missing.
+        ConfigError: a mandatory value (``???``) is missing, or there is no ``config_dir``.
         HydraException, OmegaConfBaseException: an override or a file is wrong.
     """
     import hydra
@@ -71,6 +71,8 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Co
     register_configs()
     words = list(overrides)
     if config_dir is not None:
+        if not config_dir.is_dir():
+            raise ConfigError([f"`--config-dir` ({config_dir}) is no directory. HINT: name one that exists."])
         words.append(f"hydra.searchpath=['file://{config_dir.resolve()}']")
     with hydra.initialize_config_dir(str(conf_dir()), job_name="launcher", version_base="1.3"):
         return typed(hydra.compose("config", overrides=words))

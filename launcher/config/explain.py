@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from launcher.config.schema import ClusterConfig, Config, SlurmClusterConfig
+
+COMPOSITION_ERRORS: tuple[type[Exception], ...] = (HydraException, OmegaConfBaseException, YAMLError)
+"""What composing a configuration from wrong overrides or files raises."""
 
 # OmegaConf's notes for its own developers.
 _NOISE = re.compile(r"\s*(full_key|object_type|reference_type|provider|Config search path)\b.*")
@@ -33,6 +37,8 @@ def explain(error: Exception) -> str:
         group = match.group(1)
         return f"`{group}` is not among the default presets. HINT: add one with a plus sign, `+{group}=...`."
     text = str(error) if cause is error else f"{error}\n{cause}"
+    if text.startswith("In 'cluster/") and "not in 'ClusterConfig'" in text:
+        text += "\nHINT: let the file begin with `defaults: [slurm, _self_]`"
     lines = [_SEE.sub("", line).strip() for line in text.splitlines() if not _NOISE.fullmatch(line)]
     return " ".join(line if line[-1] in ".:,;" else f"{line}." for line in lines if line)
 

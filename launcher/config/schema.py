@@ -27,7 +27,7 @@ class LayoutConfig:
     """``cuda`` or ``cpu``: where trainers and engines compute."""
 
     colocate: str = "split"
-    """Local mode only. ``split``: the last ``colocate_inference_gpus`` of a node serve; ``share``: every GPU does both."""
+    """Local mode only. ``split``: the last ``colocate_inference_gpus`` of a node serve; ``share``: all GPUs do both."""
 
     colocate_inference_gpus: int | None = None
     """Local mode with ``colocate=split``: GPUs of each node that serve; half of them if null."""
@@ -41,7 +41,7 @@ class ModelConfig:
     """The model that is trained and served."""
 
     path: str | None = None
-    """Directory of a Hugging Face causal language model with its tokenizer. Null: a tiny random one, made in the run."""
+    """Directory of a Hugging Face causal language model and its tokenizer. Null: a tiny random one, made in the run."""
 
     dtype: str = "bfloat16"
     """Type of the weights in the engine and on the wire: ``bfloat16``, ``float16`` or ``float32``."""

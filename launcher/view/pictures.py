@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from launcher.layout.model import Layout
 
-MISSING = "No pictures: matplotlib is not installed. HINT: pip install 'launcher[pictures]'."
+MISSING = "No pictures: matplotlib is not installed. HINT: pip install 'launcher[view]'."
 DPI = 120
 
 logger = logging.getLogger(__name__)

@@ -93,7 +93,7 @@ def _engines(config: Config, shape: Shape) -> Iterator[str]:
     size = shape.engine_size
     sizes = f"`inference.tensor_parallel_size` ({inference.tensor_parallel_size})"
     if inference.pipeline_parallel_size > 1:
-        sizes += f" × `inference.pipeline_parallel_size` ({inference.pipeline_parallel_size}) = {size}"
+        sizes += f" * `inference.pipeline_parallel_size` ({inference.pipeline_parallel_size}) = {size}"
     where = f"the {available} GPUs that serve on each node (`layout.gpus_per_node` {config.layout.gpus_per_node})"
     asked = inference.replicas_per_node
     if size <= available:
@@ -104,7 +104,7 @@ def _engines(config: Config, shape: Shape) -> Iterator[str]:
             )
         elif asked is not None and asked * size > available:
             yield (
-                f"`inference.replicas_per_node` ({asked}) × {sizes} does not fit in {where}."
+                f"`inference.replicas_per_node` ({asked}) * {sizes} does not fit in {where}."
                 f" HINT: set `inference.replicas_per_node={available // size}` or less."
             )
         return

@@ -1,0 +1,127 @@
+"""The reference trainer's run, from the first weights to the final check."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from launcher import bridge, events
+from launcher.config.schema import Config
+from launcher.grpo.final_check import TOLERANCES, TOP, CheckError, compare, movement
+from launcher.grpo.model import Worker, wire_copy
+from launcher.grpo.rollout import Completion, Engines
+from launcher.grpo.trainer import StepReport, Trainer
+from launcher.inference.client import api_key, inference_urls
+
+CHECK_PROMPTS = 16
+AVERAGED_STEPS = 10
+
+
+def train(config: Config, run_dir: Path) -> None:
+    """Trains, publishes every version, saves the last weights, and checks that the engines serve them.
+
+    Every trainer rank calls it.
+
+    Raises:
+        ConfigError: a setting is wrong, or does not fit the number of ranks.
+        RolloutError: an engine did not answer.
+        BridgeError: weights did not arrive.
+        CheckError: at the end an engine does not serve the trainer's weights.
+    """
+    worker = Worker.from_environment(config.layout.device)
+    with phase("model", worker):
+        worker.join()
+        trainer = Trainer.create(config, worker, Path(os.environ["LAUNCHER_MODEL_PATH"]))
+    with phase("bridge", worker):
+        weights = bridge.connect()
+        weights.publish(trainer.model, version=0)
+        worker.barrier()
+    # The ranks start with different engines, so that their first requests do not all meet at one.
+    urls = inference_urls()
+    first = worker.rank % len(urls)
+    with Engines(urls[first:] + urls[:first], api_key(), timeout_s=trainer.options.request_timeout_s) as engines:
+        untrained = ask(trainer, engines, urls) if worker.is_main else []
+        rewards: deque[float] = deque(maxlen=AVERAGED_STEPS)
+        for step in range(1, config.trainer.steps + 1):
+            with phase("first step", worker, when=step == 1):
+                report = trainer.step(step, engines, weights)
+            rewards.append(report.reward)
+            if worker.is_main:
+                show(step, config.trainer.steps, report, sum(rewards) / len(rewards))
+        finish(trainer, engines, urls, untrained, run_dir / "checkpoint" / "final")
+    weights.close()
+    worker.leave()
+
+
+def show(step: int, steps: int, report: StepReport, average: float) -> None:
+    """One event and one line for a finished step."""
+    events.emit("step", step=step, steps=steps, reward_average=average, **asdict(report))
+    print(
+        f"step {step}/{steps}  reward {report.reward:.3f} (mean of {AVERAGED_STEPS}: {average:.3f})  "
+        f"loss {report.loss:+.4f}  {report.tokens_per_s:.0f} tokens/s  "
+        f"mismatch {report.mismatch:.4f} (max {report.mismatch_max:.4f})  "
+        f"version {report.version} in {report.sync_s:.3f} s  step {report.seconds:.2f} s",
+        flush=True,
+    )
+
+
+def ask(trainer: Trainer, engines: Engines, urls: Sequence[str]) -> list[list[Completion]]:
+    """Each engine's greedy answers to the check's prompts."""
+    prompts = trainer.check_prompts(CHECK_PROMPTS)
+    return [engines.greedy(url, prompts, max_tokens=trainer.config.trainer.max_new_tokens, top=TOP) for url in urls]
+
+
+def finish(
+    trainer: Trainer, engines: Engines, urls: Sequence[str], untrained: Sequence[Sequence[Completion]], path: Path
+) -> None:
+    """Saves the last weights in ``path`` and compares what each engine serves with them.
+
+    Every rank calls it, because collecting the weights takes all of them; rank 0 does the rest.
+
+    Raises:
+        CheckError: an engine differs by more than rounding explains.
+    """
+    dtype = trainer.config.model.dtype
+    model = wire_copy(trainer.model, trainer.worker, dtype)
+    if model is None:
+        return
+    model.save_pretrained(path)
+    trainer.tokenizer.save_pretrained(path)
+    print(f"saved the last weights ({dtype}) in {path}", flush=True)
+    tolerance = TOLERANCES[dtype]
+    prompts = trainer.check_prompts(CHECK_PROMPTS)
+    failed: list[str] = []
+    for index, (url, before, answers) in enumerate(zip(urls, untrained, ask(trainer, engines, urls), strict=True)):
+        result = compare(model, prompts, answers)
+        moved = movement(before, answers)
+        text = f"{result.text()} (tolerance {tolerance}; training moved them by up to {moved:.2f})"
+        ok = result.within(tolerance)
+        events.emit(
+            "check",
+            name=f"inference-{index} serves the trainer's weights",
+            ok=ok,
+            text=text,
+            url=url,
+            tolerance=tolerance,
+            movement=moved,
+            **asdict(result),
+        )
+        print(f"check of inference-{index}: {'ok' if ok else 'FAILED'}: {text}", flush=True)
+        if not ok:
+            failed.append(f"inference-{index} at {url} does not serve the trainer's weights: {text}.")
+    if failed:
+        raise CheckError("\n".join(failed))
+
+
+@contextmanager
+def phase(name: str, worker: Worker, *, when: bool = True) -> Iterator[None]:
+    """Marks a start-up phase of rank 0; the other ranks say nothing, so that events do not grow with the world."""
+    if not (worker.is_main and when):
+        yield
+        return
+    with events.phase(name, "trainer-0000"):
+        yield
