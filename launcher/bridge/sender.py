@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateReport:
-    """What one update did. The same on every rank, except for the numbers, which only rank 0 knows."""
+    """What one update did, as rank 0 measured it; the same on every rank."""
 
     version: int
     seconds: float
@@ -128,31 +128,62 @@ class Bridge:
             RendezvousTimeout: an engine's workers did not join.
             ValueError: a name is not in the module.
         """
-        begin = time.monotonic()
         held = weights(model)
         selection = _select(held, names)
-        if self._settings.rank != 0:
+        report = None
+        if self._settings.rank == 0:
+            try:
+                report = self._publish(held, selection, version, whole=names is None)
+            finally:
+                # The other ranks wait for this word, so they get it either way.
+                self._tell(report)
+        else:
             for _ in gathered(selection, self._settings.dtype):
                 continue  # each tensor is a collective: this rank contributes its shard
-            self.version = version
-            return UpdateReport(version=version, seconds=time.monotonic() - begin, bytes=0, pause_s=0.0, replicas=0)
-        manifest = _manifest(held, self._settings.dtype)
-        if digest(manifest) != self._manifest_digest:
-            self._join(manifest)
-        deadline = begin + self._settings.timeout_s
-        body = {"version": version, "names": [weight.name for weight in selection], "whole": names is None}
-        self._ask("prepare", body, deadline)
-        sent = self._send(selection, deadline)
-        self._ask("vote", {"version": version, "timeout_s": max(0.0, deadline - time.monotonic())}, deadline + 5)
-        commit = {"version": version, "reset_prefix_cache": self._settings.reset_prefix_cache}
-        answers = self._ask("commit", commit, time.monotonic() + self._settings.timeout_s)
+            report = self._hear(version)
         self.version = version
+        return report
+
+    def _publish(self, held: list[Weight], selection: list[Weight], version: int, *, whole: bool) -> UpdateReport:
+        """Rank 0's part."""
+        begin = time.monotonic()
+        tensors = gathered(selection, self._settings.dtype)
+        try:
+            manifest = _manifest(held, self._settings.dtype)
+            if digest(manifest) != self._manifest_digest:
+                self._join(manifest)
+            deadline = begin + self._settings.timeout_s
+            body = {"version": version, "names": [weight.name for weight in selection], "whole": whole}
+            self._ask("prepare", body, deadline)
+            sent = self._send(tensors, deadline)
+            self._ask("vote", {"version": version, "timeout_s": max(0.0, deadline - time.monotonic())}, deadline + 5)
+            commit = {"version": version, "reset_prefix_cache": self._settings.reset_prefix_cache}
+            answers = self._ask("commit", commit, time.monotonic() + self._settings.timeout_s)
+        finally:
+            for _ in tensors:
+                continue  # after a failure too: the other ranks are in these collectives
         return UpdateReport(
             version=version,
             seconds=time.monotonic() - begin,
             bytes=sent,
             pause_s=max(float(answer["pause_s"]) for answer in answers),
             replicas=len(answers),
+        )
+
+    def _tell(self, report: UpdateReport | None) -> None:
+        """Tells the other trainer ranks how it went, so that none goes on before every engine serves the version."""
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            words = [0.0] * 5 if report is None else [1.0, report.seconds, report.bytes, report.pause_s, report.replicas]
+            dist.broadcast(torch.tensor(words, dtype=torch.float64, device=_collective_device()), src=0)
+
+    def _hear(self, version: int) -> UpdateReport:
+        words = torch.zeros(5, dtype=torch.float64, device=_collective_device())
+        dist.broadcast(words, src=0)
+        succeeded, seconds, sent, pause_s, replicas = words.tolist()
+        if not succeeded:
+            raise TransferError(f"Version {version} did not reach every engine; rank 0 says why.")
+        return UpdateReport(
+            version=version, seconds=seconds, bytes=int(sent), pause_s=pause_s, replicas=int(replicas)
         )
 
     def info(self) -> list[dict[str, Any]]:
@@ -227,9 +258,9 @@ class Bridge:
         logger.info("joined replica %d (%d workers) in %.2f s", replica.index, workers, time.monotonic() - begin)
         return group
 
-    def _send(self, selection: list[Weight], deadline: float) -> int:
+    def _send(self, tensors: Iterator[tuple[str, torch.Tensor]], deadline: float) -> int:
         sent = 0
-        for name, tensor in gathered(selection, self._settings.dtype):
+        for name, tensor in tensors:
             works = [group.broadcast(tensor, 0) for group in self._groups]
             for replica, work in zip(self._replicas, works, strict=True):
                 finish(work, deadline, f"sending {name} to replica {replica.index}")
@@ -242,6 +273,11 @@ class Bridge:
             partial(replica.call, route, body, timeout_s=timeout_s) for replica in self._replicas
         ]
         return in_parallel(calls)
+
+
+def _collective_device() -> torch.device:
+    """Where the trainer's default group takes its tensors."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def _select(held: list[Weight], names: Sequence[str] | None) -> list[Weight]:

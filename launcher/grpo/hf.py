@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+if not sys.stderr.isatty():
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a bar in a log is one endless line
 
 
 def new_config(architecture: str, **sizes: Any) -> Any:

@@ -39,7 +39,6 @@ def train(config: Config, run_dir: Path) -> None:
     with phase("bridge", worker):
         weights = bridge.connect()
         weights.publish(trainer.model, version=0)
-        worker.barrier()
     # The ranks start with different engines, so that their first requests do not all meet at one.
     urls = inference_urls()
     first = worker.rank % len(urls)

@@ -55,10 +55,6 @@ class Worker:
         if self.world_size > 1:
             dist.destroy_process_group()
 
-    def barrier(self) -> None:
-        """Waits until every rank is here."""
-        self.reduce([0.0])
-
     def reduce(self, values: list[float], op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> list[float]:
         """Combines each value over all ranks."""
         if self.world_size == 1:

@@ -56,7 +56,11 @@ class Engines:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
             trust_env=False,  # a site's HTTP proxy must not see requests to a node of the job
         )
-        self._model = self._runner.run(self._served_model(self.urls[0]))
+        try:
+            self._model = self._runner.run(self._served_model(self.urls[0]))
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

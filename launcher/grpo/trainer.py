@@ -123,8 +123,6 @@ class Trainer:
         update = self.update(batch)
         updated = time.perf_counter()
         published = bridge.publish(self.model, version=step)
-        # Rank 0 is the last to return from it; a faster rank must not sample from the old weights.
-        worker.barrier()
         seconds = time.perf_counter() - started
         tokens, total = worker.reduce([float(batch.mask.sum()), sum(map(sum, rewards))])
         completions = settings.prompts_per_step * settings.samples_per_prompt

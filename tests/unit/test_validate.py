@@ -95,7 +95,7 @@ WRONG: list[tuple[Callable[..., Config], dict[str, Any], list[str]]] = [
     (local, {"bridge__transport": "ipc"}, ["`bridge.transport` (ipc)"]),
     (local, {"bridge__transport": "nccl"}, ["needs GPUs", "`layout.device` is cpu"]),
     (local, {"model__dtype": "int8"}, ["`model.dtype` (int8)"]),
-    (local, {"model__dtype": "float32"}, ["`model.dtype` (float32)", "bfloat16"]),
+    (local, {"model__dtype": "float16"}, ["`model.dtype` (float16)", "bfloat16"]),
     (local, {"trainer__lr": float("nan")}, ["`trainer.lr` (nan)"]),
     (local, {"bridge__timeout_s": float("inf")}, ["`bridge.timeout_s` (inf)"]),
     (local, {"inference__gpu_memory_utilization": 1.5}, ["is above 1"]),

@@ -16,11 +16,10 @@ TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "to
 def problems(config: Config) -> Iterator[str]:
     """Uses of the model that cannot work, whichever model it is."""
     model, trainer = config.model, config.trainer
-    if config.layout.device == "cpu" and model.dtype in ("float16", "float32"):
-        # vLLM repacks float32 layers for oneDNN, and a tied model then answers wrongly after an update, silently.
+    if config.layout.device == "cpu" and model.dtype == "float16":
         yield (
-            f"`model.dtype` ({model.dtype}) cannot be updated in a running engine with `layout.device` (cpu)."
-            " HINT: set `model.dtype=bfloat16`."
+            f"`model.dtype` ({model.dtype}) is not what vLLM computes in with `layout.device` (cpu)."
+            " HINT: set `model.dtype=bfloat16` or `float32`."
         )
     if trainer.command is None:
         if trainer.max_new_tokens >= model.max_length:

@@ -1,0 +1,121 @@
+"""A trainer for the tests: publishes known weights to every engine and writes down what the engines answer.
+
+``python -m tests.engine.publish_program OUT.json CHECKPOINT_DIR``
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from launcher import bridge
+from launcher.errors import TransferError
+from launcher.inference.client import api_key, inference_urls
+from tests.engine.questions import ask, greedy
+
+
+def perturbed(model: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """New values for every weight, quite different from the old ones, biases and norms included."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: (tensor + 0.5 * tensor.std().nan_to_num(0.1) * torch.randn(tensor.shape, generator=generator))
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def refusal(call: Any) -> str:
+    """The message of the error that the call must raise."""
+    try:
+        call()
+    except (TransferError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def main(out: Path, checkpoint: Path) -> None:
+    """Publishes versions 1 to 4 and records everything."""
+    path = os.environ["LAUNCHER_MODEL_PATH"]
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+    urls, key = inference_urls(), api_key()
+    connection = bridge.connect()
+    url = urls[0]
+    facts: dict[str, Any] = {"urls": urls}
+
+    original = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    facts["unpublished"] = greedy(url, key)
+    facts["report_1"] = connection.publish(model, version=1).__repr__()
+    facts["v1"] = greedy(url, key)
+
+    model.load_state_dict(perturbed(model, seed=7))
+    report = connection.publish(model, version=2)
+    facts["bytes_2"] = report.bytes
+    facts["bytes_expected"] = sum(t.numel() * 2 for t in {id(t): t for t in model.state_dict(keep_vars=True).values()}.values())
+    facts["v2"] = greedy(url, key)
+    model.save_pretrained(checkpoint)
+    AutoTokenizer.from_pretrained(path).save_pretrained(checkpoint)
+
+    facts["stale"] = refusal(lambda: connection.publish(model, version=2))
+    facts["unknown_name"] = refusal(lambda: connection.publish(model, version=3, names=["no.such.weight"]))
+    facts["info_2"] = connection.info()
+
+    model.load_state_dict(original)
+    connection.publish(model, version=3)
+    facts["v3"] = greedy(url, key)
+
+    # One parameter only: the others must stay. Then all of them again.
+    name = "model.layers.0.self_attn.k_proj.weight"
+    changed = dict(original)
+    changed[name] = original[name] * 3
+    model.load_state_dict(changed)
+    connection.publish(model, version=4, names=[name])
+    facts["v4_single"] = greedy(url, key)
+    connection.publish(model, version=5)
+    facts["v5_whole"] = greedy(url, key)
+
+    # A name that the engine does not know: refused, and the engine must not serve the half that it had read.
+    model.register_buffer("launcher_unknown", torch.ones(3, dtype=torch.bfloat16))
+    facts["unknown_to_engine"] = refusal(lambda: connection.publish(model, version=6))
+    facts["info_quarantined"] = connection.info()
+    del model.launcher_unknown
+    connection.publish(model, version=7)
+    facts["v7"] = greedy(url, key)
+    facts["info_7"] = connection.info()
+
+    facts["open"] = {
+        path: ask(url, path, None, body)[0]
+        for path, body in [
+            ("/v1/models", None),
+            ("/metrics", None),
+            ("/tokenize", {"prompt": "1"}),
+            ("/bridge/info", None),
+            ("/bridge/pause", {}),
+            ("/health", None),
+        ]
+    }
+    facts["with_api_key"] = {
+        path: ask(url, path, key, body)[0]
+        for path, body in [
+            ("/bridge/info", None),
+            ("/bridge/resume", {}),
+            ("/collective_rpc", {"method": "bridge_call"}),
+            ("/pause", {}),
+            ("/update_weights", {}),
+            ("/reset_prefix_cache", {}),
+            ("/sleep", {}),
+        ]
+    }
+    connection.close()
+    connection.close()
+    facts["after_close"] = greedy(url, key)
+    out.write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
