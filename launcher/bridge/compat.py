@@ -19,7 +19,9 @@ from launcher.errors import BridgeError, TransferError
 
 @dataclass(kw_only=True)
 class BridgeConfig:
-    """How a trainer rank reaches the engines. Defaults are the earlier bridge's; in a run the agent's environment wins."""
+    """How a trainer rank reaches the engines. Defaults are the earlier bridge's; in a run the agent's environment
+    wins.
+    """
 
     trainer_rank: int = 0
     world_size: int = 1
@@ -50,7 +52,9 @@ class BridgeConfig:
 
     @classmethod
     def from_training_config(cls, config: Any) -> BridgeConfig:
-        """Takes every field that ``config`` has, as an attribute or a key, under the same name; the rest keep their defaults."""
+        """Takes every field that ``config`` has, as an attribute or a key, under the same name; the rest keep their
+        defaults.
+        """
         values = config if isinstance(config, dict) else vars(config)
         known = cls.__dataclass_fields__
         return cls(**{name: value for name, value in values.items() if name in known and value is not None})

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import queue
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import distributed as dist
 
-from launcher.errors import RendezvousTimeout, TransferError
+from launcher.errors import BridgeError, RendezvousTimeout, TransferError
 
 DEFAULT_TIMEOUT = timedelta(seconds=300)
 POLL_S = 0.0005
+
+ERROR_HANDLING = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+NEVER = timedelta(days=365)
+
+_environment = threading.Lock()
 
 
 def init_process_group(
@@ -33,7 +43,8 @@ def init_process_group(
     Args:
         backend: ``gloo`` or ``nccl``.
         init_method: ``tcp://host:port``, where rank 0 serves the rendezvous; or give ``store``.
-        timeout: deadline of the rendezvous and of every operation.
+        timeout: deadline of the rendezvous and, with ``gloo``, of every operation. With ``nccl`` operations have that
+            of :func:`finish`: a lost peer must end the operation and not, as torch's watchdog would, the program.
         store: an existing store; ``group_name`` separates the groups that share it.
         pg_options: ``ProcessGroupNCCL.Options``, for ``nccl``.
         address: address of this host that gloo listens on; without it, what the hostname resolves to.
@@ -55,13 +66,46 @@ def init_process_group(
         if backend == "gloo":
             return _gloo(prefixed, rank, world_size, timeout, address)
         if backend == "nccl":
-            return _nccl(prefixed, rank, world_size, timeout, pg_options, device)
+            return _nccl(prefixed, rank, world_size, pg_options, device)
     except (dist.DistError, RuntimeError) as error:
         raise RendezvousTimeout(
             f"Group {group_name!r}: rank {rank} of {world_size} could not join within {timeout.total_seconds():g} s:"
             f" {str(error).splitlines()[0]}"
         ) from error
     raise ValueError(f"`backend` ({backend!r}) is not one of: gloo, nccl.")
+
+
+def meet(group: Any, device: torch.device, timeout_s: float) -> None:
+    """The group's first operation; every rank calls it once.
+
+    NCCL's ranks connect only now, in a call without a deadline; so the call is made in a thread, which is left behind
+    if a peer does not come.
+
+    Args:
+        device: where this rank's tensors live.
+
+    Raises:
+        RendezvousTimeout: not everybody came within ``timeout_s``.
+    """
+    done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def first() -> None:
+        try:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            word = torch.zeros(1, dtype=torch.int32, device=device)
+            finish(group.broadcast(word, 0), time.monotonic() + timeout_s, "the first exchange")
+            done.put(None)
+        except (BridgeError, RuntimeError) as error:
+            done.put(error)
+
+    threading.Thread(target=first, name="bridge-meet", daemon=True).start()
+    try:
+        error = done.get(timeout=timeout_s)
+    except queue.Empty:
+        raise RendezvousTimeout(f"The group's ranks did not connect within {timeout_s:g} s.") from None
+    if error is not None:
+        raise RendezvousTimeout(f"The group's ranks could not connect: {str(error).splitlines()[0]}") from error
 
 
 def finish(work: Any, deadline: float, what: str) -> None:
@@ -95,16 +139,30 @@ def _store(init_method: str | None, rank: int, world_size: int, timeout: timedel
 def _gloo(store: dist.Store, rank: int, world_size: int, timeout: timedelta, address: str | None) -> Any:
     if address is None:
         return dist.ProcessGroupGloo(store, rank, world_size, timeout)
-    options = dist.ProcessGroupGloo._Options()
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timeout
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
     return dist.ProcessGroupGloo(store, rank, world_size, options)
 
 
-def _nccl(
-    store: dist.Store, rank: int, world_size: int, timeout: timedelta, options: Any, device: torch.device | None
-) -> Any:
+def _nccl(store: dist.Store, rank: int, world_size: int, options: Any, device: torch.device | None) -> Any:
     options = options or dist.ProcessGroupNCCL.Options()
-    options._timeout = timeout
+    options._timeout = NEVER
     torch.cuda.set_device(device if device is not None else torch.cuda.current_device())
-    return dist.ProcessGroupNCCL(store, rank, world_size, options)
+    with _errors_left_to_us():
+        return dist.ProcessGroupNCCL(store, rank, world_size, options)
+
+
+@contextmanager
+def _errors_left_to_us() -> Iterator[None]:
+    """While a group is made, torch reads from the environment what its watchdog does about errors: here, nothing."""
+    with _environment:
+        before = os.environ.get(ERROR_HANDLING)
+        os.environ[ERROR_HANDLING] = "0"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[ERROR_HANDLING]
+            else:
+                os.environ[ERROR_HANDLING] = before

@@ -15,8 +15,8 @@ from launcher.bridge.state import weights
 
 FILE = "vllm_bridge_config.json"
 
-# (trainer's name, engine's name, dimension that tensor parallelism splits); the first match wins. Both spellings in use:
-# Hugging Face's (q_proj, gate_proj) and Meta's (wq, w1).
+# (trainer's name, engine's name, dimension that tensor parallelism splits); the first match wins. Both spellings in
+# use: Hugging Face's (q_proj, gate_proj) and Meta's (wq, w1).
 RULES: tuple[tuple[str, str, int | None], ...] = (
     (r"\.(?:q_proj|k_proj|v_proj)\.", ".qkv_proj.", 0),
     (r"\.(?:wq|wk|wv)\.", ".qkv_proj.", 0),
@@ -38,8 +38,8 @@ def export_param_mappings(
 ) -> Path:
     """Writes ``vllm_bridge_config.json`` for a model, whole or not at all.
 
-    Each parameter has ``vllm_name``, ``shape``, ``local_shape`` (of this rank's shard), ``dtype``, ``tp_shard_dim`` (None if
-    tensor parallelism replicates it) and ``needs_permute`` (query and key in Meta's rotary order).
+    Each parameter has ``vllm_name``, ``shape``, ``local_shape`` (of this rank's shard), ``dtype``, ``tp_shard_dim``
+    (None if tensor parallelism replicates it) and ``needs_permute`` (query and key in Meta's rotary order).
 
     Args:
         log_dir: where to write; ``$LOGDIR`` if None.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from launcher.bridge.groups import finish, init_process_group
+from launcher.bridge.groups import finish, init_process_group, meet
 from launcher.bridge.manifest import Manifest
 from launcher.errors import BridgeError, TransferError
 
@@ -60,6 +60,9 @@ class Receiver:
         self._thread: threading.Thread | None = None
         self._error: str | None = None
         self._version: int | None = None
+        self._refusal: BridgeError | None = None
+        self._meeting = threading.Thread(target=self._meet, name="bridge-meeting", daemon=True)
+        self._meeting.start()
 
     def prepare(self, version: int, names: list[str]) -> None:
         """Starts receiving one version; returns at once.
@@ -106,9 +109,18 @@ class Receiver:
         if self._thread is not None:
             self._thread.join(timeout=5)
 
+    def _meet(self) -> None:
+        try:
+            meet(self._group, self._device, self._timeout_s)
+        except BridgeError as error:
+            self._refusal = error
+
     def _receive(self, names: list[str]) -> None:
         deadline = time.monotonic() + self._timeout_s
         try:
+            self._meeting.join()
+            if self._refusal is not None:
+                raise self._refusal
             if self._device.type == "cuda":
                 torch.cuda.set_device(self._device)
             for name in names:

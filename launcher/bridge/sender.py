@@ -15,7 +15,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from launcher.bridge.groups import finish, init_process_group
+from launcher.bridge.groups import finish, init_process_group, meet
 from launcher.bridge.manifest import Entry, Manifest, digest, to_json
 from launcher.bridge.parallel import in_parallel
 from launcher.bridge.replica import ReplicaClient
@@ -226,11 +226,14 @@ class Bridge:
             "backend": settings.backend,
             "timeout_s": settings.timeout_s,
         }
-        joined = in_parallel([partial(self._join_one, replica, common) for replica in self._replicas])
+        # Threads start with GPU 0 as their current device, so the caller's is handed to them.
+        gpu = settings.backend == "nccl"
+        device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+        joined = in_parallel([partial(self._join_one, replica, common, device) for replica in self._replicas])
         self._groups = joined
         self._manifest_digest = digest(manifest)
 
-    def _join_one(self, replica: ReplicaClient, common: dict[str, Any]) -> Any:
+    def _join_one(self, replica: ReplicaClient, common: dict[str, Any], device: torch.device) -> Any:
         settings = self._settings
         name = f"bridge-{self._generation}-replica-{replica.index}"
         workers = int(replica.call("workers", timeout_s=settings.timeout_s)["workers"])
@@ -251,10 +254,12 @@ class Bridge:
                 store=self._store,
                 group_name=name,
                 address=settings.address,
+                device=device,
             )
 
         begin = time.monotonic()
         group = in_parallel([join, ask])[0]
+        meet(group, device, settings.timeout_s)
         logger.info("joined replica %d (%d workers) in %.2f s", replica.index, workers, time.monotonic() - begin)
         return group
 

@@ -13,8 +13,8 @@ def get_inference_urls(num_inference_nodes: int = 0) -> Urls:
     """Where trainer and engines of a job would meet: ``(master, master_gloo, master_inference, nodelist)``.
 
     The addresses are ``host:port`` on the job's first node, ``localhost`` for 0 inference nodes; the port numbers count
-    up from ``MASTER_PORT`` if that is set, else from 26756. ``nodelist`` holds the last ``num_inference_nodes`` hostnames.
-    Four None for a negative number or outside SLURM.
+    up from ``MASTER_PORT`` if that is set, else from 26756. ``nodelist`` holds the last ``num_inference_nodes``
+    hostnames. Four None for a negative number or outside SLURM.
 
     Raises:
         ValueError: the job has too few nodes for that many inference nodes.

@@ -14,12 +14,17 @@ from launcher.grpo.rollout import Completion
 TOP = 5
 """Likeliest tokens compared at every position: a greedy token alone, at a log-probability near 0, hardly differs."""
 
-TOLERANCES = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.25}
+TOLERANCES = {"float32": 1e-3, "tf32": 0.02, "float16": 0.05, "bfloat16": 0.25}
 """Largest allowed difference of a log-probability, by the type both sides compute in.
 
 Two correct programs round in different orders, and each rounds its logits to the type: at magnitudes of 8 to 16 a
 bfloat16 logit has steps of 1/16, so a difference of two or three steps is rounding and not an error.
 """
+
+
+def tolerance(dtype: str, device: str) -> float:
+    """The tolerance for a model of ``dtype`` on ``device``: on GPUs attention kernels multiply float32 in tf32."""
+    return TOLERANCES["tf32" if dtype == "float32" and device == "cuda" else dtype]
 
 
 class CheckError(LauncherError):
@@ -54,10 +59,10 @@ class Comparison:
 
     def text(self) -> str:
         """One line for people."""
-        ties = f", the others ties within {self.gap_max:.4f}" if self.equal < self.tokens else ""
+        ties = f", the others ties within {self.gap_max:.2g}" if self.equal < self.tokens else ""
         return (
             f"{self.equal} of {self.tokens} greedy tokens equal{ties}; "
-            f"log-probabilities differ by {self.difference_mean:.4f} on average, {self.difference_max:.4f} at most"
+            f"log-probabilities differ by {self.difference_mean:.2g} on average, {self.difference_max:.2g} at most"
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launcher import bridge, events
 from launcher.config.schema import Config
-from launcher.grpo.final_check import TOLERANCES, TOP, CheckError, compare, movement
+from launcher.grpo.final_check import TOP, CheckError, compare, movement, tolerance
 from launcher.grpo.model import Worker, wire_copy
 from launcher.grpo.rollout import Completion, Engines
 from launcher.grpo.trainer import StepReport, Trainer
@@ -61,8 +61,8 @@ def show(step: int, steps: int, report: StepReport, average: float) -> None:
     events.emit("step", step=step, steps=steps, reward_average=average, **asdict(report))
     print(
         f"step {step}/{steps}  reward {report.reward:.3f} (mean of {AVERAGED_STEPS}: {average:.3f})  "
-        f"loss {report.loss:+.4f}  {report.tokens_per_s:.0f} tokens/s  "
-        f"mismatch {report.mismatch:.4f} (max {report.mismatch_max:.4f})  "
+        f"loss {report.loss:+.4g}  {report.tokens_per_s:.0f} tokens/s  "
+        f"mismatch {report.mismatch:.2g} (max {report.mismatch_max:.2g})  "
         f"version {report.version} in {report.sync_s:.3f} s  step {report.seconds:.2f} s",
         flush=True,
     )
@@ -91,21 +91,21 @@ def finish(
     model.save_pretrained(path)
     trainer.tokenizer.save_pretrained(path)
     print(f"saved the last weights ({dtype}) in {path}", flush=True)
-    tolerance = TOLERANCES[dtype]
+    allowed = tolerance(dtype, trainer.worker.device.type)
     prompts = trainer.check_prompts(CHECK_PROMPTS)
     failed: list[str] = []
     for index, (url, before, answers) in enumerate(zip(urls, untrained, ask(trainer, engines, urls), strict=True)):
         result = compare(model, prompts, answers)
         moved = movement(before, answers)
-        text = f"{result.text()} (tolerance {tolerance}; training moved them by up to {moved:.2f})"
-        ok = result.within(tolerance)
+        text = f"{result.text()} (tolerance {allowed}; training moved them by up to {moved:.2f})"
+        ok = result.within(allowed)
         events.emit(
             "check",
             name=f"inference-{index} serves the trainer's weights",
             ok=ok,
             text=text,
             url=url,
-            tolerance=tolerance,
+            tolerance=allowed,
             movement=moved,
             **asdict(result),
         )

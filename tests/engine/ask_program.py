@@ -1,4 +1,6 @@
-"""A trainer for the tests that publishes nothing: asks a fresh engine. ``python -m tests.engine.ask_program OUT.json``"""
+"""A trainer for the tests that publishes nothing: asks a fresh engine. ``python -m tests.engine.ask_program
+OUT.json``
+"""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_a_frozen_configuration_reads_back_equal(overrides: list[str], tmp_path:
 
     assert load_run_config(tmp_path) == config
     assert type(load_run_config(tmp_path).cluster) is type(config.cluster)
-    assert config.trainer.env == {"NUMBER": "1"}
+    assert config.trainer.env["NUMBER"] == "1"
 
 
 def test_the_schema_alone_makes_a_configuration_too() -> None:

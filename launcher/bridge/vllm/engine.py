@@ -21,8 +21,9 @@ class Refused(Exception):
 class BridgeEngine:
     """The state machine behind the bridge's routes. One update at a time; versions only rise.
 
-    ``state`` is ``serving``, ``preparing`` (weights arrive beside the live ones) or ``quarantined``: a commit failed part
-    of the way, the weights may be a mix, so the engine stays paused and answers nothing until a later commit succeeds.
+    ``state`` is ``serving``, ``preparing`` (weights arrive beside the live ones) or ``quarantined``: a commit failed
+    part of the way, the weights may be a mix, so the engine stays paused and answers nothing until a later commit
+    succeeds.
     """
 
     def __init__(self) -> None:

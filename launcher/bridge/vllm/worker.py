@@ -21,8 +21,8 @@ class BridgeWorker:
     """Mixed into vLLM's worker class; ``bridge_call`` is its one public method.
 
     It runs in the worker's loop, so never during a forward pass, and must therefore be quick: only ``commit`` does work
-    there. Its answer is JSON and holds ``error`` instead of raising, so that one worker's failure reaches the trainer as
-    words and does not take the engine down.
+    there. Its answer is JSON and holds ``error`` instead of raising, so that one worker's failure reaches the trainer
+    as words and does not take the engine down.
     """
 
     rank: int
