@@ -145,7 +145,6 @@ class VLLMWeightBridge:
         return BridgeSettings(
             urls=(self.config.vllm_api_url,),
             token=token_from_environment(),
-            rank=self.config.trainer_rank,
             backend="nccl" if self.config.uses_nccl else "gloo",
             timeout_s=self.config.timeout_seconds,
         )

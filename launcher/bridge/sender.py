@@ -2,47 +2,55 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
 from torch import nn
 
-from launcher.bridge.groups import finish, init_process_group, meet
-from launcher.bridge.manifest import Entry, Manifest, digest, to_json
+from launcher.bridge import collective, joining
+from launcher.bridge.agreement import TrainerFacts
 from launcher.bridge.parallel import in_parallel
 from launcher.bridge.replica import ReplicaClient
-from launcher.bridge.state import Weight, gathered, weights
+from launcher.bridge.reshard import ROUND_BYTES, Location
+from launcher.bridge.sending import ReplicaSender, Sent
+from launcher.bridge.state import Weight, manifest, shardings, weights
 from launcher.control.keys import bridge_key, token_from_environment
-from launcher.errors import TransferError
+from launcher.errors import LauncherError, TransferError
 from launcher.inference.client import inference_urls, wait_ready
-from launcher.ports import hold_free_port, port_of
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+MASK = (1 << 64) - 1
+GOODBYE_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateReport:
-    """What one update did, as rank 0 measured it; the same on every rank."""
+    """What one update did; the same on every rank."""
 
     version: int
     seconds: float
-    """From the call until every replica served the version; includes waiting for the engines."""
+    """From the call until every replica served the version; includes joining, the first time."""
 
     bytes: int
-    """Bytes sent to each replica."""
+    """Bytes sent by all trainer ranks to all replicas."""
 
     pause_s: float
     """Longest time for which a replica did not decode."""
 
     replicas: int
+    """Replicas that serve the version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +59,27 @@ class BridgeSettings:
 
     urls: tuple[str, ...]
     token: str
-    rank: int = 0
     address: str = "127.0.0.1"
+    """Of this host, as the engines reach it."""
+
     backend: str = "gloo"
-    dtype: torch.dtype = torch.bfloat16
+    """``gloo`` or ``nccl``."""
+
     timeout_s: float = 300.0
+    """Deadline of joining and of each update."""
+
+    verify: bool = True
+    """Compare a digest of what was sent with one of what arrived before any engine commits."""
+
+    min_replicas: int | None = None
+    """Replicas that must take a version for it to count as published; all of them if None."""
+
+    round_bytes: int = ROUND_BYTES
+    """Most bytes that an engine's worker stages at a time."""
+
     reset_prefix_cache: bool = True
+    location: tuple[int, int] = (0, 0)
+    """Node and GPU of this rank."""
 
 
 def connect(settings: BridgeSettings | None = None, *, ready_timeout_s: float = 600.0) -> Bridge:
@@ -74,15 +97,13 @@ def connect(settings: BridgeSettings | None = None, *, ready_timeout_s: float = 
     """
     if settings is None:
         settings = settings_from_environment()
-        if settings.rank == 0:
+        if collective.world()[0] == 0:
             wait_ready(ready_timeout_s)
     return Bridge(settings)
 
 
 def settings_from_environment() -> BridgeSettings:
     """The settings that the agent and the run's configuration give."""
-    from pathlib import Path
-
     from launcher.config import load_run_config
 
     config = load_run_config(Path(os.environ["LAUNCHER_RUN_DIR"]))
@@ -92,28 +113,33 @@ def settings_from_environment() -> BridgeSettings:
     return BridgeSettings(
         urls=tuple(inference_urls()),
         token=token_from_environment(),
-        rank=int(os.environ.get("RANK", "0")),
         address=os.environ.get("LAUNCHER_ADDRESS", "127.0.0.1"),
         backend=transport,
-        dtype=getattr(torch, config.model.dtype),
         timeout_s=config.bridge.timeout_s,
+        verify=config.bridge.verify,
         reset_prefix_cache=config.bridge.reset_prefix_cache,
+        location=(int(os.environ.get("LAUNCHER_NODE_RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))),
     )
 
 
 class Bridge:
-    """Publishes versions of one module's weights to every engine. All trainer ranks make the same calls in step."""
+    """Publishes versions of one module's weights to every engine. All trainer ranks make the same calls in step.
+
+    Each trainer rank sends its own shards straight to the engine workers that need them. A version is received beside
+    the live weights, compared end to end, and only then written; a replica that fails on the way keeps what it has.
+    """
 
     def __init__(self, settings: BridgeSettings) -> None:
         self._settings = settings
+        self._rank, self._world_size = collective.world()
         key = bridge_key(settings.token)
         self._replicas = [ReplicaClient(index, url, key) for index, url in enumerate(settings.urls)]
-        self._groups: list[Any] = []
-        self._manifest_digest: str | None = None
-        self._store: dist.TCPStore | None = None
+        self._joined: dict[int, ReplicaSender] = {}
+        self._facts_digest: str | None = None
+        self._store: tuple[dist.TCPStore, str] | None = None
         self._generation = 0
         self.version: int | None = None
-        """The last version that every engine has taken; None before the first."""
+        """The last version that was published; None before the first."""
 
     def publish(self, model: nn.Module, version: int, *, names: Sequence[str] | None = None) -> UpdateReport:
         """Sends the module's weights; when it returns, every engine serves them.
@@ -124,186 +150,218 @@ class Bridge:
             names: only these weights, under their names in the module's state dict; all of them if None.
 
         Raises:
-            TransferError: an engine did not take the version. An engine that failed while it wrote is quarantined.
-            RendezvousTimeout: an engine's workers did not join.
+            TransferError: fewer replicas than ``min_replicas`` took the version; the others serve it all the same. A
+                replica that did not take it goes on serving what it had, and is asked to join again the next time.
             ValueError: a name is not in the module.
         """
-        held = weights(model)
-        selection = _select(held, names)
-        report = None
-        if self._settings.rank == 0:
-            try:
-                report = self._publish(held, selection, version, whole=names is None)
-            finally:
-                # The other ranks wait for this word, so they get it either way.
-                self._tell(report)
-        else:
-            for _ in gathered(selection, self._settings.dtype):
-                continue  # each tensor is a collective: this rank contributes its shard
-            report = self._hear(version)
-        self.version = version
-        return report
-
-    def _publish(self, held: list[Weight], selection: list[Weight], version: int, *, whole: bool) -> UpdateReport:
-        """Rank 0's part."""
         begin = time.monotonic()
-        tensors = gathered(selection, self._settings.dtype)
-        try:
-            manifest = _manifest(held, self._settings.dtype)
-            if digest(manifest) != self._manifest_digest:
-                self._join(manifest)
-            deadline = begin + self._settings.timeout_s
-            body = {"version": version, "names": [weight.name for weight in selection], "whole": whole}
-            self._ask("prepare", body, deadline)
-            sent = self._send(tensors, deadline)
-            self._ask("vote", {"version": version, "timeout_s": max(0.0, deadline - time.monotonic())}, deadline + 5)
-            commit = {"version": version, "reset_prefix_cache": self._settings.reset_prefix_cache}
-            answers = self._ask("commit", commit, time.monotonic() + self._settings.timeout_s)
-        finally:
-            for _ in tensors:
-                continue  # after a failure too: the other ranks are in these collectives
+        held = weights(model)
+        only = _owners(held, names)
+        failures: dict[int, str] = {}
+        self._join_missing(self._facts(held), failures)
+        deadline = time.monotonic() + self._settings.timeout_s
+        body = {"version": version, "names": None if only is None else sorted(only)}
+        self._ask("prepare", body, deadline, failures)
+        for index in collective.share(sorted(failures)):
+            failures.setdefault(index, f"Replica {index} failed; rank 0 says why.")
+        self._drop(failures)
+        sent = self._send({weight.name: weight.local for weight in held if weight.alias_of is None}, only, deadline)
+        sums, total_bytes = self._add_up(sent, failures)
+        vote = {"version": version, "timeout_s": max(0.1, deadline - time.monotonic())}
+        votes = self._ask("vote", vote, deadline, failures)
+        self._compare(votes, sums, failures)
+        commit = {"version": version, "reset_prefix_cache": self._settings.reset_prefix_cache}
+        answers = self._ask("commit", commit, time.monotonic() + self._settings.timeout_s, failures)
+        words = {
+            "failures": {str(index): text for index, text in failures.items()},
+            "report": [
+                time.monotonic() - begin,
+                max((float(answer["pause_s"]) for answer in answers.values()), default=0.0),
+                len(answers),
+            ],
+        }
+        words = collective.share(words)
+        failures = {int(index): text for index, text in words["failures"].items()}
+        self._drop(failures)
+        seconds, pause_s, replicas = words["report"]
+        wanted = self._settings.min_replicas if self._settings.min_replicas is not None else len(self._replicas)
+        if replicas < wanted:
+            raise TransferError(
+                f"Version {version} was taken by {replicas} of {len(self._replicas)} replicas, but {wanted} must:"
+                f" {' '.join(failures.values())}"
+            )
+        for text in failures.values():
+            logger.warning("version %d: %s", version, text)
+        self.version = version
         return UpdateReport(
-            version=version,
-            seconds=time.monotonic() - begin,
-            bytes=sent,
-            pause_s=max(float(answer["pause_s"]) for answer in answers),
-            replicas=len(answers),
-        )
-
-    def _tell(self, report: UpdateReport | None) -> None:
-        """Tells the other trainer ranks how it went, so that none goes on before every engine serves the version."""
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            words = [0.0] * 5 if report is None else [1.0, report.seconds, report.bytes, report.pause_s, report.replicas]
-            dist.broadcast(torch.tensor(words, dtype=torch.float64, device=_collective_device()), src=0)
-
-    def _hear(self, version: int) -> UpdateReport:
-        words = torch.zeros(5, dtype=torch.float64, device=_collective_device())
-        dist.broadcast(words, src=0)
-        succeeded, seconds, sent, pause_s, replicas = words.tolist()
-        if not succeeded:
-            raise TransferError(f"Version {version} did not reach every engine; rank 0 says why.")
-        return UpdateReport(
-            version=version, seconds=seconds, bytes=int(sent), pause_s=pause_s, replicas=int(replicas)
+            version=version, seconds=seconds, bytes=total_bytes, pause_s=pause_s, replicas=int(replicas)
         )
 
     def info(self) -> list[dict[str, Any]]:
-        """What each replica says of itself: its version, its state. Rank 0 only; empty elsewhere."""
-        if self._settings.rank != 0:
+        """What each replica says of itself: its version, its state. Rank 0 only; empty elsewhere.
+
+        Raises:
+            TransferError: one does not answer.
+        """
+        if self._rank != 0:
             return []
         timeout_s = self._settings.timeout_s
         return in_parallel([partial(replica.call, "info", timeout_s=timeout_s) for replica in self._replicas])
 
     def close(self) -> None:
         """Says goodbye; the engines go on serving what they have. Safe to call twice."""
-        if self._groups:
-            self._ask("disconnect", {}, time.monotonic() + min(10.0, self._settings.timeout_s))
-        for group in self._groups:
-            group.abort()
-        self._groups = []
-        self._manifest_digest = None
+        self._ask("disconnect", {}, time.monotonic() + min(GOODBYE_TIMEOUT_S, self._settings.timeout_s), {})
+        for sender in self._joined.values():
+            sender.close()
+        self._joined = {}
+        self._facts_digest = None
         self._store = None
 
-    def _join(self, manifest: Manifest) -> None:
-        """One group per replica, made anew whenever the manifest changes: its digest is agreed before a byte moves."""
-        self.close()
-        self._generation += 1
-        settings = self._settings
-        sock = hold_free_port(settings.address)
-        port = port_of(sock)
-        timeout = timedelta(seconds=settings.timeout_s)
-        self._store = dist.TCPStore(
-            settings.address,
-            port,
-            is_master=True,
-            timeout=timeout,
-            wait_for_workers=False,
-            master_listen_fd=sock.detach(),
+    def _facts(self, held: Sequence[Weight]) -> TrainerFacts:
+        return TrainerFacts(
+            manifest=manifest(held),
+            shardings=shardings(held, self._world_size),
+            locations=tuple(
+                Location(node=node, gpu=gpu) for node, gpu in collective.gather_pairs(self._settings.location)
+            ),
+            round_bytes=self._settings.round_bytes,
         )
-        common = {
-            "manifest": to_json(manifest),
-            "digest": digest(manifest),
-            "store": f"{settings.address}:{port}",
-            "backend": settings.backend,
-            "timeout_s": settings.timeout_s,
-        }
-        # Threads start with GPU 0 as their current device, so the caller's is handed to them.
-        gpu = settings.backend == "nccl"
-        device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
-        joined = in_parallel([partial(self._join_one, replica, common, device) for replica in self._replicas])
-        self._groups = joined
-        self._manifest_digest = digest(manifest)
 
-    def _join_one(self, replica: ReplicaClient, common: dict[str, Any], device: torch.device) -> Any:
-        settings = self._settings
-        name = f"bridge-{self._generation}-replica-{replica.index}"
-        workers = int(replica.call("workers", timeout_s=settings.timeout_s)["workers"])
-        body = {**common, "group": name, "world_size": workers + 1}
+    def _join_missing(self, facts: TrainerFacts, failures: dict[int, str]) -> None:
+        """Joins replicas that are not joined; all of them anew when the trainer's tensors are not those agreed on."""
+        digest = hashlib.sha256(json.dumps(facts.to_json(), sort_keys=True).encode()).hexdigest()
+        if digest != self._facts_digest:
+            self.close()
+            self._facts_digest = digest
+        missing = [replica for replica in self._replicas if replica.index not in self._joined]
+        if not missing:
+            return
+        self._generation += 1
+        bound: dict[str, Any] = {}
+        if self._rank == 0:
+            if self._store is None:
+                self._store = joining.serve_store(self._settings.address, self._settings.timeout_s)
+            found = _each(missing, lambda replica: joining.bind(replica, facts, self._settings.timeout_s), failures)
+            bound = {"store": self._store[1], "workers": {str(index): found[index] for index in sorted(found)}}
+        bound = collective.share(bound)
+        settings = joining.JoinSettings(
+            address=self._settings.address,
+            backend=self._settings.backend,
+            timeout_s=self._settings.timeout_s,
+            verify=self._settings.verify,
+            generation=self._generation,
+        )
+        candidates = [replica for replica in missing if str(replica.index) in bound["workers"]]
+        joined = _each(
+            candidates,
+            lambda replica: joining.join(
+                replica, facts, bound["workers"][str(replica.index)], bound["store"], settings
+            ),
+            failures,
+        )
+        self._joined.update(joined)
+        # A replica counts as joined only if every rank has joined it.
+        flags = torch.tensor([int(replica.index in self._joined) for replica in self._replicas])
+        everywhere = (collective.add_up(flags) == self._world_size).tolist()
+        for replica, is_joined in zip(self._replicas, everywhere, strict=True):
+            if not is_joined:
+                failures.setdefault(replica.index, f"Replica {replica.index} did not join every trainer rank.")
+        self._drop(failures)
 
-        def ask() -> Any:
-            answer = replica.call("connect", body, timeout_s=settings.timeout_s)
-            if answer["digest"] != common["digest"]:
-                raise TransferError(f"Replica {replica.index} computed another digest of the manifest.")
-            return None
+    def _send(
+        self, shards: Mapping[str, torch.Tensor], only: frozenset[str] | None, deadline: float
+    ) -> dict[int, Sent | str]:
+        """This rank's messages to every joined replica at once; an error's text for a replica that did not take them.
+        """
+        failed: dict[int, str] = {}
+        joined = [replica for replica in self._replicas if replica.index in self._joined]
+        device = torch.cuda.current_device() if self._settings.backend == "nccl" else None
 
-        def join() -> Any:
-            return init_process_group(
-                settings.backend,
-                timeout=timedelta(seconds=settings.timeout_s),
-                world_size=workers + 1,
-                rank=0,
-                store=self._store,
-                group_name=name,
-                address=settings.address,
-                device=device,
-            )
+        def send(replica: ReplicaClient) -> Sent:
+            if device is not None:
+                torch.cuda.set_device(device)
+            return self._joined[replica.index].send(shards, only, deadline)
 
-        begin = time.monotonic()
-        group = in_parallel([join, ask])[0]
-        meet(group, device, settings.timeout_s)
-        logger.info("joined replica %d (%d workers) in %.2f s", replica.index, workers, time.monotonic() - begin)
-        return group
+        if device is not None:
+            # Threads have streams of their own; what the optimizer has enqueued must be done.
+            torch.cuda.current_stream().synchronize()
+        return {**_each(joined, send, failed), **failed}
 
-    def _send(self, tensors: Iterator[tuple[str, torch.Tensor]], deadline: float) -> int:
-        sent = 0
-        for name, tensor in tensors:
-            works = [group.broadcast(tensor, 0) for group in self._groups]
-            for replica, work in zip(self._replicas, works, strict=True):
-                finish(work, deadline, f"sending {name} to replica {replica.index}")
-            sent += tensor.numel() * tensor.element_size()
-        return sent
+    def _add_up(self, sent: Mapping[int, Sent | str], failures: dict[int, str]) -> tuple[dict[int, list[int]], int]:
+        """Over all ranks: each worker's digest, by replica, and all bytes. A failure on any rank is one on all."""
+        width = max((sender.workers for sender in self._joined.values()), default=0)
+        table = torch.zeros(len(self._replicas), 2 + width, dtype=torch.int64)
+        for index, result in sent.items():
+            if isinstance(result, str):
+                table[index, 0] = 1
+                failures.setdefault(index, result)
+            else:
+                table[index, 1] = result.bytes
+                digests = result.digests()
+                table[index, 2 : 2 + len(digests)] = digests
+        table = collective.add_up(table)
+        for index in [i for i in self._joined if table[i, 0]]:
+            failures.setdefault(index, f"Replica {index} did not take what a trainer rank sent.")
+        sums = {i: [v & MASK for v in table[i, 2 : 2 + s.workers].tolist()] for i, s in self._joined.items()}
+        return sums, int(table[:, 1].sum())
 
-    def _ask(self, route: str, body: dict[str, Any], deadline: float) -> list[dict[str, Any]]:
-        timeout_s = max(1.0, deadline - time.monotonic())
-        calls: list[Callable[[], dict[str, Any]]] = [
-            partial(replica.call, route, body, timeout_s=timeout_s) for replica in self._replicas
-        ]
-        return in_parallel(calls)
+    def _compare(
+        self, votes: Mapping[int, dict[str, Any]], sums: Mapping[int, list[int]], failures: dict[int, str]
+    ) -> None:
+        """A worker whose digest is not what was sent to it must not commit."""
+        if not self._settings.verify:
+            return
+        for index, vote in votes.items():
+            wrong = [w for w, (a, b) in enumerate(zip(vote["digests"], sums[index], strict=True)) if a != b]
+            if wrong:
+                failures[index] = f"Replica {index}, worker {wrong[0]}: the weights that arrived are not those sent."
+                self._replicas[index].call("abort", {}, timeout_s=self._settings.timeout_s)
+
+    def _ask(
+        self, route: str, body: dict[str, Any], deadline: float, failures: dict[int, str]
+    ) -> dict[int, dict[str, Any]]:
+        """Rank 0 asks every joined replica that has not failed; what failed is added to ``failures``."""
+        if self._rank != 0:
+            return {}
+        asked = [r for r in self._replicas if r.index in self._joined and r.index not in failures]
+        timeout_s = max(1.0, deadline - time.monotonic()) + 1.0
+        return _each(asked, lambda replica: replica.call(route, body, timeout_s=timeout_s), failures)
+
+    def _drop(self, failures: Mapping[int, str]) -> None:
+        """Forgets replicas that failed; they are asked to join again at the next version."""
+        for index in failures:
+            sender = self._joined.pop(index, None)
+            if sender is not None:
+                sender.close()
 
 
-def _collective_device() -> torch.device:
-    """Where the trainer's default group takes its tensors."""
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+def _each(
+    replicas: Sequence[ReplicaClient], call: Callable[[ReplicaClient], T], failures: dict[int, str]
+) -> dict[int, T]:
+    """The call's result for each replica, all at once; what failed is added to ``failures`` instead."""
+
+    def attempt(replica: ReplicaClient) -> T | LauncherError:
+        try:
+            return call(replica)
+        except LauncherError as error:
+            return error
+
+    results = in_parallel([partial(attempt, replica) for replica in replicas])
+    found: dict[int, T] = {}
+    for replica, result in zip(replicas, results, strict=True):
+        if isinstance(result, LauncherError):
+            failures.setdefault(replica.index, str(result))
+        else:
+            found[replica.index] = result
+    return found
 
 
-def _select(held: list[Weight], names: Sequence[str] | None) -> list[Weight]:
+def _owners(held: Sequence[Weight], names: Sequence[str] | None) -> frozenset[str] | None:
+    """The names under which the storages of some weights travel: a tied weight's owner."""
     if names is None:
-        return held
+        return None
     by_name = {weight.name: weight for weight in held}
     unknown = [name for name in names if name not in by_name]
     if unknown:
         raise ValueError(f"The module has no weight named {unknown[0]!r}; it has {len(held)}, first: {held[0].name!r}.")
-    # A tied weight travels under the name that owns the storage.
-    owners = {by_name[name].alias_of or name for name in names}
-    return [weight for weight in held if weight.name in owners]
-
-
-def _manifest(held: list[Weight], dtype: torch.dtype) -> Manifest:
-    return tuple(
-        Entry(
-            name=weight.name,
-            shape=tuple(weight.tensor.shape),
-            dtype=str(dtype if weight.tensor.is_floating_point() else weight.tensor.dtype).removeprefix("torch."),
-            alias_of=weight.alias_of,
-        )
-        for weight in held
-    )
+    return frozenset(by_name[name].alias_of or name for name in names)

@@ -1,13 +1,17 @@
-"""What a trainer's module holds, under the names of its checkpoint."""
+"""What a trainer's module holds, under the names of its checkpoint, and how it is spread over the ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+
+from launcher.bridge.manifest import Entry, Manifest
+from launcher.bridge.reshard.placement import Sharding, replicated
+from launcher.errors import BridgeError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +24,17 @@ class Weight:
 
     alias_of: str | None
     """Name of an earlier weight that shares its storage (tied weights); None if it has its own."""
+
+    @property
+    def local(self) -> torch.Tensor:
+        """What this rank holds of it."""
+        tensor = self.tensor.detach()
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+    @property
+    def dtype(self) -> str:
+        """torch's name without the module: ``bfloat16``."""
+        return str(self.tensor.dtype).removeprefix("torch.")
 
 
 def weights(module: nn.Module) -> list[Weight]:
@@ -37,14 +52,34 @@ def weights(module: nn.Module) -> list[Weight]:
     return found
 
 
-def gathered(selection: list[Weight], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Whole tensors, one at a time, contiguous, floating point ones as ``dtype``; aliases are left out.
+def manifest(held: Sequence[Weight]) -> Manifest:
+    """What the weights are, whole."""
+    return tuple(
+        Entry(name=weight.name, shape=tuple(weight.tensor.shape), dtype=weight.dtype, alias_of=weight.alias_of)
+        for weight in held
+    )
 
-    Collective for sharded tensors: every rank iterates over the same selection in step.
+
+def shardings(held: Sequence[Weight], world_size: int) -> dict[str, Sharding]:
+    """How each weight with a storage of its own lies on the trainer's ranks; every rank computes the same.
+
+    Raises:
+        BridgeError: a tensor's mesh is not all ranks in order.
     """
-    for weight in selection:
-        if weight.alias_of is not None:
-            continue
-        tensor = weight.tensor.detach()
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        yield weight.name, whole.to(dtype if whole.is_floating_point() else whole.dtype).contiguous()
+    whole = replicated(world_size)
+    return {
+        weight.name: _sharding(weight, world_size) if isinstance(weight.tensor, DTensor) else whole
+        for weight in held
+        if weight.alias_of is None
+    }
+
+
+def _sharding(weight: Weight, world_size: int) -> Sharding:
+    mesh = weight.tensor.device_mesh  # type: ignore[attr-defined]
+    ranks = mesh.mesh.flatten().tolist()
+    if ranks != list(range(world_size)):
+        raise BridgeError(
+            f"`{weight.name}` lies on the ranks {ranks}, but the bridge needs a mesh of all {world_size} in order."
+        )
+    placements = weight.tensor.placements  # type: ignore[attr-defined]
+    return Sharding.parse(mesh.shape, [str(placement) for placement in placements])

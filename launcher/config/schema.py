@@ -148,6 +148,9 @@ class WeightBridgeConfig:
     timeout_s: float = 300.0
     """Deadline of each step of an update, and of joining."""
 
+    verify: bool = True
+    """Compare a digest of the weights sent with one of those that arrived before any engine takes them."""
+
     reset_prefix_cache: bool = True
     """Drop the engines' prefix cache at every new version."""
 

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher import bridge
+from launcher.config import load_run_config
 from launcher.errors import TransferError
 from launcher.inference.client import api_key, inference_urls
 from tests.engine.questions import ask, greedy
@@ -41,7 +42,7 @@ def refusal(call: Any) -> str:
 def main(out: Path, checkpoint: Path) -> None:
     """Publishes versions 1 to 4 and records everything."""
     path = os.environ["LAUNCHER_MODEL_PATH"]
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     urls, key = inference_urls(), api_key()
     connection = bridge.connect()
     url = urls[0]
@@ -55,7 +56,9 @@ def main(out: Path, checkpoint: Path) -> None:
     model.load_state_dict(perturbed(model, seed=7))
     report = connection.publish(model, version=2)
     facts["bytes_2"] = report.bytes
-    facts["bytes_expected"] = sum(t.numel() * 2 for t in {id(t): t for t in model.state_dict(keep_vars=True).values()}.values())
+    wire = getattr(torch, load_run_config(Path(os.environ["LAUNCHER_RUN_DIR"])).model.dtype).itemsize
+    storages = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
+    facts["bytes_expected"] = sum(tensor.numel() * wire for tensor in storages.values())
     facts["v2"] = greedy(url, key)
     model.save_pretrained(checkpoint)
     AutoTokenizer.from_pretrained(path).save_pretrained(checkpoint)
@@ -78,10 +81,10 @@ def main(out: Path, checkpoint: Path) -> None:
     connection.publish(model, version=5)
     facts["v5_whole"] = greedy(url, key)
 
-    # A name that the engine does not know: refused, and the engine must not serve the half that it had read.
-    model.register_buffer("launcher_unknown", torch.ones(3, dtype=torch.bfloat16))
+    # A name that the engine does not know: refused before a byte moves.
+    model.register_buffer("launcher_unknown", torch.ones(3))
     facts["unknown_to_engine"] = refusal(lambda: connection.publish(model, version=6))
-    facts["info_quarantined"] = connection.info()
+    facts["info_refused"] = connection.info()
     del model.launcher_unknown
     connection.publish(model, version=7)
     facts["v7"] = greedy(url, key)

@@ -25,6 +25,7 @@ def run_job(folder: Path, model: Path, command: list[str], *overrides: str) -> N
             f"model.path={model}",
             f"trainer.command=[{words}]",
             "trainer.workers_per_node=1",
+            "bridge.timeout_s=60",
             *overrides,
         ],
         cwd=ROOT,
@@ -40,7 +41,8 @@ def run_job(folder: Path, model: Path, command: list[str], *overrides: str) -> N
 def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the trainer of :mod:`tests.engine.publish_program` saw, and what a fresh engine says of its checkpoint."""
     folder = tmp_path_factory.mktemp(request.param)
-    architecture, tied, size = ("qwen3", "", "1") if request.param == "tp1-untied" else ("llama", "--tied", "2")
+    plain = ("qwen3", "", "1", "float32")
+    architecture, tied, size, dtype = plain if request.param == "tp1-untied" else ("llama", "--tied", "2", "bfloat16")
     model = folder / "model"
     subprocess.run(
         [sys.executable, "-m", "launcher.grpo.tiny_model", str(model), "--architecture", architecture, *tied.split()],
@@ -48,7 +50,7 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         check=True,
         capture_output=True,
     )
-    shape = [f"inference.tensor_parallel_size={size}", f"layout.gpus_per_node={size}"]
+    shape = [f"inference.tensor_parallel_size={size}", f"layout.gpus_per_node={size}", f"model.dtype={dtype}"]
     out, checkpoint, fresh = folder / "facts.json", folder / "checkpoint", folder / "fresh.json"
     run_job(folder, model, ["tests.engine.publish_program", str(out), str(checkpoint)], *shape)
     run_job(folder, checkpoint, ["tests.engine.ask_program", str(fresh)], *shape)
@@ -86,8 +88,9 @@ class TestPublish:
         assert {answer["version"] for answer in published["v2"]} == {"2"}
         assert published["info_2"][0]["version"] == 2
 
-    def test_each_storage_travels_once(self, published: dict[str, Any]) -> None:
-        assert published["bytes_2"] == published["bytes_expected"]
+    def test_no_worker_gets_more_than_it_needs(self, published: dict[str, Any]) -> None:
+        # One worker needs everything once; of two, each its half, and both what is not split (norms) and alignment.
+        assert published["bytes_expected"] <= published["bytes_2"] <= 1.1 * published["bytes_expected"]
 
     def test_a_single_parameter_leaves_the_others_alone(self, published: dict[str, Any]) -> None:
         assert tokens(published["v4_single"]) == tokens(published["v5_whole"])
@@ -98,11 +101,10 @@ class TestPublish:
         assert "version 2 is not newer than 2" in published["stale"]
         assert "no.such.weight" in published["unknown_name"]
 
-    def test_an_engine_that_failed_while_writing_is_quarantined_until_it_is_whole_again(
-        self, published: dict[str, Any]
-    ) -> None:
+    def test_a_tensor_that_no_worker_uses_is_refused_before_a_byte_moves(self, published: dict[str, Any]) -> None:
         assert "launcher_unknown" in published["unknown_to_engine"]
-        assert published["info_quarantined"][0]["version"] == 5
+        assert published["info_refused"][0]["version"] == 5
+        assert published["info_refused"][0]["state"] == "serving"
         assert tokens(published["v7"]) == tokens(published["v5_whole"])
         assert published["info_7"][0]["state"] == "serving"
         assert published["info_7"][0]["paused"] is False

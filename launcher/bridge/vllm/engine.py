@@ -30,7 +30,6 @@ class BridgeEngine:
         self.version: int | None = None
         self.state = "serving"
         self._preparing: int | None = None
-        self._whole = True
         self._updates = 0
         self._lock = asyncio.Lock()
 
@@ -53,11 +52,11 @@ class BridgeEngine:
         if method == "GET" and route == "workers":
             return {"workers": engine.vllm_config.parallel_config.world_size}
         handlers = {
+            "bind": self._bind,
             "connect": self._connect,
             "prepare": self._prepare,
             "vote": self._vote,
             "commit": self._commit,
-            "load": self._load,
             "abort": self._abort,
             "pause": self._pause,
             "resume": self._resume,
@@ -68,13 +67,14 @@ class BridgeEngine:
         async with self._lock:
             return await handlers[route](engine, body)
 
+    async def _bind(self, engine: Any, body: dict[str, Any]) -> dict[str, Any]:
+        return {"workers": await _workers(engine, "bind", body)}
+
     async def _connect(self, engine: Any, body: dict[str, Any]) -> dict[str, Any]:
-        answers = await _workers(engine, "connect", body)
-        return {"workers": len(answers), "version": self.version, "digest": answers[0]["digest"]}
+        return {"workers": await _workers(engine, "connect", body), "version": self.version}
 
     async def _prepare(self, engine: Any, body: dict[str, Any]) -> dict[str, Any]:
         version = self._newer(body)
-        self._whole = bool(body["whole"])
         await _workers(engine, "prepare", body)
         self._preparing = version
         if self.state == "serving":
@@ -93,30 +93,20 @@ class BridgeEngine:
                 await self._abort(engine, body)
                 raise Refused(409, f"version {version} was not received: {error}")
             if states == {"received"}:
-                return {"version": version, "vote": "yes"}
+                return {"version": version, "digests": [answer["digest"] for answer in answers]}
             if time.monotonic() > deadline:
                 raise Refused(504, f"version {version} was not received within {body['timeout_s']} s")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_POLL_S)
 
     async def _commit(self, engine: Any, body: dict[str, Any]) -> dict[str, Any]:
-        version = self._prepared(body)
-        return await self._write(engine, version, "commit", {"version": version, "whole": self._whole}, body)
-
-    async def _load(self, engine: Any, body: dict[str, Any]) -> dict[str, Any]:
-        version = self._newer(body)
-        request = {"path": body["path"], "whole": bool(body["whole"])}
-        return await self._write(engine, version, "load", request, body)
-
-    async def _write(
-        self, engine: Any, version: int, op: str, request: dict[str, Any], body: dict[str, Any]
-    ) -> dict[str, Any]:
         """Pause at a step boundary, write, drop what was computed from the old weights, stamp, resume."""
+        version = self._prepared(body)
         was_paused = await engine.is_paused() and self.state != "quarantined"
         begin = time.monotonic()
         await engine.pause_generation(mode="keep", clear_cache=False)
         self.state = "quarantined"
-        await _workers(engine, op, request)
+        await _workers(engine, "commit", {"version": version})
         if body.get("reset_prefix_cache", True):
             # Running requests are preempted and their keys and values computed anew: nothing of the old weights is
             # left to be reused, neither by them nor, through shared prefixes, by others.

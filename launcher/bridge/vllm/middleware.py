@@ -2,11 +2,11 @@
 
 ====================  =========================================================================================
 GET  /bridge/info     version, state, URL-independent facts about the engine
-POST /bridge/connect  join the trainer's group: manifest, digest, store, group, backend, timeout_s
+POST /bridge/bind     learn how the trainer's tensors map into the workers'; their needs
+POST /bridge/connect  agree on the plan, join the trainer's group
 POST /bridge/prepare  start receiving ``version`` beside the live weights
-POST /bridge/vote     wait until every worker has received ``version``
+POST /bridge/vote     wait until every worker has received ``version``; the digests of what arrived
 POST /bridge/commit   pause, write, drop the prefix cache, stamp ``version``, resume
-POST /bridge/load     the same from a safetensors file: ``path``, ``version``
 POST /bridge/abort    forget what was received
 POST /bridge/pause, /bridge/resume, GET /bridge/is_paused
 POST /bridge/disconnect

@@ -23,7 +23,7 @@ NAME = "launcher-plain"
 class PlainLinearMethod(UnquantizedLinearMethod):
     """``torch.nn.functional.linear`` on the live parameter."""
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         """Leaves the weight alone."""
         layer.cpu_linear = torch.nn.functional.linear
 
@@ -31,7 +31,7 @@ class PlainLinearMethod(UnquantizedLinearMethod):
 class PlainEmbeddingMethod(UnquantizedEmbeddingMethod):
     """The same for embeddings and the output layer."""
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         """Leaves the weight alone."""
         layer.cpu_linear = torch.nn.functional.linear
 
@@ -78,6 +78,7 @@ def use_live_weights(model: nn.Module) -> list[str]:
     Returns:
         Names of layers that cannot: their parameter has been emptied.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "cpu_linear"):
             module.cpu_linear = torch.nn.functional.linear

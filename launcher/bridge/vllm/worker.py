@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from launcher.bridge.manifest import digest, from_json
-from launcher.bridge.receiver import Receiver
-from launcher.bridge.vllm.plain_linear import NAME, use_live_weights
+from launcher.bridge.agreement import TrainerFacts, replica_plan
+from launcher.bridge.binding import Binding, Writer
+from launcher.bridge.binding.vllm import bind_worker, writer
+from launcher.bridge.receiver import WeightReceiver
+from launcher.bridge.reshard import fingerprints
+from launcher.bridge.vllm.plain_linear import use_live_weights
 from launcher.errors import BridgeError, TransferError
 
 if TYPE_CHECKING:
     from torch import nn
+
+logger = logging.getLogger(__name__)
 
 
 class BridgeWorker:
@@ -27,7 +33,11 @@ class BridgeWorker:
 
     rank: int
     device: torch.device
-    _bridge_receiver: Receiver | None = None
+    vllm_config: Any
+    _bridge_facts: TrainerFacts | None = None
+    _bridge_binding: Binding | None = None
+    _bridge_writer: Writer | None = None
+    _bridge_receiver: WeightReceiver | None = None
 
     if TYPE_CHECKING:
 
@@ -36,11 +46,11 @@ class BridgeWorker:
     def bridge_call(self, op: str, request: dict[str, Any]) -> dict[str, Any]:
         """One request to this worker; ``{"error": text}`` if it failed."""
         operations = {
+            "bind": self._bridge_bind,
             "connect": self._bridge_connect,
             "prepare": self._bridge_prepare,
             "status": self._bridge_status,
             "commit": self._bridge_commit,
-            "load": self._bridge_load,
             "drop": self._bridge_drop,
             "disconnect": self._bridge_disconnect,
         }
@@ -49,42 +59,59 @@ class BridgeWorker:
         except (BridgeError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             return {"error": f"worker {self.rank}: {type(error).__name__}: {error}"}
 
+    def _bridge_bind(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Learns how the trainer's tensors map into this worker's, from the model's own loader."""
+        model = self.get_model()
+        if self.device.type == "cpu":
+            use_live_weights(model)
+        self._bridge_facts = TrainerFacts.from_json(request["trainer"])
+        self._bridge_binding = bind_worker(model, self.vllm_config.model_config, self._bridge_facts.manifest)
+        logger.info("bridge: %s", self._bridge_binding.describe())
+        location = [int(os.environ.get("LAUNCHER_NODE_RANK", "0")), self._bridge_gpu()]
+        return {"binding": self._bridge_binding.to_json(), "location": location}
+
     def _bridge_connect(self, request: dict[str, Any]) -> dict[str, Any]:
         self._bridge_disconnect(request)
-        self._bridge_refuse_packed()
-        manifest = from_json(request["manifest"])
-        if digest(manifest) != request["digest"]:
-            raise TransferError("the manifest's digest is not the one that the trainer computed")
-        self._bridge_receiver = Receiver(
-            manifest=manifest,
+        if self._bridge_facts is None or self._bridge_binding is None:
+            raise TransferError("this worker has not been bound")
+        workers = request["workers"]
+        if Binding.from_json(workers[self.rank]["binding"]).digest != self._bridge_binding.digest:
+            raise TransferError("the trainer has another binding of this worker than the worker itself")
+        plan = replica_plan(self._bridge_facts, workers)
+        if plan.digest != request["plan"]:
+            # The trainer names the first difference from these.
+            return {"plan": plan.digest, "fingerprints": fingerprints(plan)}
+        model = self.get_model()
+        self._bridge_writer = writer(model, self.vllm_config.model_config, self._bridge_binding)
+        self._bridge_receiver = WeightReceiver(
+            plan=plan,
+            rank=self.rank,
+            received=self._bridge_writer.received,
             backend=request["backend"],
             group=request["group"],
             store=request["store"],
-            rank=1 + self.rank,
-            world_size=int(request["world_size"]),
             device=self.device,
             address=os.environ.get("LAUNCHER_ADDRESS"),
             timeout_s=float(request["timeout_s"]),
+            verify=bool(request["verify"]),
         )
-        return {"rank": self.rank, "digest": digest(manifest)}
+        return {"plan": plan.digest, "extra_bytes": self._bridge_writer.extra_bytes}
 
     def _bridge_prepare(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._bridge_joined().prepare(int(request["version"]), list(request["names"]))
+        self._bridge_joined().prepare(int(request["version"]), request["names"])
         return {}
 
     def _bridge_status(self, request: dict[str, Any]) -> dict[str, Any]:
         return self._bridge_joined().status()
 
     def _bridge_commit(self, request: dict[str, Any]) -> dict[str, Any]:
-        tensors = self._bridge_joined().take(int(request["version"]))
-        return self._bridge_write(tensors, whole=bool(request["whole"]))
-
-    def _bridge_load(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The filesystem's way: a file that all workers can read."""
-        from safetensors.torch import load_file
-
-        self._bridge_refuse_packed()
-        return self._bridge_write(list(load_file(request["path"]).items()), whole=bool(request["whole"]))
+        begin = time.monotonic()
+        self._bridge_joined().committed(int(request["version"]))
+        assert self._bridge_writer is not None
+        self._bridge_writer.commit()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return {"seconds": time.monotonic() - begin}
 
     def _bridge_drop(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._bridge_receiver is not None:
@@ -94,33 +121,13 @@ class BridgeWorker:
     def _bridge_disconnect(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._bridge_receiver is not None:
             self._bridge_receiver.close()
-            self._bridge_receiver = None
+            self._bridge_receiver, self._bridge_writer = None, None
         return {}
 
-    def _bridge_write(self, tensors: list[tuple[str, torch.Tensor]], *, whole: bool) -> dict[str, Any]:
-        """Into the live parameters, through the model's own loader: it knows its fused and its sharded ones."""
-        begin = time.monotonic()
-        model = self.get_model()
-        with torch.no_grad():
-            loaded = model.load_weights(iter(tensors))  # type: ignore[operator]
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        if whole and loaded is not None:
-            missed = sorted({name for name, _ in model.named_parameters()} - set(loaded))
-            if missed:
-                raise TransferError(f"{len(missed)} parameters of the engine were not in the update, first: {missed[0]}")
-        return {"seconds": time.monotonic() - begin}
+    def _bridge_gpu(self) -> int:
+        return self.device.index or 0 if self.device.type == "cuda" else self.rank
 
-    def _bridge_refuse_packed(self) -> None:
-        """Writing a parameter beside the packed copy that an engine computes with would be silently lost."""
-        packed = use_live_weights(self.get_model()) if self.device.type == "cpu" else []
-        if packed:
-            raise TransferError(
-                f"{len(packed)} parameters are packed and cannot be updated in place, first: {packed[0]}."
-                f" HINT: start the engine with `--quantization {NAME}`."
-            )
-
-    def _bridge_joined(self) -> Receiver:
+    def _bridge_joined(self) -> WeightReceiver:
         if self._bridge_receiver is None:
             raise TransferError("this worker has not joined the bridge")
         return self._bridge_receiver
