@@ -15,11 +15,18 @@ from launcher.control.client import ADDRESS_VARIABLE, ControlClient
 
 
 class EventLog:
-    """Appends events to a file, one whole line at a time. Thread-safe; has one writer in a run."""
+    """Appends events to a file, one whole line at a time. Thread-safe; has one writer in a run.
+
+    Args:
+        path: made if it is missing; a last line that its writer could not finish is ended first.
+    """
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
+        written = path.read_bytes() if path.exists() else b""
         self._file = path.open("a", encoding="utf-8")
+        if written and not written.endswith(b"\n"):
+            self._file.write("\n")
 
     def append(self, event: dict[str, Any]) -> None:
         """Writes one event; it is in the file when this returns."""

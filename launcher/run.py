@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import sys
-
 from pathlib import Path
-from types import FrameType
+from typing import TYPE_CHECKING
 
 from launcher import run_dir as directory
-from launcher.clusters.base import Cluster, Job
+from launcher.agent.stop_request import StopRequest
+from launcher.clusters.base import Cluster, Job, Outcome
 from launcher.config import check
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, SubmissionError
 from launcher.layout import plan
 from launcher.layout.table import render_table
+from launcher.paths import sbatch_templates_dir
+
+if TYPE_CHECKING:
+    from launcher.view.state import RunState
 
 END_TIMEOUT_S = 60.0
+LOG_LINES = 20
 
 
 def run(config: Config) -> int:
@@ -35,21 +39,39 @@ def run(config: Config) -> int:
     problems = cluster.check()
     if problems:
         raise ConfigError(problems)
+    if not config.submit:
+        template = sbatch_templates_dir() / "plain.sbatch"
+        path = directory.create(config, plan(config))
+        print(f"run directory {path}\nnext:\n  sbatch --nodes={config.layout.nodes} {template} {path}", flush=True)
+        return 0
+    if config.cluster.kind != "local" and not config.cluster.wait:
+        path, job = _submit(config, cluster)
+        print(_next_commands(path, job), flush=True)
+        return 0
+    stop = StopRequest()
+    # From before there is anything to end until everything has ended.
+    stop.listen((signal.SIGINT, signal.SIGTERM))
+    try:
+        path, job = _submit(config, cluster)
+        return _follow(path, job, stop)
+    finally:
+        stop.restore()
+
+
+def _submit(config: Config, cluster: Cluster) -> tuple[Path, Job]:
     layout = plan(config)
-    print(render_table(layout), flush=True)
+    new = directory.missing_directories(Path(config.output_dir).absolute())
     path = directory.create(config, layout)
     try:
         job = cluster.submit(path)
     except SubmissionError:
-        shutil.rmtree(path)
+        directory.remove(path, new)
         raise
+    print(render_table(layout))
     if job.job_id is not None:
-        print(f"submitted job {job.job_id}", flush=True)
+        print(f"submitted job {job.job_id}")
     print(f"run directory {path}", flush=True)
-    if config.cluster.kind != "local" and not config.cluster.wait:
-        print(_next_commands(path, job), flush=True)
-        return 0
-    return _follow(path, job)
+    return path, job
 
 
 def _cluster(config: Config) -> Cluster:
@@ -62,36 +84,56 @@ def _cluster(config: Config) -> Cluster:
     return LocalCluster(config)
 
 
-def _follow(path: Path, job: Job) -> int:
-    """Shows the run until its end. Ctrl-C, or SIGTERM, ends the run first and then this process."""
+def _follow(path: Path, job: Job, stop: StopRequest) -> int:
+    """Shows the run until its end. Ctrl-C, or SIGTERM, ends the run and then this process; a second one is ignored."""
     from launcher.view.follow import follow
     from launcher.view.pictures import write_pictures
     from launcher.view.summary import summary
 
-    def interrupt(_signum: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    is_cancelled = False
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    interrupted = False
+    def is_alive() -> bool:
+        nonlocal is_cancelled
+        if stop.signal is not None and not is_cancelled:
+            is_cancelled = True
+            print(f"\nlauncher: {stop.signal.name}; ending the run ...", file=sys.stderr, flush=True)
+            job.cancel()
+        return job.is_alive()
+
     try:
-        state = follow(path, None, sys.stdout, job.is_alive)
-    except KeyboardInterrupt:
-        interrupted = True
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("\nending the run ...", flush=True)
-        job.cancel()
-        state = follow(path, None, sys.stdout, job.is_alive)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    outcome = job.wait(END_TIMEOUT_S)
+        state = follow(path, None, sys.stdout, is_alive, alive_interval_s=0.2)
+        outcome = job.wait(END_TIMEOUT_S)
+    except BaseException:
+        if job.is_alive():
+            job.cancel()
+        raise
     write_pictures(path, state)
     print(summary(path, state), flush=True)
-    if interrupted:
-        return 130
-    if outcome.exit_code == 0 and state.outcome != "completed":
-        print(f"launcher: the job ended as {outcome.text}, but the run did not say that it completed.", file=sys.stderr)
-        return 1
+    return _exit_code(path, state, outcome, job, stop)
+
+
+def _exit_code(path: Path, state: RunState, outcome: Outcome, job: Job, stop: StopRequest) -> int:
+    """The job's own code, and a word about an end that the run itself had no chance to explain."""
+    if stop.signal is not None:
+        return 128 + stop.signal
+    if state.outcome is None:
+        words = f"launcher: the job ended ({outcome.text}) without a last word from its nodes."
+        logs = [log for log in job.logs() if log.exists()]
+        if job.job_id is not None and not logs:
+            words += f" HINT: `output_dir` ({path.parent}) must be on a filesystem that every node sees; is it?"
+        print(words, file=sys.stderr)
+        _print_ends(logs)
+        return outcome.exit_code or 1
     return outcome.exit_code
+
+
+def _print_ends(logs: list[Path]) -> None:
+    from launcher.agent.worker import tail
+
+    for log in logs:
+        print(f"Log: {log}", file=sys.stderr)
+        for line in tail(log, LOG_LINES):
+            print(f"    {line}", file=sys.stderr)
 
 
 def _next_commands(path: Path, job: Job) -> str:

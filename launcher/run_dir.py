@@ -2,33 +2,73 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
+import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from launcher.config import to_yaml
 from launcher.config.schema import Config
+from launcher.errors import ConfigError
 from launcher.layout import Layout, layout_to_json
 
 CONFIG = "config.yaml"
 LAYOUT = "layout.json"
 MODEL = "model"
 SUBMISSION = "submission.json"
+EVENTS = "events.jsonl"
+"""Of an attempt: its event log."""
+
+CONTROL = "control.json"
+"""Of an attempt: where its control service listens."""
 
 
 def create(config: Config, layout: Layout) -> Path:
-    """Makes a new run directory and freezes the configuration and the layout in it. Nodes read it; they compose nothing."""
+    """Makes a run directory and freezes the configuration and the layout in it. Nodes read it; they compose nothing.
+
+    Raises:
+        ConfigError: it cannot be written; nothing of it is left.
+    """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     run_dir = Path(config.output_dir).absolute() / f"{config.name}-{stamp}-{secrets.token_hex(2)}"
-    run_dir.mkdir(parents=True)
-    (run_dir / CONFIG).write_text(to_yaml(config))
-    (run_dir / LAYOUT).write_text(layout_to_json(layout) + "\n")
-    submission = {"time": time.time(), "cluster": config.cluster.kind, "run_dir": str(run_dir)}
-    write_atomically(run_dir / SUBMISSION, submission)
+    new = missing_directories(run_dir.parent)
+    try:
+        run_dir.mkdir(parents=True)
+        (run_dir / CONFIG).write_text(to_yaml(config))
+        (run_dir / LAYOUT).write_text(layout_to_json(layout) + "\n")
+        submission = {"time": time.time(), "cluster": config.cluster.kind, "run_dir": str(run_dir)}
+        write_atomically(run_dir / SUBMISSION, submission)
+    except OSError as error:
+        remove(run_dir, new)
+        raise ConfigError(
+            [
+                f"`output_dir` ({config.output_dir}) cannot be written: {error.strerror}, {error.filename}."
+                " HINT: set `output_dir` to a directory of your own; on SLURM to one that every node sees."
+            ]
+        ) from error
     return run_dir
+
+
+def missing_directories(path: Path) -> list[Path]:
+    """``path`` and what is above it, as far as it does not exist, the deepest first."""
+    return [directory for directory in (path, *path.parents) if not directory.exists()]
+
+
+def remove(run_dir: Path, new: Sequence[Path]) -> None:
+    """Takes back what :func:`create` made.
+
+    Args:
+        new: directories above it that were made for it, the deepest first; they go too, if nothing else is in them.
+    """
+    shutil.rmtree(run_dir, ignore_errors=True)
+    for path in new:
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def read_submission(run_dir: Path) -> dict[str, Any] | None:

@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
 
 from launcher.agent.agent import run
-from launcher.agent.proctree import signal_on_parent_death
+from launcher.agent.environment import SCRATCH_VARIABLE
+from launcher.agent.postmortem import report_failure
+from launcher.agent.proctree import become_subreaper, end_descendants, signal_on_parent_death
+from launcher.agent.stop_request import StopRequest
 from launcher.errors import LauncherError
+
+LEFTOVER_GRACE_S = 0.5
 
 
 def main() -> int:
-    """Runs the agent; an expected failure is one message on standard error."""
+    """Runs the agent. An expected failure is one message in its log, and is told to the run."""
     parser = argparse.ArgumentParser(prog="launcher.agent", description=__doc__)
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--guard", type=int, help="process id of the guard")
+    parser.add_argument("--guard", type=int, required=True, help="process id of the guard")
     arguments = parser.parse_args()
+    stop = StopRequest()
+    stop.listen((signal.SIGTERM, signal.SIGINT, signal.SIGUSR2))
+    # Should the guard be killed, the agent does what the guard would have done: nothing that it started is left behind.
     signal_on_parent_death(signal.SIGTERM)
-    if arguments.guard is not None and os.getppid() != arguments.guard:
+    become_subreaper()
+    if os.getppid() != arguments.guard:
         return 1
     try:
-        return run(arguments.run_dir)
+        return run(arguments.run_dir, stop, arguments.guard)
     except LauncherError as error:
         print(f"launcher: {error}", file=sys.stderr)
-        return error.exit_code
+        return report_failure(arguments.run_dir, str(error), error.exit_code)
+    finally:
+        end_descendants(LEFTOVER_GRACE_S)
+        if os.getppid() != arguments.guard and (scratch := os.environ.get(SCRATCH_VARIABLE)):
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 if __name__ == "__main__":

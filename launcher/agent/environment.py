@@ -4,60 +4,52 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
+from launcher.agent.context import NodeContext
+from launcher.control.client import ADDRESS_VARIABLE
 from launcher.control.keys import TOKEN_VARIABLE, api_key
 from launcher.layout import Process, Role
 
+SCRATCH_VARIABLE = "LAUNCHER_SCRATCH"
+"""Names the directory of this node that the guard removes after the run."""
+
 # What the agent was told about itself; a worker that starts a run of its own must not inherit it.
-OWN = ("LAUNCHER_LOCAL_NODE_RANK", "LAUNCHER_LOCAL_HOSTNAMES")
+OWN = ("LAUNCHER_LOCAL_NODE_RANK", "LAUNCHER_LOCAL_HOSTNAMES", SCRATCH_VARIABLE)
 
 
-def worker_environment(
-    process: Process,
-    *,
-    cluster_env: Mapping[str, str],
-    run_dir: Path,
-    attempt: int,
-    attempt_dir: Path,
-    control: str,
-    token: str,
-    address: str,
-    model_path: Path,
-    error_file: Path,
-    runtime: Mapping[str, str],
-) -> dict[str, str]:
+def worker_environment(context: NodeContext, process: Process, runtime: Mapping[str, str]) -> dict[str, str]:
     """Environment of one worker.
 
     Args:
-        cluster_env: ``cluster.env`` of the configuration.
-        control: ``host:port`` of the control service.
-        address: this node's address, as its peers reach it.
-        error_file: where torch's ``@record`` leaves an exception.
         runtime: what depends on the role: rendezvous of the trainers, URLs of the engines.
     """
     inherited = {name: value for name, value in os.environ.items() if name not in OWN}
     environ = {
         **inherited,
-        **cluster_env,
+        **context.config.cluster.env,
         **process.env,
-        "LAUNCHER_RUN_DIR": str(run_dir),
-        "LAUNCHER_ATTEMPT": str(attempt),
-        "LAUNCHER_ATTEMPT_DIR": str(attempt_dir),
-        "LAUNCHER_CONTROL": control,
-        "LAUNCHER_ADDRESS": address,
-        "LAUNCHER_MODEL_PATH": str(model_path),
+        "LAUNCHER_RUN_DIR": str(context.run_dir),
+        "LAUNCHER_ATTEMPT": str(context.attempt),
+        "LAUNCHER_ATTEMPT_DIR": str(context.attempt_dir),
+        ADDRESS_VARIABLE: context.control,
+        "LAUNCHER_ADDRESS": context.address,
+        "LAUNCHER_MODEL_PATH": str(context.model_path),
         "LAUNCHER_PROCESS": process.name,
-        "LOGDIR": str(attempt_dir / "logs"),
-        "TORCHELASTIC_ERROR_FILE": str(error_file),
+        "LOGDIR": str(context.log_dir),
+        "TORCHELASTIC_ERROR_FILE": str(context.log_dir / f"{process.name}.error.json"),
         "PYTHONUNBUFFERED": "1",
-        TOKEN_VARIABLE: token,
+        TOKEN_VARIABLE: context.token,
         **runtime,
     }
     if process.role is Role.INFERENCE:
-        environ["VLLM_API_KEY"] = api_key(token)
+        environ["VLLM_API_KEY"] = api_key(context.token)
+        if "VLLM_HOST_IP" not in process.env:
+            environ["VLLM_HOST_IP"] = context.address
+        if scratch := os.environ.get(SCRATCH_VARIABLE):
+            # vLLM leaves its sockets behind; there they go with the run.
+            environ["VLLM_RPC_BASE_PATH"] = scratch
     elif process.role is Role.TRAINER:
-        environ["LAUNCHER_INFERENCE_API_KEY"] = api_key(token)
+        environ["LAUNCHER_INFERENCE_API_KEY"] = api_key(context.token)
     given = inherited.get("CUDA_VISIBLE_DEVICES", "").split(",")
     if given != [""] and environ.get("CUDA_VISIBLE_DEVICES"):
         # The layout counts from 0; the allocation may be GPUs 4 to 7 of a shared node.

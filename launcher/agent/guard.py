@@ -1,77 +1,131 @@
 """The process above an agent: whatever happens to the agent, nothing that it started outlives the guard.
 
-``python -m launcher.agent.guard RUN_DIR`` is what one node runs. The guard starts the agent, passes signals on, and when
-the agent has ended, in whatever way, ends every process that is left below it. It finds them because it is their
-subreaper: orphans are handed to it, wherever in the tree they were. In turn the agent gets SIGTERM if the guard dies.
+``python -m launcher.agent.guard RUN_DIR`` is what one node runs. The guard starts the agent, passes signals on, and
+when the agent has ended, in whatever way, ends every process that is left below it. It finds them because orphans are
+handed to the agent, and from the agent to the guard, wherever in the tree they were (``PR_SET_CHILD_SUBREAPER``). In
+turn the agent gets SIGTERM if the guard dies.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from launcher.agent.environment import SCRATCH_VARIABLE
 from launcher.agent.node import node_environment
+from launcher.agent.postmortem import report_failure
 from launcher.agent.proctree import become_subreaper, end_descendants, signal_on_parent_death
+from launcher.agent.worker import tail
+from launcher.config import load_run_config
 from launcher.run_dir import attempt_dir
 
 LEFTOVER_GRACE_S = 0.5
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+PATIENCE_S = 10.0
+"""How much longer than ``stop_grace_s`` an agent may take to end once it was asked to."""
+
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
-def guard(command: Sequence[str], log: Path) -> int:
-    """Runs one agent to its end. Main thread only.
+def guard_node(run_dir: Path) -> int:
+    """Guards the agent of the node that this process is on. Main thread only.
+
+    Returns:
+        The node's exit code; node 0 answers for the run.
+    """
+    # Until there is an agent to pass it on to, a signal waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    node = node_environment()
+    logs = attempt_dir(run_dir, node.attempt) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"agent-{node.node_rank:04d}.log"
+    # For sockets and the like: short, because a socket's path may have 107 characters only, and gone after the run.
+    scratch = tempfile.mkdtemp(prefix="launcher-")
+    command = [sys.executable, "-m", "launcher.agent", str(run_dir), "--guard", str(os.getpid())]
+    patience_s = load_run_config(run_dir).stop_grace_s + PATIENCE_S
+    try:
+        code = guard(command, log, {**os.environ, SCRATCH_VARIABLE: scratch}, patience_s)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if code == 0:
+        return 0
+    how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+    return report_failure(
+        run_dir,
+        f"The agent on node {node.node_rank} ({node.hostname}) ended with {how}.",
+        128 - code if code < 0 else code,
+        log=str(log),
+        tail=tail(log),
+    )
+
+
+def guard(command: Sequence[str], log: Path, environ: Mapping[str, str], patience_s: float) -> int:
+    """Runs one agent to its end, and what it started to its end. Main thread only.
 
     Args:
         command: the agent's command line.
         log: the agent's output is added to it.
+        patience_s: an agent that has not ended so long after the first signal is killed.
 
     Returns:
-        The agent's exit code; 128 + n if signal n ended it; 1 if a process could not be ended.
+        The agent's exit code, negative for a signal; 1 if a process that it started cannot be ended.
     """
     become_subreaper()
-    pending: list[int] = []
     agent: subprocess.Popen[bytes] | None = None
 
     def pass_on(signum: int, _frame: FrameType | None) -> None:
-        if agent is None:
-            pending.append(signum)
-        elif agent.poll() is None:
+        if agent is not None and agent.poll() is None:
             agent.send_signal(signum)
+            # One that was stopped could do nothing about it.
+            agent.send_signal(signal.SIGCONT)
+            if not any(signal.getitimer(signal.ITIMER_REAL)):
+                signal.setitimer(signal.ITIMER_REAL, patience_s)
 
+    def lose_patience(_signum: int, _frame: FrameType | None) -> None:
+        if agent is not None and agent.poll() is None:
+            agent.kill()
+
+    # The agent begins with them blocked, too, and unblocks them when it listens: one that comes early is not lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     previous = {signum: signal.signal(signum, pass_on) for signum in PASSED_ON}
+    previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, lose_patience)
     try:
         with log.open("ab") as output:
-            agent = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        for signum in pending:
-            agent.send_signal(signum)
+            agent = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, env=environ, start_new_session=True
+            )
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         code = agent.wait()
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         stuck = end_descendants(LEFTOVER_GRACE_S)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-    if code < 0:
-        print(f"launcher: the agent was ended by signal {-code} ({signal.Signals(-code).name})", file=sys.stderr)
-        code = 128 - code
     if stuck:
         print(f"launcher: these processes cannot be ended: {stuck}", file=sys.stderr)
-        code = code or 1
-    return code
+    return code or (1 if stuck else 0)
 
 
-def guard_node(run_dir: Path) -> int:
-    """Guards the agent of the node that this process is on; see :func:`guard`."""
-    node = node_environment()
-    logs = attempt_dir(run_dir, node.attempt) / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "launcher.agent", str(run_dir), "--guard", str(os.getpid())]
-    return guard(command, logs / f"agent-{node.node_rank:04d}.log")
+def main() -> int:
+    """Guards this node for as long as the process that started the guard lives."""
+    parser = argparse.ArgumentParser(prog="launcher.agent.guard")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--parent", type=int, help="process id of who starts the guard; without it, nothing runs")
+    arguments = parser.parse_args()
+    if arguments.parent is not None:
+        signal_on_parent_death(signal.SIGTERM)
+        if os.getppid() != arguments.parent:
+            return 1
+    return guard_node(arguments.run_dir)
 
 
 if __name__ == "__main__":
-    signal_on_parent_death(signal.SIGTERM)
-    sys.exit(guard_node(Path(sys.argv[1])))
+    sys.exit(main())

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from launcher.config.schema import LayoutConfig
 from launcher.errors import AllocationError
 
 LOCAL_NODE_RANK = "LAUNCHER_LOCAL_NODE_RANK"
@@ -46,7 +47,7 @@ def node_environment(environ: Mapping[str, str] = os.environ) -> NodeEnvironment
         return NodeEnvironment(
             node_rank=int(environ[LOCAL_NODE_RANK]),
             hostnames=tuple(environ[LOCAL_HOSTNAMES].split(",")),
-            gpus=None,
+            gpus=_visible_gpus(environ),
             job_id=None,
             attempt=1,
             is_local=True,
@@ -59,29 +60,32 @@ def node_environment(environ: Mapping[str, str] = os.environ) -> NodeEnvironment
     )
 
 
-def check_allocation(node: NodeEnvironment, *, nodes: int, gpus_per_node: int, device: str) -> None:
+def check_allocation(node: NodeEnvironment, layout: LayoutConfig) -> None:
     """Compares what was given with what was planned.
 
     Raises:
         AllocationError: a wrong number of nodes, or too few GPUs here.
     """
-    if len(node.hostnames) != nodes:
+    given = len(node.hostnames)
+    if given != layout.nodes:
+        names = ", ".join(node.hostnames[:8]) + (", ..." if given > 8 else "")
         raise AllocationError(
-            f"The allocation has {len(node.hostnames)} nodes ({', '.join(node.hostnames)}), but `layout.nodes` is"
-            f" {nodes}. HINT: set `layout.nodes={len(node.hostnames)}`, or ask SLURM for {nodes} nodes."
+            f"The allocation has {given} {'node' if given == 1 else 'nodes'} ({names}), but `layout.nodes` is"
+            f" {layout.nodes}. HINT: set `layout.nodes={given}`, or ask SLURM for {layout.nodes} nodes."
         )
-    if device == "cuda" and node.gpus is not None and node.gpus < gpus_per_node:
+    if layout.device == "cuda" and node.gpus is not None and node.gpus < layout.gpus_per_node:
         raise AllocationError(
             f"Node {node.node_rank} ({node.hostname}) was given {node.gpus} GPUs, but `layout.gpus_per_node` is"
-            f" {gpus_per_node}. HINT: set `layout.gpus_per_node={node.gpus}`, or see `cluster.gpus` for how GPUs are asked for."
+            f" {layout.gpus_per_node}. HINT: set `layout.gpus_per_node={node.gpus}`, or see `cluster.gpus` for how"
+            " GPUs are asked for."
         )
 
 
 def own_address(node: NodeEnvironment) -> str:
     """An address of this node that its peers can reach.
 
-    ``LAUNCHER_ADDRESS`` wins, for nodes with several networks. Else what the node's name in the nodelist resolves to, if
-    it is an address of this machine; else the one that this machine would use to reach another host.
+    ``LAUNCHER_ADDRESS`` wins, for nodes with several networks. Else what the node's name in the nodelist resolves to,
+    if it is an address of this machine; else the one that this machine would use to reach another host.
     """
     if chosen := os.environ.get("LAUNCHER_ADDRESS"):
         return chosen
@@ -92,8 +96,8 @@ def own_address(node: NodeEnvironment) -> str:
     for address in resolved:
         if not address.startswith("127.0."):
             return address
-    if address := _outgoing_address():
-        return address
+    if outgoing := _outgoing_address():
+        return outgoing
     return resolved[0] if resolved else "127.0.0.1"
 
 
@@ -115,10 +119,15 @@ def _slurm(environ: Mapping[str, str]) -> NodeEnvironment:
 def _slurm_gpus(environ: Mapping[str, str]) -> int | None:
     if "SLURM_GPUS_ON_NODE" in environ:
         return int(environ["SLURM_GPUS_ON_NODE"])
-    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
+    for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
         if environ.get(name):
             return len(environ[name].split(","))
-    return None
+    return _visible_gpus(environ)
+
+
+def _visible_gpus(environ: Mapping[str, str]) -> int | None:
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    return None if visible is None else len([gpu for gpu in visible.split(",") if gpu])
 
 
 def _resolve(name: str) -> list[str]:
@@ -141,7 +150,7 @@ def _is_mine(address: str) -> bool:
 def _outgoing_address() -> str | None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            # Connecting a datagram socket sends nothing; it only asks the routing table (192.0.2.0/24 is documentation's).
+            # Connecting a datagram socket sends nothing, it only asks the routing table (for documentation's address).
             probe.connect(("192.0.2.1", 9))
         except OSError:
             return None

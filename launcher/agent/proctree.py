@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -39,8 +40,18 @@ def descendants(root: int) -> list[int]:
     return found
 
 
+def has_other_members(group: int) -> bool:
+    """True if a process group has living members beside its leader."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != group and (fields := _stat(entry)) is not None:
+            state, _, its_group = fields[:3]
+            if int(its_group) == group and state != "Z":
+                return True
+    return False
+
+
 def end_descendants(grace_s: float, deadline_s: float = 10.0) -> list[int]:
-    """Ends every process below this one: SIGTERM, ``grace_s`` later SIGKILL. For a subreaper, that is all it ever started.
+    """Ends every process below this one: SIGTERM, ``grace_s`` later SIGKILL. A subreaper thus ends all it ever started.
 
     Returns:
         What is still there after ``deadline_s``: processes that the kernel cannot end.
@@ -71,13 +82,31 @@ def reap() -> None:
             return
 
 
+def reap_adopted(own: Collection[int]) -> None:
+    """Collects ended orphans that were handed to this process; its ``own`` children are left to who started them."""
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        # The kernel names the same one again until it is collected; an own one will be, soon.
+        if ended is None or ended.si_pid in own:
+            return
+        os.waitpid(ended.si_pid, 0)
+
+
 def _parent(entry: Path) -> int | None:
+    fields = _stat(entry)
+    return None if fields is None or fields[0] == "Z" else int(fields[1])
+
+
+def _stat(entry: Path) -> list[str] | None:
+    """State, parent, process group and so on (``proc_pid_stat(5)``); None for one that has gone."""
     try:
         # The command's name is in parentheses and may itself hold any character, so count from the last one.
-        state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-    except (OSError, ValueError):
+        return (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
         return None
-    return None if state == "Z" else int(parent)
 
 
 def _signal(pid: int, signum: signal.Signals) -> None:

@@ -8,7 +8,7 @@ and the error file that ``torch.distributed.elastic.multiprocessing.errors.recor
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import signal
 import subprocess
@@ -18,9 +18,12 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
+from launcher.agent.proctree import has_other_members
 from launcher.layout.model import Process
 
 TAIL_LINES = 20
+KILL_TIMEOUT_S = 5.0
+GROUP_GRACE_S = 1.0
 EXEC_CHILD = Path(__file__).with_name("exec_child.py")
 
 
@@ -42,23 +45,36 @@ class Worker:
         program = sys.executable if process.argv[0] == "python" else process.argv[0]
         with self.log.open("ab") as log:
             self._popen = subprocess.Popen(
-                [sys.executable, "-S", str(EXEC_CHILD), program, *process.argv[1:]],
+                [sys.executable, "-I", "-S", str(EXEC_CHILD), program, *process.argv[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**environ, "LAUNCHER_PARENT_PID": str(os.getpid())},
                 start_new_session=True,
             )
-        self.started = time.monotonic()
+        self._started = time.monotonic()
+        self._ended: float | None = None
 
     @property
     def pid(self) -> int:
         """Process id; also the id of its session and process group."""
         return self._popen.pid
 
+    def age_s(self) -> float:
+        """Seconds since its start."""
+        return time.monotonic() - self._started
+
     def poll(self) -> int | None:
-        """Exit code, negative for a signal; None while it runs."""
-        return self._popen.poll()
+        """Exit code, negative for a signal; None while it, or for a moment what it left in its process group, runs."""
+        if self._popen.returncode is None and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            self._ended = self._ended or time.monotonic()
+            # Python's resource tracker, for one, removes its parent's shared memory after the parent's end.
+            if time.monotonic() - self._ended < GROUP_GRACE_S and has_other_members(self.pid):
+                return None
+            # Before it is reaped: from then on its number may become another process's.
+            self._kill_group()
+            self._popen.wait()
+        return self._popen.returncode
 
     def terminate(self) -> None:
         """Asks the process itself to end; it decides what its children do."""
@@ -66,12 +82,15 @@ class Worker:
             self._popen.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Ends what is left of the whole process group."""
-        try:
+        """Ends the whole process group, if it has not ended."""
+        if self.poll() is None:
+            self._kill_group()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the guard names what cannot be ended
+                self._popen.wait(timeout=KILL_TIMEOUT_S)
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        self._popen.wait()
 
     def describe_end(self) -> str:
         """How it ended: ``exit code 1`` or ``signal 9 (SIGKILL)``."""
@@ -81,16 +100,6 @@ class Worker:
         if code < 0:
             return f"signal {-code} ({signal.Signals(-code).name})"
         return f"exit code {code}"
-
-    def reason(self) -> str | None:
-        """In one line: the exception that torch's ``@record`` left behind, else the last line of the log."""
-        try:
-            message = json.loads(self.error_file.read_text())["message"]
-            text = str(message["message"] if isinstance(message, dict) else message)
-        except (OSError, ValueError, KeyError):
-            text = "\n".join(tail(self.log))
-        lines = [line for line in text.splitlines() if line.strip()]
-        return lines[-1].strip() if lines else None
 
 
 def tail(path: Path, lines: int = TAIL_LINES) -> list[str]:

@@ -25,7 +25,7 @@ NEVER = timedelta(days=365)
 _environment = threading.Lock()
 
 
-def init_process_group(  # noqa: PLR0917  (the earlier bridge's signature)
+def init_process_group(
     backend: str = "gloo",
     init_method: str | None = None,
     timeout: timedelta = DEFAULT_TIMEOUT,

@@ -271,8 +271,7 @@ class Bridge:
     def _send(
         self, shards: Mapping[str, torch.Tensor], only: frozenset[str] | None, deadline: float
     ) -> dict[int, Sent | str]:
-        """This rank's messages to every joined replica at once; an error's text for a replica that did not take them.
-        """
+        """This rank's messages to every joined replica at once; an error's text for a replica that did not take them."""
         failed: dict[int, str] = {}
         joined = [replica for replica in self._replicas if replica.index in self._joined]
         device = torch.cuda.current_device() if self._settings.backend == "nccl" else None

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import launcher
+from launcher.layout.environment import is_protected
 
-SCRUBBED_PREFIXES = ("SLURM_", "SBATCH_", "SRUN_", "PMI_", "PMIX_")
-KEPT = frozenset({"SLURM_CONF"})
+FOREIGN_PREFIXES = ("SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCANCEL_", "PMI_", "PMIX_")
+"""Beginnings of names, beside those that the launcher sets itself, that would change how the job, or a tool, starts."""
+
+KEPT = frozenset({"SLURM_CONF", "SLURM_JWT", "CUDA_VISIBLE_DEVICES"})
+"""Where SLURM is and who asks it; and which GPUs of this machine are ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +48,11 @@ class Job(ABC):
 
     @abstractmethod
     def cancel(self) -> None:
-        """Asks the job to end."""
+        """Asks the job to end, and returns without waiting for it."""
+
+    @abstractmethod
+    def logs(self) -> list[Path]:
+        """Where the cluster itself writes, for a job that did not get as far as having logs of its own."""
 
 
 class Cluster(ABC):
@@ -66,13 +74,15 @@ class Cluster(ABC):
 def job_environment() -> dict[str, str]:
     """The environment that a job starts from: this process's, so that it finds the same programs and packages.
 
-    Without what an enclosing job would leak into the new one (but with ``SLURM_CONF``), and with this package's folder on
+    Without what an enclosing job, run or torchrun would leak into the new one, and with this package's folder on
     ``PYTHONPATH``, so that a checkout works from any directory.
     """
-    environ = {
-        name: value for name, value in os.environ.items() if name in KEPT or not name.startswith(SCRUBBED_PREFIXES)
-    }
+    environ = {name: value for name, value in os.environ.items() if name in KEPT or not _is_foreign(name)}
     home = str(Path(launcher.__file__).parent.parent)
     if home not in sysconfig.get_paths().values():
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environ.get("PYTHONPATH")]))
     return environ
+
+
+def _is_foreign(name: str) -> bool:
+    return is_protected(name) or name.startswith(FOREIGN_PREFIXES)

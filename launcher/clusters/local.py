@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from launcher.config.schema import Config
 from launcher.control.keys import TOKEN_VARIABLE, new_token
 from launcher.errors import LauncherError
 
-KILL_AFTER_S = 30.0
+KILL_AFTER_S = 60.0
+POLL_S = 0.05
 
 
 class LocalCluster(Cluster):
@@ -37,7 +39,7 @@ class LocalCluster(Cluster):
         }
         guards = [
             subprocess.Popen(
-                [sys.executable, "-m", "launcher.agent.guard", str(run_dir)],
+                [sys.executable, "-m", "launcher.agent.guard", str(run_dir), "--parent", str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 env={**shared, LOCAL_NODE_RANK: str(rank)},
                 # A session of its own: Ctrl-C reaches only the submitter, which passes it on in order.
@@ -53,31 +55,39 @@ class LocalJob(Job):
 
     def __init__(self, guards: list[subprocess.Popen[bytes]]) -> None:
         self._guards = guards
+        self._cancelled: float | None = None
 
     def is_alive(self) -> bool:
-        """True while any node runs."""
-        return any(guard.poll() is None for guard in self._guards)
+        """True while any node runs. One that ends badly ends the others, as ``srun --kill-on-bad-exit`` does."""
+        running = [guard for guard in self._guards if guard.poll() is None]
+        if running and self._cancelled is None and any(guard.returncode for guard in self._guards):
+            self.cancel()
+        if self._cancelled is not None and time.monotonic() - self._cancelled > KILL_AFTER_S:
+            for guard in running:
+                guard.kill()
+        return bool(running)
 
     def wait(self, timeout_s: float) -> Outcome:
         """Node 0 answers for the job."""
         deadline = time.monotonic() + timeout_s
-        for rank, guard in enumerate(self._guards):
-            try:
-                guard.wait(timeout=max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired as error:
-                raise LauncherError(f"Node {rank} (pid {guard.pid}) has not ended after {timeout_s:g} s.") from error
+        while self.is_alive():
+            if time.monotonic() > deadline:
+                pids = ", ".join(str(guard.pid) for guard in self._guards if guard.returncode is None)
+                raise LauncherError(f"Nodes of the run have not ended after {timeout_s:g} s: processes {pids}.")
+            time.sleep(POLL_S)
         codes = [guard.returncode for guard in self._guards]
         worst = codes[0] or next((code for code in codes if code), 0)
+        if worst < 0:
+            return Outcome(exit_code=128 - worst, text=f"signal {-worst} ({signal.Signals(-worst).name})")
         return Outcome(exit_code=worst, text="completed" if worst == 0 else f"exit code {worst}")
 
     def cancel(self) -> None:
-        """SIGTERM to each node; SIGKILL to a guard that ignores it, whose agent then ends by itself."""
+        """SIGTERM to each node; SIGKILL, long after, to a guard that ignores it, whose agent then ends by itself."""
+        self._cancelled = time.monotonic()
         for guard in self._guards:
             if guard.poll() is None:
                 guard.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + KILL_AFTER_S
-        for guard in self._guards:
-            try:
-                guard.wait(timeout=max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                guard.kill()
+
+    def logs(self) -> list[Path]:
+        """None: guards write to the submitter's own output."""
+        return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import submitit
 from launcher.clusters.base import Cluster, Job, Outcome, job_environment
 from launcher.clusters.slurm_state import StateWatch
 from launcher.config.schema import Config, SlurmClusterConfig
-from launcher.errors import ProcessFailure, SubmissionError
+from launcher.errors import LauncherError, SubmissionError
 
 TEST_TIMEOUT_S = 60.0
 
@@ -36,13 +37,14 @@ class AgentTask:
         """Runs this node's part of the run.
 
         Raises:
-            ProcessFailure: it did not end well, which makes the task, and so the job, fail.
+            SystemExit: it did not end well, which makes the task, and so the job, fail.
         """
         from launcher.agent.guard import guard_node
 
         code = guard_node(self.run_dir)
         if code != 0:
-            raise ProcessFailure(f"The run ended with exit code {code}; its logs are in {self.run_dir}/attempts.")
+            # Not an error that submitit would catch and turn into exit code 1: the job's code is the run's.
+            sys.exit(code)
 
 
 class SlurmCluster(Cluster):
@@ -70,7 +72,7 @@ class SlurmCluster(Cluster):
                     capture_output=True,
                     text=True,
                     timeout=TEST_TIMEOUT_S,
-                    env=job_environment(),
+                    env=_submission_environment(),
                     check=False,
                 )
             except subprocess.TimeoutExpired:
@@ -82,14 +84,14 @@ class SlurmCluster(Cluster):
     def submit(self, run_dir: Path) -> SlurmJob:
         """One job; the script is kept as ``job.sh``."""
         folder = run_dir / "submitit"
-        with _environment(job_environment()):
+        with _environment(_submission_environment()):
             executor = self._executor(folder)
             try:
                 job = executor.submit(AgentTask(run_dir))
             except submitit.core.utils.FailedJobError as error:
                 raise SubmissionError(f"sbatch refused the job: {_last_words(str(error))}") from error
         shutil.copyfile(job.paths.submission_file, run_dir / "job.sh")
-        return SlurmJob(job.job_id)
+        return SlurmJob(job.job_id, Path(job.paths.stdout))
 
     def _executor(self, folder: Path) -> submitit.SlurmExecutor:
         cluster = self._cluster
@@ -127,8 +129,12 @@ class SlurmCluster(Cluster):
 
     def _srun_arguments(self) -> list[str]:
         cluster = self._cluster
-        # An agent ends with an error only when it could not tell the others, so nothing is lost by ending them at once.
-        arguments = ["--kill-on-bad-exit=1"]
+        arguments = [
+            # A node ends with an error only when it could not tell node 0, so nothing is lost by ending all at once.
+            "--kill-on-bad-exit=1",
+            # The token and the path of the package travel in the environment, whatever a site makes the default.
+            "--export=ALL",
+        ]
         if cluster.cpus_per_task is not None:
             # From 22.05 on srun does not take it over from the job.
             arguments.append(f"--cpus-per-task={cluster.cpus_per_task}")
@@ -146,6 +152,10 @@ class SlurmCluster(Cluster):
             "node configuration": f" HINT: `layout.nodes` is {self._config.layout.nodes}, `layout.gpus_per_node`"
             f" {self._config.layout.gpus_per_node}, `cluster.gpus` {cluster.gpus!r}, `cluster.mem` {cluster.mem!r};"
             " `sinfo --Node --long` shows what there is.",
+            "node name": f" HINT: `cluster.nodelist` is {cluster.nodelist!r} and `cluster.exclude` {cluster.exclude!r};"
+            " `sinfo --Node` lists the nodes.",
+            "option": f" HINT: `cluster.sbatch` holds {', '.join(map(str, cluster.sbatch)) or 'nothing'}.",
+            "license": f" HINT: `cluster.sbatch` holds {', '.join(map(str, cluster.sbatch)) or 'nothing'}.",
             "time limit": f" HINT: `cluster.time` is {cluster.time!r}.",
         }
         return next((hint for word, hint in hints.items() if word in stderr.lower()), "")
@@ -154,28 +164,57 @@ class SlurmCluster(Cluster):
 class SlurmJob(Job):
     """A job in SLURM's hands."""
 
-    def __init__(self, job_id: str) -> None:
+    def __init__(self, job_id: str, log: Path) -> None:
         self.job_id = job_id
         self._watch = StateWatch(job_id)
+        self._log = log
 
     def is_alive(self) -> bool:
         """False once SLURM says that the job has ended, or has forgotten it."""
-        _ = self._watch.state
-        return not self._watch.is_final
+        state = self._watch.state
+        return state is not None and not state.is_final
 
     def wait(self, timeout_s: float) -> Outcome:
         """The job's own outcome."""
         deadline = time.monotonic() + timeout_s
         while self.is_alive():
             if time.monotonic() > deadline:
-                raise SubmissionError(f"Job {self.job_id} is still {self._watch.state} after {timeout_s:g} s.")
+                raise LauncherError(
+                    f"Job {self.job_id} has not ended after {timeout_s:g} s: `squeue --job {self.job_id}`."
+                )
             time.sleep(0.5)
         state = self._watch.state
-        return Outcome(exit_code=0 if state in ("COMPLETED", None) else 1, text=state or "no longer known to SLURM")
+        if state is None:
+            return Outcome(exit_code=0, text="no longer known to SLURM")
+        return Outcome(exit_code=state.outcome, text=state.name)
 
     def cancel(self) -> None:
-        """``scancel``."""
-        subprocess.run(["scancel", str(self.job_id)], timeout=TEST_TIMEOUT_S, check=False)
+        """``scancel``.
+
+        Raises:
+            LauncherError: it failed.
+        """
+        done = subprocess.run(
+            ["scancel", str(self.job_id)],
+            capture_output=True,
+            text=True,
+            timeout=TEST_TIMEOUT_S,
+            env=job_environment(),
+            check=False,
+        )
+        if done.returncode:
+            raise LauncherError(f"`scancel {self.job_id}` failed: {_last_words(done.stderr)}")
+
+    def logs(self) -> list[Path]:
+        """What the job script and the first task wrote."""
+        return [self._log]
+
+
+def _submission_environment() -> dict[str, str]:
+    environ = job_environment()
+    # The GPUs of the login node are not those of the job.
+    environ.pop("CUDA_VISIBLE_DEVICES", None)
+    return environ
 
 
 @contextmanager
@@ -192,6 +231,7 @@ def _environment(environ: dict[str, str]) -> Iterator[None]:
 
 
 def _last_words(stderr: str) -> str:
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    lines = [line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith("Try ")]
     errors = [line for line in lines if "error" in line.lower()]
-    return " ".join(dict.fromkeys(line.split("error: ")[-1] for line in errors or lines[-1:]))
+    said = dict.fromkeys(line.split("error: ")[-1].removeprefix("sbatch: ") for line in errors or lines)
+    return " ".join(line if line.endswith(".") else f"{line}." for line in said)

@@ -249,6 +249,9 @@ class Config:
     output_dir: str = "runs"
     """Where run directories are made; on SLURM a filesystem that every node shares."""
 
+    submit: bool = True
+    """False: only make the run directory, to be started by hand with ``sbatch_templates/plain.sbatch``."""
+
     start_timeout_s: float = 300.0
     """Longest wait for all nodes of the allocation to report."""
 

@@ -61,9 +61,9 @@ class ControlClient:
                     reply = self._exchange(op, fields, deadline)
                 except (OSError, EOFError) as error:
                     self._drop()
-                    raise ControlError(
-                        f"The control service at {self.address} did not answer `{op}` within {timeout_s:g} s: {error!r}"
-                    ) from error
+                    late = isinstance(error, TimeoutError)
+                    what = f"did not answer `{op}` within {timeout_s:g} s" if late else f"is gone: {error}"
+                    raise ControlError(f"The control service at {self.address} {what}.") from error
         if not reply.get("ok"):
             raise ControlError(f"The control service refused `{op}`: {reply.get('error')}")
         return reply

@@ -26,7 +26,8 @@ def token_from_environment() -> str:
     token = os.environ.get(TOKEN_VARIABLE, "")
     if not token:
         raise ControlError(
-            f"`{TOKEN_VARIABLE}` is not set. HINT: processes of a run get it from their agent; start them through `launcher`."
+            f"`{TOKEN_VARIABLE}` is not set. HINT: processes of a run get it from their agent; start them through"
+            " `launcher`."
         )
     return token
 

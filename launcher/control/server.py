@@ -21,6 +21,7 @@ import logging
 import secrets
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from launcher.control.keys import answer, same
@@ -30,6 +31,26 @@ logger = logging.getLogger(__name__)
 
 LINE_LIMIT = 1 << 20
 LEASE_CHECK_S = 1.0
+HANDSHAKE_TIMEOUT_S = 10.0
+
+
+class Bell:
+    """Wakes everybody who waits for one kind of news, each time it rings. For one event loop."""
+
+    def __init__(self) -> None:
+        self._next = asyncio.Event()
+
+    def ring(self) -> None:
+        """There is news."""
+        self._next.set()
+        self._next = asyncio.Event()
+
+    async def wait_until(self, predicate: Callable[[], bool], timeout_s: float) -> None:
+        """Returns as soon as the predicate holds, or after ``timeout_s``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not predicate():
+                    await self._next.wait()
 
 
 class ControlServer:
@@ -46,8 +67,10 @@ class ControlServer:
         self._sock = sock
         self._token = token
         self._loop = asyncio.new_event_loop()
-        self._changed: asyncio.Condition | None = None
-        self._stop: asyncio.Event | None = None
+        # Two of them: thousands of agents wait for the phase, and would all wake at every value that one publishes.
+        self._phase_news = Bell()
+        self._value_news = Bell()
+        self._stop = asyncio.Event()
         self._up = threading.Event()
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
@@ -58,49 +81,44 @@ class ControlServer:
 
     def close(self) -> None:
         """Ends the service and its thread."""
-        if self._stop is not None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
         with contextlib.closing(self._loop):
-            self._loop.run_until_complete(self._serve())
+            try:
+                self._loop.run_until_complete(self._serve())
+            finally:
+                self._up.set()
 
     async def _serve(self) -> None:
-        self._changed = asyncio.Condition()
-        self._stop = asyncio.Event()
         server = await asyncio.start_server(self._client, sock=self._sock, limit=LINE_LIMIT, backlog=4096)
         leases = asyncio.create_task(self._watch_leases())
         self._up.set()
         await self._stop.wait()
-        leases.cancel()
         server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(leases, *tasks, return_exceptions=True)
 
     async def _watch_leases(self) -> None:
         while True:
             await asyncio.sleep(LEASE_CHECK_S)
-            await self._change(self._state.check_leases)
+            self._change(self._state.check_leases)
 
-    async def _change(self, action: Any, *args: Any) -> None:
-        assert self._changed is not None
-        async with self._changed:
-            action(*args)
-            self._changed.notify_all()
-
-    async def _until(self, predicate: Any, wait_s: float) -> None:
-        """Waits until the predicate holds, at most ``wait_s``."""
-        assert self._changed is not None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(wait_s), self._changed:
-                await self._changed.wait_for(predicate)
+    def _change(self, action: Callable[..., None], *arguments: Any) -> None:
+        before = self._state.phase
+        action(*arguments)
+        if self._state.phase is not before:
+            self._phase_news.ring()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             nonce = secrets.token_hex(16)
             writer.write(_line({"nonce": nonce}))
-            first = json.loads(await asyncio.wait_for(reader.readline(), timeout=10))
+            first = json.loads(await asyncio.wait_for(reader.readline(), HANDSHAKE_TIMEOUT_S))
             if not same(str(first.get("answer", "")), answer(self._token, nonce)):
                 writer.write(_line({"ok": False, "error": "wrong token"}))
                 return
@@ -108,7 +126,14 @@ class ControlServer:
             while line := await reader.readline():
                 writer.write(_line(await self._answer(line)))
                 await writer.drain()
-        except (TimeoutError, ConnectionError, ValueError, AttributeError, asyncio.CancelledError) as error:
+        except (
+            TimeoutError,
+            ConnectionError,
+            ValueError,
+            AttributeError,
+            RecursionError,
+            asyncio.CancelledError,
+        ) as error:
             # Anything may connect to a port; what does not speak the protocol is dropped, not answered.
             logger.debug("control connection dropped: %r", error)
         finally:
@@ -118,31 +143,33 @@ class ControlServer:
         try:
             request = json.loads(line)
             return {"ok": True, **await self._handle(request["op"], request)}
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
             return {"ok": False, "error": f"bad request: {error!r}"}
 
     async def _handle(self, op: str, request: dict[str, Any]) -> dict[str, Any]:
         state = self._state
         values = None
         if op == "hello":
-            await self._change(state.hello, int(request["node_rank"]), request["hostname"], request["address"])
+            self._change(state.hello, int(request["node_rank"]), str(request["hostname"]), str(request["address"]))
         elif op == "beat":
             state.beat(int(request["node_rank"]))
             known = request.get("phase")
-            await self._until(lambda: state.phase != known, float(request.get("wait_s", 0)))
+            await self._phase_news.wait_until(lambda: state.phase != known, float(request.get("wait_s", 0)))
         elif op == "done":
-            await self._change(state.node_done, int(request["node_rank"]))
+            self._change(state.node_done, int(request["node_rank"]))
         elif op == "gone":
-            await self._change(state.node_gone, int(request["node_rank"]))
+            self._change(state.node_gone, int(request["node_rank"]))
         elif op == "fail":
-            await self._change(state.fail, dict(request["failure"]))
+            self._change(state.fail, dict(request["failure"]))
         elif op == "cancel":
-            await self._change(state.cancel, str(request["reason"]))
+            self._change(state.cancel, str(request["reason"]))
         elif op == "put":
-            await self._change(state.values.__setitem__, str(request["key"]), request["value"])
+            state.put(str(request["key"]), request["value"])
+            self._value_news.ring()
         elif op == "get":
             keys = [str(key) for key in request["keys"]]
-            await self._until(lambda: all(key in state.values for key in keys), float(request.get("wait_s", 0)))
+            wait_s = float(request.get("wait_s", 0))
+            await self._value_news.wait_until(lambda: all(key in state.values for key in keys), wait_s)
             values = {key: state.values[key] for key in keys if key in state.values}
         elif op == "event":
             state.emit(str(request["event"]), **dict(request["fields"]))

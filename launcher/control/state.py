@@ -7,7 +7,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
-from launcher.layout.model import Layout, Role
+from launcher.layout.model import Layout
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -34,6 +34,20 @@ class Phase(StrEnum):
 
 ENDED = frozenset({Phase.FINISHED, Phase.FAILED, Phase.CANCELLED})
 
+MODEL_READY = "model/ready"
+"""True once the directory of the model is complete."""
+
+STORE = "trainer/store"
+"""``host:port`` of the trainers' rendezvous store."""
+
+ALL_URLS = "inference/urls"
+"""URLs of all replicas, in their order; one value, so that no node asks for each of them."""
+
+
+def replica_key(index: int, what: str) -> str:
+    """Key of what a replica publishes: its ``url``; that it is ``ready``; the ``master`` of one that spans nodes."""
+    return f"replica/{index}/{what}"
+
 
 class JobState:
     """The one copy of the truth, kept by the agent of node 0. Not thread-safe: one event loop owns it.
@@ -59,6 +73,9 @@ class JobState:
         self.failure: dict[str, Any] | None = None
         self.values: dict[str, Any] = {}
         self._layout = layout
+        self._trainer_nodes = frozenset(node.node_rank for node in layout.trainer_nodes)
+        self._urls = [replica_key(replica.index, "url") for replica in layout.replicas]
+        self._unknown_urls = set(self._urls)
         self._emit = emit
         self._clock = clock
         self._start_timeout_s = start_timeout_s
@@ -88,6 +105,13 @@ class JobState:
         if self.phase is Phase.STARTING and len(self._last_seen) == len(self._layout.nodes):
             self.phase = Phase.RUNNING
 
+    def put(self, key: str, value: Any) -> None:
+        """Publishes a value. Once each replica has said where it listens, :data:`ALL_URLS` holds all of them."""
+        self.values[key] = value
+        self._unknown_urls.discard(key)
+        if not self._unknown_urls and key in self._urls:
+            self.values[ALL_URLS] = [self.values[url] for url in self._urls]
+
     def beat(self, node_rank: int) -> None:
         """A node renews its lease."""
         self._last_seen[node_rank] = self._clock()
@@ -95,16 +119,16 @@ class JobState:
     def node_done(self, node_rank: int) -> None:
         """Everything that a node had to do ended well."""
         self._done.add(node_rank)
-        trainers = {node.node_rank for node in self._layout.trainer_nodes}
-        if self.phase is Phase.RUNNING and trainers <= self._done:
-            self._enter(Phase.DRAINING)
+        if self.phase is Phase.RUNNING and self._trainer_nodes <= self._done:
+            self.phase = Phase.DRAINING
             self.emit("draining")
 
     def node_gone(self, node_rank: int) -> None:
         """A node has ended all its processes and leaves."""
-        self._gone.add(node_rank)
+        if node_rank in self._last_seen:
+            self._gone.add(node_rank)
         if self.phase is Phase.DRAINING and self.everybody_gone:
-            self._enter(Phase.FINISHED)
+            self.phase = Phase.FINISHED
 
     def fail(self, failure: dict[str, Any]) -> None:
         """The first failure is the failure; what comes later is logged as a consequence."""
@@ -112,53 +136,44 @@ class JobState:
         self.emit("failure", first=first, **failure)
         if first:
             self.failure = failure
-            self._enter(Phase.FAILED)
+            self.phase = Phase.FAILED
 
     def cancel(self, reason: str) -> None:
         """Somebody asked for the end."""
         if self.phase not in ENDED:
             self.failure = {"message": reason}
             self.emit("cancelled", message=reason)
-            self._enter(Phase.CANCELLED)
+            self.phase = Phase.CANCELLED
 
     def check_leases(self) -> None:
         """Turns silence into a failure. Called about once a second."""
-        if self.phase in ENDED:
-            return
         now = self._clock()
         if self.phase is Phase.STARTING and now - self._started > self._start_timeout_s:
             missing = [n for n in self._layout.nodes if n.node_rank not in self._last_seen]
-            names = ", ".join(f"{n.node_rank} ({n.hostname})" for n in missing)
+            names = ", ".join(f"{n.node_rank} ({n.hostname})" for n in missing[:8]) + (", ..." if missing[8:] else "")
             self.fail(
                 {
                     "message": f"{len(missing)} of {len(self._layout.nodes)} nodes did not report within"
                     f" `start_timeout_s` ({self._start_timeout_s:g}): node {names}."
                 }
             )
-            return
         for node_rank, seen in sorted(self._last_seen.items()):
             if node_rank in self._gone or now - seen <= self._lease_timeout_s:
                 continue
+            # Nobody waits for it any more.
+            self._gone.add(node_rank)
             node = self._layout.nodes[node_rank]
             self.fail(
                 {
-                    "message": f"Node {node_rank} ({node.hostname}, {node.role.value} {node.role_rank}) has been silent"
+                    "message": f"{node.role.value} on node {node_rank} ({node.hostname}): its agent has been silent"
                     f" for {now - seen:.0f} s, longer than `lease_timeout_s` ({self._lease_timeout_s:g}).",
                     "role": node.role.value,
                     "node_rank": node_rank,
                     "hostname": node.hostname,
                 }
             )
-            return
 
     @property
     def everybody_gone(self) -> bool:
-        """True once each node that ever reported has left."""
-        return set(self._last_seen) <= self._gone
-
-    def is_trainer_node(self, node_rank: int) -> bool:
-        """True for a node whose end is the trainer's end."""
-        return self._layout.nodes[node_rank].role is Role.TRAINER
-
-    def _enter(self, phase: Phase) -> None:
-        self.phase = phase
+        """True once each node that ever reported has left, or is lost."""
+        return len(self._gone) == len(self._last_seen)

@@ -138,7 +138,7 @@ class Engines:
                 f"{url} did not answer within `trainer.options.request_timeout_s` ({self._timeout_s:g})."
             ) from error
         except httpx.HTTPError as error:
-            raise RolloutError(f"{url} cannot be reached: {error or type(error).__name__}.") from error
+            raise RolloutError(f"{url} cannot be reached: {str(error) or type(error).__name__}.") from error
         if response.status_code != 200:
             raise RolloutError(f"{url} answered {response.status_code}: {response.text[:500]}")
         answer: dict[str, Any] = response.json()

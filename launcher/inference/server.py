@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from launcher import log
 from launcher.control.client import ControlClient
@@ -26,6 +27,11 @@ logger = logging.getLogger(__name__)
 
 MIDDLEWARE = "launcher.bridge.vllm.middleware.BridgeMiddleware"
 WORKER_EXTENSION = "launcher.bridge.vllm.worker.BridgeWorker"
+
+
+KEEP_ALIVE_S = 600
+"""How long a client's idle connection is kept. vLLM's 5 s is also the time after which httpx drops one, and a request
+that meets the engine's closing of its connection fails; so here the clients are the first to close."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,6 +79,7 @@ def _serve(replica: int, vllm_arguments: list[str], *, strict: bool) -> None:
     logger.info("replica %d will serve on %s", replica, url)
     emit("phase", phase="import vllm", who=name, state="begin")
 
+    os.environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", str(KEEP_ALIVE_S))
     import uvloop
     from vllm.entrypoints.openai.api_server import run_server_worker
 
@@ -110,7 +117,11 @@ def _parse(vllm_arguments: list[str]) -> argparse.Namespace:
     except ImportError:
         from vllm.utils import FlexibleArgumentParser
 
-    arguments: argparse.Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args(vllm_arguments)
+    class Parser(FlexibleArgumentParser):  # type: ignore[misc]  # vLLM is untyped to us
+        def error(self, message: str) -> NoReturn:
+            raise LauncherError(f"vLLM refuses its arguments: {message}. HINT: see `inference.args`.")
+
+    arguments: argparse.Namespace = make_arg_parser(Parser()).parse_args(vllm_arguments)
     validate_parsed_serve_args(arguments)
     return arguments
 

@@ -21,7 +21,11 @@ def ask(url: str, path: str, key: str | None, body: dict[str, Any] | None = None
     try:
         with urllib.request.urlopen(request, timeout=120) as reply:
             content = reply.read()
-            return reply.status, json.loads(content) if content else None, {k.lower(): v for k, v in reply.headers.items()}
+            return (
+                reply.status,
+                json.loads(content) if content else None,
+                {k.lower(): v for k, v in reply.headers.items()},
+            )
     except urllib.error.HTTPError as error:
         return error.code, None, {}
 

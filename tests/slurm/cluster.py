@@ -129,7 +129,7 @@ class SlurmCluster:
         if self._login_pid is None:
             return []
         enter = ["nsenter", "--target", str(self._login_pid), *namespaces(self.spec.isolation)]
-        return [*enter, "--", "env", "--chdir", os.getcwd()]
+        return [*enter, "--", "env", "--chdir", str(Path.cwd())]
 
     def run(
         self, command: Sequence[str | Path], *, timeout_s: float = 60, check: bool = True, **env: str

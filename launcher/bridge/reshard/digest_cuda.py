@@ -11,7 +11,7 @@ BLOCK_COLUMNS = 1024
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _weighted_sum(  # type: ignore[no-untyped-def]  # noqa: PLR0917
+def _weighted_sum(  # type: ignore[no-untyped-def]
     words, a, b, out, rows, columns, stride, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
 ):
     block = tl.program_id(0)

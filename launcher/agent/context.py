@@ -1,0 +1,45 @@
+"""What one node's agent knows about its run, in one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.config.schema import Config
+from launcher.layout import Layout, Node
+from launcher.run_dir import attempt_dir, model_path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeContext:
+    """One node of one attempt."""
+
+    config: Config
+    layout: Layout
+    node: Node
+    run_dir: Path
+    attempt: int
+    address: str
+    """This node's address, as its peers reach it."""
+
+    control: str
+    """``host:port`` of the control service."""
+
+    token: str
+    guard: int
+    """Process id of this node's guard."""
+
+    @property
+    def attempt_dir(self) -> Path:
+        """Where this attempt keeps its files."""
+        return attempt_dir(self.run_dir, self.attempt)
+
+    @property
+    def log_dir(self) -> Path:
+        """Where the logs of this attempt are."""
+        return self.attempt_dir / "logs"
+
+    @property
+    def model_path(self) -> Path:
+        """Directory of the model that is trained and served."""
+        return model_path(self.config, self.run_dir)
