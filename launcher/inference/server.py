@@ -97,7 +97,9 @@ def _serve(replica: int, vllm_arguments: list[str], *, strict: bool) -> None:
 def _serve_headless(vllm_arguments: list[str]) -> None:
     from vllm.entrypoints.cli.serve import run_headless
 
-    run_headless(_parse(vllm_arguments))
+    arguments = _parse(vllm_arguments)
+    arguments.api_server_count = 0  # as `vllm serve --headless` does
+    run_headless(arguments)
 
 
 def _parse(vllm_arguments: list[str]) -> argparse.Namespace:

@@ -174,7 +174,7 @@ def _next(state: RunState, places: dict[str, Any]) -> Iterator[str]:
     elif state.outcome != "completed" and "logs" in places:
         yield f"tail -n 20 {places['logs']}/*.log"
     if "checkpoint" in places:
-        yield f"vllm serve {places['checkpoint']}"
+        yield f"python -m vllm.entrypoints.openai.api_server --model {places['checkpoint']}"
         yield f"python -m launcher model.path={places['checkpoint']}"
 
 
