@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from launcher.bridge.groups import init_process_group
     from launcher.bridge.mappings import export_param_mappings
     from launcher.bridge.sender import Bridge, UpdateReport, connect
+    from launcher.bridge.settings import BridgeSettings
     from launcher.bridge.urls import get_inference_urls
 
 _HOME = {
     "Bridge": "sender",
+    "BridgeSettings": "settings",
     "UpdateReport": "sender",
     "connect": "sender",
     "init_process_group": "groups",
@@ -51,6 +53,7 @@ _HOME = {
 __all__ = [
     "Bridge",
     "BridgeConfig",
+    "BridgeSettings",
     "UpdateReport",
     "VLLMWeightBridge",
     "broadcast_single_param",

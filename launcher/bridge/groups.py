@@ -118,7 +118,7 @@ def finish(work: Any, deadline: float, what: str) -> None:
         if "NCCL" in type(work).__name__ or work.is_completed():
             _poll(work, deadline, what)
         # gloo's point-to-point operations make progress only while somebody waits for them.
-        elif not work.wait(timedelta(seconds=max(0.001, deadline - time.monotonic()))):
+        elif not work.wait(timedelta(seconds=min(NEVER.total_seconds(), max(0.001, deadline - time.monotonic())))):
             raise TransferError(f"{what} did not complete within its deadline.")
     except RuntimeError as error:
         raise TransferError(f"{what} failed: {str(error).splitlines()[0]}") from error

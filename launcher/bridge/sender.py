@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,12 +19,13 @@ from launcher.bridge import collective, joining
 from launcher.bridge.agreement import TrainerFacts
 from launcher.bridge.parallel import in_parallel
 from launcher.bridge.replica import ReplicaClient
-from launcher.bridge.reshard import ROUND_BYTES, Location
+from launcher.bridge.reshard import Location
 from launcher.bridge.sending import ReplicaSender, Sent
+from launcher.bridge.settings import BridgeSettings, settings_from_environment
 from launcher.bridge.state import Weight, manifest, shardings, weights
-from launcher.control.keys import bridge_key, token_from_environment
+from launcher.control.keys import bridge_key
 from launcher.errors import LauncherError, TransferError
-from launcher.inference.client import inference_urls, wait_ready
+from launcher.inference.client import wait_ready
 
 logger = logging.getLogger(__name__)
 
@@ -53,35 +52,6 @@ class UpdateReport:
     """Replicas that serve the version."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BridgeSettings:
-    """How to reach the engines; :func:`connect` reads it from the environment of a run."""
-
-    urls: tuple[str, ...]
-    token: str
-    address: str = "127.0.0.1"
-    """Of this host, as the engines reach it."""
-
-    backend: str = "gloo"
-    """``gloo`` or ``nccl``."""
-
-    timeout_s: float = 300.0
-    """Deadline of joining and of each update."""
-
-    verify: bool = True
-    """Compare a digest of what was sent with one of what arrived before any engine commits."""
-
-    min_replicas: int | None = None
-    """Replicas that must take a version for it to count as published; all of them if None."""
-
-    round_bytes: int = ROUND_BYTES
-    """Most bytes that an engine's worker stages at a time."""
-
-    reset_prefix_cache: bool = True
-    location: tuple[int, int] = (0, 0)
-    """Node and GPU of this rank."""
-
-
 def connect(settings: BridgeSettings | None = None, *, ready_timeout_s: float = 600.0) -> Bridge:
     """The bridge of the run that this process is a trainer rank of. Every trainer rank calls it.
 
@@ -100,26 +70,6 @@ def connect(settings: BridgeSettings | None = None, *, ready_timeout_s: float = 
         if collective.world()[0] == 0:
             wait_ready(ready_timeout_s)
     return Bridge(settings)
-
-
-def settings_from_environment() -> BridgeSettings:
-    """The settings that the agent and the run's configuration give."""
-    from launcher.config import load_run_config
-
-    config = load_run_config(Path(os.environ["LAUNCHER_RUN_DIR"]))
-    transport = config.bridge.transport
-    if transport == "auto":
-        transport = "nccl" if config.layout.device == "cuda" else "gloo"
-    return BridgeSettings(
-        urls=tuple(inference_urls()),
-        token=token_from_environment(),
-        address=os.environ.get("LAUNCHER_ADDRESS", "127.0.0.1"),
-        backend=transport,
-        timeout_s=config.bridge.timeout_s,
-        verify=config.bridge.verify,
-        reset_prefix_cache=config.bridge.reset_prefix_cache,
-        location=(int(os.environ.get("LAUNCHER_NODE_RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))),
-    )
 
 
 class Bridge:
@@ -271,7 +221,7 @@ class Bridge:
     def _send(
         self, shards: Mapping[str, torch.Tensor], only: frozenset[str] | None, deadline: float
     ) -> dict[int, Sent | str]:
-        """This rank's messages to every joined replica at once; an error's text for a replica that did not take them."""
+        """This rank's messages to every joined replica at once; an error's text where a replica did not take them."""
         failed: dict[int, str] = {}
         joined = [replica for replica in self._replicas if replica.index in self._joined]
         device = torch.cuda.current_device() if self._settings.backend == "nccl" else None

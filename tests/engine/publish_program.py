@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher import bridge
 from launcher.config import load_run_config
-from launcher.errors import TransferError
+from launcher.errors import BridgeError
 from launcher.inference.client import api_key, inference_urls
 from tests.engine.questions import ask, greedy
 
@@ -34,9 +34,28 @@ def refusal(call: Any) -> str:
     """The message of the error that the call must raise."""
     try:
         call()
-    except (TransferError, ValueError) as error:
+    except (BridgeError, ValueError) as error:
         return str(error)
     return ""
+
+
+def earlier_names(model: torch.nn.Module, whole: dict[str, torch.Tensor], name: str) -> dict[str, Any]:
+    """The earlier bridge's interface, from joining to leaving."""
+    joined = bridge.create_bridge_from_training_config({"device": "cpu", "num_inference_nodes": 1, "lr": 1e-3})
+    joined.initialize()
+    facts: dict[str, Any] = {"begin": joined.update_count}
+    model.load_state_dict(perturbed(model, seed=11))
+    bridge.broadcast_weights(joined, model)
+    model.load_state_dict(whole)
+    joined.broadcast_weights(model)
+    joined.broadcast_single_param(model, name)
+    joined.send_heartbeat()
+    facts["served"] = joined.notify_update()
+    facts["end"] = joined.update_count
+    joined.cleanup()
+    joined.cleanup()
+    facts["after_cleanup"] = refusal(lambda: joined.broadcast_weights(model))
+    return facts
 
 
 def main(out: Path, checkpoint: Path) -> None:
@@ -116,6 +135,8 @@ def main(out: Path, checkpoint: Path) -> None:
     connection.close()
     connection.close()
     facts["after_close"] = greedy(url, key)
+    facts["compat"] = earlier_names(model, changed, name)
+    facts["after_compat"] = greedy(url, key)
     out.write_text(json.dumps(facts))
 
 

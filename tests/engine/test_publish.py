@@ -121,3 +121,12 @@ class TestPublish:
 
     def test_engines_go_on_after_the_trainer_has_left(self, published: dict[str, Any]) -> None:
         assert tokens(published["after_close"]) == tokens(published["v7"])
+
+    def test_the_earlier_names_do_the_same(self, published: dict[str, Any]) -> None:
+        facts = published["compat"]
+        assert facts["begin"] == 7
+        assert facts["end"] == 10
+        assert facts["served"] == [10]
+        assert "initialize" in facts["after_cleanup"]
+        assert tokens(published["after_compat"]) == tokens(published["v7"])
+        assert gap(published["after_compat"], published["v7"]) <= 1e-3

@@ -49,8 +49,6 @@ class BridgeEngine:
             }
         if method == "GET" and route == "is_paused":
             return {"paused": await engine.is_paused()}
-        if method == "GET" and route == "workers":
-            return {"workers": engine.vllm_config.parallel_config.world_size}
         handlers = {
             "bind": self._bind,
             "connect": self._connect,

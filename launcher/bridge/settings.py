@@ -1,0 +1,60 @@
+"""How a trainer rank reaches the engines."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.bridge.reshard import ROUND_BYTES
+from launcher.control.keys import token_from_environment
+from launcher.inference.client import inference_urls
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeSettings:
+    """How to reach the engines; :func:`launcher.bridge.connect` reads it from the environment of a run."""
+
+    urls: tuple[str, ...]
+    token: str
+    address: str = "127.0.0.1"
+    """Of this host, as the engines reach it."""
+
+    backend: str = "gloo"
+    """``gloo`` or ``nccl``."""
+
+    timeout_s: float = 300.0
+    """Deadline of joining and of each update."""
+
+    verify: bool = True
+    """Compare a digest of what was sent with one of what arrived before any engine commits."""
+
+    min_replicas: int | None = None
+    """Replicas that must take a version for it to count as published; all of them if None."""
+
+    round_bytes: int = ROUND_BYTES
+    """Most bytes that an engine's worker stages at a time."""
+
+    reset_prefix_cache: bool = True
+    location: tuple[int, int] = (0, 0)
+    """Node and GPU of this rank."""
+
+
+def settings_from_environment() -> BridgeSettings:
+    """The settings that the agent and the run's configuration give."""
+    from launcher.config import load_run_config
+
+    config = load_run_config(Path(os.environ["LAUNCHER_RUN_DIR"]))
+    transport = config.bridge.transport
+    if transport == "auto":
+        transport = "nccl" if config.layout.device == "cuda" else "gloo"
+    return BridgeSettings(
+        urls=tuple(inference_urls()),
+        token=token_from_environment(),
+        address=os.environ.get("LAUNCHER_ADDRESS", "127.0.0.1"),
+        backend=transport,
+        timeout_s=config.bridge.timeout_s,
+        verify=config.bridge.verify,
+        reset_prefix_cache=config.bridge.reset_prefix_cache,
+        location=(int(os.environ.get("LAUNCHER_NODE_RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))),
+    )
