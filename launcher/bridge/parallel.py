@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
+
+from launcher.errors import TransferError
 
 T = TypeVar("T")
 
 
-def in_parallel(calls: Sequence[Callable[[], T]]) -> list[T]:
+def in_parallel(calls: Sequence[Callable[[], T]], *, timeout_s: float | None = None) -> list[T]:
     """Results in the order of the calls.
 
-    The threads are daemons: a call that hangs until its own deadline keeps neither the caller nor the program.
+    The threads are daemons: a call that hangs, in a library that knows no deadlines, keeps neither the caller nor the
+    program.
 
     Raises:
         BaseException: what the first failing call raised.
+        TransferError: a call has not returned after ``timeout_s``; it is left behind.
     """
     done: queue.SimpleQueue[tuple[int, T | None, BaseException | None]] = queue.SimpleQueue()
 
@@ -29,8 +34,13 @@ def in_parallel(calls: Sequence[Callable[[], T]]) -> list[T]:
     for index, call in enumerate(calls):
         threading.Thread(target=run, args=(index, call), name=f"bridge-{index}", daemon=True).start()
     results: dict[int, T] = {}
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while len(results) < len(calls):
-        index, result, error = done.get()
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            index, result, error = done.get(timeout=left)
+        except queue.Empty:
+            raise TransferError(f"No end after {timeout_s:g} s.") from None
         if error is not None:
             raise error
         results[index] = result  # type: ignore[assignment]

@@ -76,6 +76,10 @@ class WeightReceiver:
         self._complete = False
         """Whether the shadow holds a whole version, so that a part of the next one is enough."""
 
+        self._writing = threading.Lock()
+        """Held while anything is written into ``received``."""
+
+        self._closed = False
         self._refusal: BridgeError | None = None
         self._meeting = threading.Thread(target=self._meet, name="bridge-meeting", daemon=True)
         self._meeting.start()
@@ -122,11 +126,17 @@ class WeightReceiver:
             self._thread = None
 
     def close(self) -> None:
-        """Leaves the group; whatever it still does ends with an error."""
+        """Leaves the group; nothing is received any more."""
+        with self._writing:
+            self._closed = True
         self._group.abort()
+        # Nothing wakes a gloo operation before its deadline; its thread is left behind and writes nothing.
+        wakes = self._wire_device.type == "cuda"
         for thread in (self._thread, self._meeting):
-            if thread is not None:
+            if thread is not None and wakes:
                 thread.join(timeout=5)
+        if self._device.type == "cuda" and not wakes:
+            torch.cuda.synchronize(self._device)
 
     def _meet(self) -> None:
         try:
@@ -155,19 +165,25 @@ class WeightReceiver:
         """Round by round, so that no more than one round's bytes are ever staged."""
         messages = [part for message in self._incoming if (part := restricted(message, only)) is not None]
         total = torch.zeros((), dtype=torch.int64, device=self._device)
-        for number, group in groupby(messages, key=lambda message: message.round):
+        for _round, group in groupby(messages, key=lambda message: message.round):
             in_round = list(group)
             buffers = [torch.empty(m.nbytes, dtype=torch.uint8, device=self._wire_device) for m in in_round]
-            works = [
-                self._group.recv([buffer], message.sender, number)
-                for message, buffer in zip(in_round, buffers, strict=True)
-            ]
+            works = [self._post(message, buffer) for message, buffer in zip(in_round, buffers, strict=True)]
             for message, buffer, work in zip(in_round, buffers, works, strict=True):
-                finish(work, deadline, f"receiving round {number} from trainer rank {message.sender}")
-                total += self._unpack(message, buffer)
+                finish(work, deadline, _describe(message))
+                with self._writing:
+                    if self._closed:
+                        raise TransferError("the group was left while a version was being received")
+                    total += self._unpack(message, buffer)
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
         return int(total.item()) & MASK if self._verify else None
+
+    def _post(self, message: Message, buffer: torch.Tensor) -> Any:
+        try:
+            return self._group.recv([buffer], message.sender, message.round)
+        except RuntimeError as error:  # The sender's end is known before anything comes.
+            raise TransferError(f"{_describe(message)} failed: {str(error).splitlines()[0]}") from error
 
     def _unpack(self, message: Message, buffer: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -175,3 +191,7 @@ class WeightReceiver:
             if not self._verify:
                 return torch.zeros((), dtype=torch.int64, device=self._device)
             return digest_received(self._plan, message, self._received).to(self._device)
+
+
+def _describe(message: Message) -> str:
+    return f"receiving round {message.round} from trainer rank {message.sender}"

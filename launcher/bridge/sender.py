@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 MASK = (1 << 64) - 1
 GOODBYE_TIMEOUT_S = 10.0
+GRACE_S = 1.0
+"""Over a deadline, for a call to say itself that it is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +193,10 @@ class Bridge:
         if self._rank == 0:
             if self._store is None:
                 self._store = joining.serve_store(self._settings.address, self._settings.timeout_s)
-            found = _each(missing, lambda replica: joining.bind(replica, facts, self._settings.timeout_s), failures)
+            timeout_s = self._settings.timeout_s
+            found = _each(
+                missing, lambda replica: joining.bind(replica, facts, timeout_s), failures, timeout_s + GRACE_S
+            )
             bound = {"store": self._store[1], "workers": {str(index): found[index] for index in sorted(found)}}
         bound = collective.share(bound)
         settings = joining.JoinSettings(
@@ -208,6 +213,7 @@ class Bridge:
                 replica, facts, bound["workers"][str(replica.index)], bound["store"], settings
             ),
             failures,
+            2 * self._settings.timeout_s + GRACE_S,  # the rendezvous, and the first exchange
         )
         self._joined.update(joined)
         # A replica counts as joined only if every rank has joined it.
@@ -234,7 +240,7 @@ class Bridge:
         if device is not None:
             # Threads have streams of their own; what the optimizer has enqueued must be done.
             torch.cuda.current_stream().synchronize()
-        return {**_each(joined, send, failed), **failed}
+        return {**_each(joined, send, failed, deadline - time.monotonic() + GRACE_S), **failed}
 
     def _add_up(self, sent: Mapping[int, Sent | str], failures: dict[int, str]) -> tuple[dict[int, list[int]], int]:
         """Over all ranks: each worker's digest, by replica, and all bytes. A failure on any rank is one on all."""
@@ -274,7 +280,9 @@ class Bridge:
             return {}
         asked = [r for r in self._replicas if r.index in self._joined and r.index not in failures]
         timeout_s = max(1.0, deadline - time.monotonic()) + 1.0
-        return _each(asked, lambda replica: replica.call(route, body, timeout_s=timeout_s), failures)
+        return _each(
+            asked, lambda replica: replica.call(route, body, timeout_s=timeout_s), failures, timeout_s + GRACE_S
+        )
 
     def _drop(self, failures: Mapping[int, str]) -> None:
         """Forgets replicas that failed; they are asked to join again at the next version."""
@@ -285,13 +293,16 @@ class Bridge:
 
 
 def _each(
-    replicas: Sequence[ReplicaClient], call: Callable[[ReplicaClient], T], failures: dict[int, str]
+    replicas: Sequence[ReplicaClient],
+    call: Callable[[ReplicaClient], T],
+    failures: dict[int, str],
+    timeout_s: float,
 ) -> dict[int, T]:
-    """The call's result for each replica, all at once; what failed is added to ``failures`` instead."""
+    """The call's result for each replica, all at once; what failed, or has no end in time, is added to ``failures``."""
 
     def attempt(replica: ReplicaClient) -> T | LauncherError:
         try:
-            return call(replica)
+            return in_parallel([partial(call, replica)], timeout_s=timeout_s)[0]
         except LauncherError as error:
             return error
 

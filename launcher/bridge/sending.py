@@ -13,6 +13,7 @@ from launcher.bridge.groups import finish
 from launcher.bridge.integrity import digest_sent
 from launcher.bridge.reshard import Message, Plan
 from launcher.bridge.reshard.execute import pack
+from launcher.errors import TransferError
 
 IN_FLIGHT = 4
 """Messages that wait for their receivers at a time; bounds the sender's memory to as many packed messages."""
@@ -61,14 +62,19 @@ class ReplicaSender:
                     sent.add_digest(part.receiver.rank, digest_sent(self.plan, part, shards))
             if self._device.type == "cuda":
                 torch.cuda.current_stream(self._device).synchronize()
-            target = len(self.plan.trainers) + part.receiver.rank
-            waiting.append((part, self._group.send([buffer], target, part.round), buffer))
+            waiting.append((part, self._post(part, buffer), buffer))
             sent.bytes += part.nbytes
             while len(waiting) >= IN_FLIGHT:
                 _finish(waiting.popleft(), deadline)
         while waiting:
             _finish(waiting.popleft(), deadline)
         return sent
+
+    def _post(self, message: Message, buffer: torch.Tensor) -> Any:
+        try:
+            return self._group.send([buffer], len(self.plan.trainers) + message.receiver.rank, message.round)
+        except RuntimeError as error:  # The receiver's end is known before anything is sent.
+            raise TransferError(f"{_describe(message)} failed: {str(error).splitlines()[0]}") from error
 
     def close(self) -> None:
         """Leaves the group."""
@@ -93,5 +99,8 @@ class Sent:
 
 def _finish(entry: tuple[Message, Any, torch.Tensor], deadline: float) -> None:
     message, work, _buffer = entry
-    what = f"sending round {message.round} to worker {message.receiver.rank}"
-    finish(work, deadline, what)
+    finish(work, deadline, _describe(message))
+
+
+def _describe(message: Message) -> str:
+    return f"sending round {message.round} to worker {message.receiver.rank}"

@@ -1,0 +1,147 @@
+"""A sender and a receiver over NCCL: weights arrive whole, and a peer's end ends neither the other nor its GPU.
+
+Every test of a pair runs over gloo on a CPU, too, where it costs little.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from launcher.bridge.reshard import Box
+from launcher.bridge.reshard.digest import digest
+from tests.bridge.case import Case
+from tests.bridge.end import content
+from tests.bridge.ends import Answer, Pool
+
+MASK = (1 << 64) - 1
+SHORT_S = 4.0
+SLACK_S = 10.0
+JOIN_S = 40.0
+PART = ["gate", "embed", "turned", "master"]
+SMALL = Case(trainers=1, workers=1)
+LARGE = Case(trainers=1, workers=1, model="large", round_bytes=8 << 20)
+"""Nothing of it can be on its way before its receiver takes it."""
+
+
+@pytest.fixture(scope="module", params=["gloo", pytest.param("nccl", marks=pytest.mark.gpu)])
+def processes(request: pytest.FixtureRequest) -> Iterator[Pool]:
+    """Both ends on a CPU with gloo; each on a GPU of its own with NCCL, which refuses to share one."""
+    if request.param == "nccl" and torch.cuda.device_count() < 2:
+        pytest.skip(f"NCCL between two processes needs 2 GPUs, here are {torch.cuda.device_count()}")
+    found = Pool(backend=request.param, devices=("cuda:0", "cuda:1") if request.param == "nccl" else ("cpu",))
+    yield found
+    found.end()
+
+
+@pytest.fixture
+def pair(processes: Pool) -> Iterator[Pool]:
+    """The same processes, but for those that a test has used up."""
+    yield processes
+    processes.settle()
+
+
+def contents_of(case: Case, whole: dict[str, torch.Tensor]) -> list[Answer]:
+    """What the worker must hold."""
+    return [{name: content(tensor) for name, tensor in case.expected(whole, 0).items()}]
+
+
+@pytest.mark.timeout(180)
+def test_every_version_arrives_bit_by_bit(pair: Pool) -> None:
+    replica = pair.join(SMALL, timeout_s=JOIN_S)
+    for version in (1, 2):
+        (sent,), (received,) = replica.publish(version)
+        assert sent["digests"][0] & MASK == received["digest"]
+        assert replica.contents() == contents_of(SMALL, SMALL.state(version))
+    (sent,), (received,) = replica.publish(3, PART)
+    assert sent["digests"][0] & MASK == received["digest"]
+    new = SMALL.state(3)
+    assert replica.contents() == contents_of(SMALL, {**SMALL.state(2), **{name: new[name] for name in PART}})
+    replica.close()
+
+
+@pytest.mark.timeout(180)
+def test_a_wrong_bit_is_seen(pair: Pool) -> None:
+    replica = pair.join(SMALL, timeout_s=JOIN_S)
+    replica.prepare(1)
+    flip = {"name": "norm", "byte": 5, "bit": 3, "times": 0, "stays": False}
+    (sent,), (received,) = replica.send(1, flip=flip), replica.statuses()
+    assert received["state"] == "received"
+    assert sent["digests"][0] & MASK != received["digest"]
+    replica.close()
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_receiver_lost_on_the_way_fails_the_sender_in_time_and_another_takes_its_place(
+    pair: Pool, number: signal.Signals
+) -> None:
+    replica = pair.join(LARGE, timeout_s=JOIN_S, hold="large.20")
+    (sender,), (worker,) = replica.senders, replica.workers
+    replica.prepare(1)
+    replica.tell_send(1, timeout_s=SHORT_S)
+    assert worker.hear() == {"held": "large.20"}
+    worker.signal(number)
+    answer = sender.hear()
+    assert "TransferError: sending round" in answer.get("error", ""), answer
+    assert answer["seconds"] < SHORT_S + SLACK_S
+    assert sender.ask("close", group=replica.group) == {}
+    assert sender.ask("compute", device=pair.devices[0]) == {"total": 1000.0}
+    worker.end()
+    # The same process, the same GPU, a new group.
+    replica = pair.join(LARGE, senders=[sender], timeout_s=JOIN_S)
+    replica.publish(2)
+    assert replica.contents() == contents_of(LARGE, LARGE.state(2))
+    replica.close()
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_sender_lost_on_the_way_fails_the_receiver_in_time_and_leaves_its_gpu_usable(
+    pair: Pool, number: signal.Signals
+) -> None:
+    timeout_s = 6.0 if pair.backend == "gloo" else 15.0
+    replica = pair.join(LARGE, timeout_s=timeout_s)
+    (sender,), (worker,) = replica.senders, replica.workers
+    replica.publish(1)
+    replica.prepare(2)
+    sender.tell("send", group=replica.group, version=2, timeout_s=JOIN_S, hold="large.30")
+    assert sender.hear() == {"held": "large.30"}
+    sender.signal(number)
+    (status,) = replica.statuses(timeout_s + SLACK_S)
+    assert status["state"] == "failed"
+    assert status["seconds"] < timeout_s + SLACK_S
+    assert "has not been received" in replica.commit(2)[0]["error"]
+    assert replica.contents() == contents_of(LARGE, LARGE.state(1))
+    assert worker.ask("close", group=replica.group)["seconds"] < SLACK_S
+    assert worker.ask("compute", device=pair.devices[-1]) == {"total": 1000.0}
+    sender.end()
+
+
+@pytest.mark.timeout(180)
+def test_a_peer_that_never_connects_is_reported_in_time(pair: Pool) -> None:
+    (sender,) = pair.take(1)
+    words = {"case": SMALL.to_json(), "group": "alone", "store": f"127.0.0.1:{pair.store.port}"}
+    sender.tell("join", role="sender", rank=0, device=pair.devices[0], backend=pair.backend, timeout_s=SHORT_S, **words)
+    assert sender.hear().get("error", "").startswith("RendezvousTimeout")
+    assert sender.ask("compute", device=pair.devices[0]) == {"total": 1000.0}
+    sender.end()
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.uint8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("shape", [(1,), (7,), (5001,), (33, 1025), (257, 4098), (3, 5, 77)])
+def test_the_digest_on_a_gpu_is_that_on_a_cpu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    noise = torch.randint(0, 256, (torch.Size(shape).numel() * dtype.itemsize,), dtype=torch.uint8)
+    tensor = noise.view(dtype).view(shape)
+    on_gpu = tensor.cuda()
+    assert digest(on_gpu) == digest(tensor)
+    # A box out of the middle, whose rows begin anywhere in a word.
+    inner = tuple((size // 3, size - size // 4) for size in shape)
+    box = Box(tuple(start for start, _stop in inner), tuple(stop for _start, stop in inner))
+    assert digest(on_gpu[box.slices()], box=box, shape=shape) == digest(tensor[box.slices()], box=box, shape=shape)
