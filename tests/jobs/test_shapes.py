@@ -59,9 +59,7 @@ def test_a_prepared_run_directory_is_submitted_by_hand(slurm: SlurmCluster, tmp_
     (command,) = [line.split() for line in prepared.splitlines() if "sbatch" in line]
     path = f"{Path(sys.executable).parent}:{slurm.env['PATH']}"
     options = ["--wait", "--mem=1000", f"--output={tmp_path / 'job.out'}"]
-    slurm.run(
-        [command[0], *options, *command[1:]], timeout_s=120, PATH=path, PYTHONPATH=str(ROOT)
-    )
+    slurm.run([command[0], *options, *command[1:]], timeout_s=120, PATH=path, PYTHONPATH=str(ROOT))
     events = (run_dir / "attempts" / "1" / "events.jsonl").read_text()
     assert '"outcome":"completed"' in events
     slurm.wait_empty()
