@@ -23,6 +23,9 @@ SLACK_S = 10.0
 JOIN_S = 40.0
 PART = ["gate", "embed", "turned", "master"]
 SMALL = Case(trainers=1, workers=1)
+SMALL_BUFFERS = {"NCCL_MAX_P2P_NCHANNELS": "1", "NCCL_MIN_P2P_NCHANNELS": "1", "NCCL_BUFFSIZE": "262144"}
+"""At its defaults NCCL takes more than 100 MB off a sender before its receiver asks for any of it."""
+
 LARGE = Case(trainers=1, workers=1, model="large", round_bytes=8 << 20)
 """Nothing of it can be on its way before its receiver takes it."""
 
@@ -32,9 +35,12 @@ def processes(request: pytest.FixtureRequest) -> Iterator[Pool]:
     """Both ends on a CPU with gloo; each on a GPU of its own with NCCL, which refuses to share one."""
     if request.param == "nccl" and torch.cuda.device_count() < 2:
         pytest.skip(f"NCCL between two processes needs 2 GPUs, here are {torch.cuda.device_count()}")
-    found = Pool(backend=request.param, devices=("cuda:0", "cuda:1") if request.param == "nccl" else ("cpu",))
-    yield found
-    found.end()
+    with pytest.MonkeyPatch.context() as environ:
+        for name, value in SMALL_BUFFERS.items():
+            environ.setenv(name, value)
+        found = Pool(backend=request.param, devices=("cuda:0", "cuda:1") if request.param == "nccl" else ("cpu",))
+        yield found
+        found.end()
 
 
 @pytest.fixture
