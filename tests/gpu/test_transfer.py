@@ -1,11 +1,10 @@
-"""A sender and a receiver over NCCL: weights arrive whole, and a peer's end ends neither the other nor its GPU.
+"""A sender and a receiver over NCCL: weights arrive whole, and a wrong bit is seen.
 
 Every test of a pair runs over gloo on a CPU, too, where it costs little.
 """
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 
 import pytest
@@ -23,11 +22,6 @@ SLACK_S = 10.0
 JOIN_S = 40.0
 PART = ["gate", "embed", "turned", "master"]
 SMALL = Case(trainers=1, workers=1)
-SMALL_BUFFERS = {"NCCL_MAX_P2P_NCHANNELS": "1", "NCCL_MIN_P2P_NCHANNELS": "1", "NCCL_BUFFSIZE": "262144"}
-"""At its defaults NCCL takes more than 100 MB off a sender before its receiver asks for any of it."""
-
-LARGE = Case(trainers=1, workers=1, model="large", round_bytes=8 << 20)
-"""Nothing of it can be on its way before its receiver takes it."""
 
 
 @pytest.fixture(scope="module", params=["gloo", pytest.param("nccl", marks=pytest.mark.gpu)])
@@ -35,12 +29,9 @@ def processes(request: pytest.FixtureRequest) -> Iterator[Pool]:
     """Both ends on a CPU with gloo; each on a GPU of its own with NCCL, which refuses to share one."""
     if request.param == "nccl" and torch.cuda.device_count() < 2:
         pytest.skip(f"NCCL between two processes needs 2 GPUs, here are {torch.cuda.device_count()}")
-    with pytest.MonkeyPatch.context() as environ:
-        for name, value in SMALL_BUFFERS.items():
-            environ.setenv(name, value)
-        found = Pool(backend=request.param, devices=("cuda:0", "cuda:1") if request.param == "nccl" else ("cpu",))
-        yield found
-        found.end()
+    found = Pool(backend=request.param, devices=("cuda:0", "cuda:1") if request.param == "nccl" else ("cpu",))
+    yield found
+    found.end()
 
 
 @pytest.fixture
@@ -78,53 +69,6 @@ def test_a_wrong_bit_is_seen(pair: Pool) -> None:
     assert received["state"] == "received"
     assert sent["digests"][0] & MASK != received["digest"]
     replica.close()
-
-
-@pytest.mark.timeout(180)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_a_receiver_lost_on_the_way_fails_the_sender_in_time_and_another_takes_its_place(
-    pair: Pool, number: signal.Signals
-) -> None:
-    replica = pair.join(LARGE, timeout_s=JOIN_S, hold="large.20")
-    (sender,), (worker,) = replica.senders, replica.workers
-    replica.prepare(1)
-    replica.tell_send(1, timeout_s=SHORT_S)
-    assert worker.hear() == {"held": "large.20"}
-    worker.signal(number)
-    answer = sender.hear()
-    assert "TransferError: sending round" in answer.get("error", ""), answer
-    assert answer["seconds"] < SHORT_S + SLACK_S
-    assert sender.ask("close", group=replica.group) == {}
-    assert sender.ask("compute", device=pair.devices[0]) == {"total": 1000.0}
-    worker.end()
-    # The same process, the same GPU, a new group.
-    replica = pair.join(LARGE, senders=[sender], timeout_s=JOIN_S)
-    replica.publish(2)
-    assert replica.contents() == contents_of(LARGE, LARGE.state(2))
-    replica.close()
-
-
-@pytest.mark.timeout(180)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_a_sender_lost_on_the_way_fails_the_receiver_in_time_and_leaves_its_gpu_usable(
-    pair: Pool, number: signal.Signals
-) -> None:
-    timeout_s = 6.0 if pair.backend == "gloo" else 15.0
-    replica = pair.join(LARGE, timeout_s=timeout_s)
-    (sender,), (worker,) = replica.senders, replica.workers
-    replica.publish(1)
-    replica.prepare(2)
-    sender.tell("send", group=replica.group, version=2, timeout_s=JOIN_S, hold="large.30")
-    assert sender.hear() == {"held": "large.30"}
-    sender.signal(number)
-    (status,) = replica.statuses(timeout_s + SLACK_S)
-    assert status["state"] == "failed"
-    assert status["seconds"] < timeout_s + SLACK_S
-    assert "has not been received" in replica.commit(2)[0]["error"]
-    assert replica.contents() == contents_of(LARGE, LARGE.state(1))
-    assert worker.ask("close", group=replica.group)["seconds"] < SLACK_S
-    assert worker.ask("compute", device=pair.devices[-1]) == {"total": 1000.0}
-    sender.end()
 
 
 @pytest.mark.timeout(180)
