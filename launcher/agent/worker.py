@@ -1,8 +1,8 @@
 """One worker process: its own session, one log, and an end that takes its whole process group along.
 
-torch's elastic multiprocessing was measured for this place and left out: its process context blocks for 30 s before
-it reports a failure while another worker ignores SIGTERM, writes two logs that cannot be put in order again, and makes
-every agent import torch (2 to 4 s on a busy node). Its contract is kept: the torchrun environment, the agent's store,
+torch's elastic multiprocessing was read for this place and left out: on a failure its process context first ends the
+other workers, with 30 s of patience that no caller can shorten, and only then reports; it writes two logs that cannot
+be put in order again; and every agent would have to import torch. Its contract is kept: the torchrun environment, the agent's store,
 and the error file that ``torch.distributed.elastic.multiprocessing.errors.record`` writes.
 """
 

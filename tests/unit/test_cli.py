@@ -136,6 +136,15 @@ def test_plan_as_a_program_imports_nothing_heavy(empty_dir: Path) -> None:
     assert list(empty_dir.iterdir()) == []
 
 
+def test_submitting_and_following_import_neither_torch_nor_vllm(empty_dir: Path) -> None:
+    script = (
+        "import sys, launcher.run, launcher.clusters.slurm, launcher.clusters.local, launcher.view.follow\n"
+        "import launcher.view.summary, launcher.view.pictures\n"
+        "heavy = {'torch', 'vllm', 'transformers'} & set(sys.modules); sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    assert _python("-c", script, cwd=empty_dir).returncode == 0
+
+
 def test_module_and_exit_code(empty_dir: Path) -> None:
     done = _python("-m", "launcher", "layout.nodes=0", cwd=empty_dir)
 
