@@ -1,9 +1,7 @@
-"""What an update consists of, and a digest by which both sides know that they mean the same."""
+"""What an update consists of."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -45,8 +43,3 @@ def from_json(entries: Sequence[dict[str, Any]]) -> Manifest:
         )
         for entry in entries
     )
-
-
-def digest(manifest: Manifest) -> str:
-    """SHA-256 over a canonical form; equal exactly when the manifests are."""
-    return hashlib.sha256(json.dumps(to_json(manifest), sort_keys=True).encode()).hexdigest()
