@@ -2,8 +2,8 @@
 
 torch's elastic multiprocessing was read for this place and left out: on a failure its process context first ends the
 other workers, with 30 s of patience that no caller can shorten, and only then reports; it writes two logs that cannot
-be put in order again; and every agent would have to import torch. Its contract is kept: the torchrun environment, the agent's store,
-and the error file that ``torch.distributed.elastic.multiprocessing.errors.record`` writes.
+be put in order again; and every agent would have to import torch. Its contract is kept: the torchrun environment, the
+agent's store, and the error file that ``torch.distributed.elastic.multiprocessing.errors.record`` writes.
 """
 
 from __future__ import annotations
