@@ -24,7 +24,7 @@ AVERAGED_STEPS = 10
 def train(config: Config, run_dir: Path) -> None:
     """Trains, publishes every version, saves the last weights, and checks that the engines serve them.
 
-    Every trainer rank calls it.
+    Every trainer rank calls it. It ends the process, with exit code 0, when all is well.
 
     Raises:
         ConfigError: a setting is wrong, or does not fit the number of ranks.
@@ -53,7 +53,7 @@ def train(config: Config, run_dir: Path) -> None:
                 show(step, config.trainer.steps, report, sum(rewards) / len(rewards))
         finish(trainer, engines, urls, untrained, run_dir / "checkpoint" / "final")
     weights.close()
-    worker.leave()
+    worker.end()
 
 
 def show(step: int, steps: int, report: StepReport, average: float) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -51,9 +52,21 @@ class Worker:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
 
     def leave(self) -> None:
-        """Leaves the process group."""
+        """Leaves the process group, together: a rank that is gone early resets the others' connections."""
         if self.world_size > 1:
+            self.reduce([0.0])
             dist.destroy_process_group()
+
+    def end(self) -> NoReturn:
+        """Ends the process with exit code 0, now that everything is done.
+
+        A sharded model keeps its group alive until the interpreter's own end, where gloo's threads may still run and
+        make the C++ runtime abort (``terminate called without an active exception``), now and then.
+        """
+        self.leave()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
     def reduce(self, values: list[float], op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> list[float]:
         """Combines each value over all ranks."""

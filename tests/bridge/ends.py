@@ -213,6 +213,8 @@ class Pool:
             "backend": self.backend,
             "timeout_s": timeout_s,
         }
+        # New processes are still importing torch, which belongs to no deadline.
+        ask_all([*found, *workers], "compute", device="cpu")
         # A process has one GPU: the trainer's ranks the first, the workers the next.
         for rank, end in enumerate(found):
             end.tell("join", role="sender", rank=rank, device=self.devices[0], **words)

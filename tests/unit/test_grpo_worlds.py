@@ -102,4 +102,4 @@ if __name__ == "__main__":
     RESULTS = [two_updates(Path(model), RANK) for model in sys.argv[2:]]
     if RANK.is_main:
         torch.save(RESULTS, sys.argv[1])
-    RANK.leave()
+    RANK.end()
