@@ -106,7 +106,7 @@ def test_help_names_commands_and_presets(capsys: pytest.CaptureFixture[str]) -> 
     for arguments in (["--help"], ["-h"], ["trainer.steps=1", "--help"]):
         assert main(arguments) == 0
         shown = capsys.readouterr().out
-        assert "launcher plan" in shown
+        assert "\n  plan " in shown
         assert "qwen3_8b" in shown
         assert "+cluster=slurm" in shown
 

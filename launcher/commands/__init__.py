@@ -1,0 +1,43 @@
+"""The commands: one table, and one file for each. Looking at the table imports none of them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Main = Callable[[Sequence[str]], int]
+"""What a command's module offers as ``main``: takes the words after the command, returns the exit code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One command, as the help lists it."""
+
+    name: str
+    group: str
+    usage: str
+    """What follows the name, for people: ``RUN [-- COMMAND]``."""
+
+    summary: str
+    module: str = ""
+    """Module of this package that holds ``main``; the command's own name when empty."""
+
+    def load(self) -> Main:
+        """Imports the command."""
+        main: Main = importlib.import_module(f"launcher.commands.{self.module or self.name}").main
+        return main
+
+
+START, LOOK, STEER, TOOLS = "Start", "Look", "Steer", "Tools"
+GROUPS = (START, LOOK, STEER, TOOLS)
+"""In the order of the help."""
+
+# A new command is one line here and one file beside this one.
+_ALL = (
+    Command(name="submit", group=START, usage="[overrides]", summary="the same with its name, as in scripts"),
+    Command(name="plan", group=START, usage="[overrides]", summary="who would be where; starts nothing"),
+)
+
+COMMANDS: dict[str, Command] = {command.name: command for command in _ALL}
+"""Commands by their first word; any other words are the overrides of a run."""
