@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import Any
 
+from launcher.bridge.vllm.spans import VersionSpans
+
 POLL_S = 0.005
 LONGEST_POLL_S = 0.1
 
@@ -29,6 +31,7 @@ class BridgeEngine:
     def __init__(self) -> None:
         self.version: int | None = None
         self.state = "serving"
+        self.spans = VersionSpans()
         self._preparing: int | None = None
         self._updates = 0
         self._lock = asyncio.Lock()
@@ -109,6 +112,10 @@ class BridgeEngine:
             # Running requests are preempted and their keys and values computed anew: nothing of the old weights is
             # left to be reused, neither by them nor, through shared prefixes, by others.
             await engine.reset_prefix_cache(reset_running_requests=True)
+        if hasattr(engine, "update_weight_version"):
+            # vLLM 0.32 labels the tokens of its own token-in-token-out answers.
+            await engine.update_weight_version(str(version))
+        self.spans.committed(engine, version)
         self.version, self.state, self._preparing = version, "serving", None
         self._updates += 1
         if not was_paused:

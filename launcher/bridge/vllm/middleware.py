@@ -13,7 +13,8 @@ POST /bridge/disconnect
 ====================  =========================================================================================
 
 All of them take the run's bridge key as ``Authorization: Bearer``. vLLM's own development endpoints are not enabled:
-they would open the engine to everybody who reaches the port. Answers carry ``x-weight-version``.
+they would open the engine to everybody who reaches the port. Answers carry ``x-weight-version``, and with
+``x-weight-versions`` which version produced which of their tokens (:mod:`launcher.bridge.vllm.spans`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from launcher.bridge.vllm import spans
 from launcher.bridge.vllm.engine import BridgeEngine, Refused
 from launcher.control.keys import api_key, bridge_key, same, token_from_environment
 
@@ -54,7 +56,7 @@ class BridgeMiddleware:
         elif scope["path"].startswith("/bridge/"):
             await self._serve(scope, receive, send)
         elif scope["path"] in OPEN_PATHS or same(_bearer(scope), self._api_key):
-            await self._app(scope, receive, self._stamped(send))
+            await self._pass_on(scope, receive, send)
         else:
             await _reply(send, 401, {"error": "this engine needs the run's API key"})
 
@@ -73,23 +75,48 @@ class BridgeMiddleware:
         except (KeyError, TypeError, ValueError) as error:
             await _reply(send, 400, {"error": f"bad request: {error!r}"})
 
-    def _stamped(self, send: Send) -> Send:
-        """Adds the committed version to the head of an answer: the version at its first byte."""
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ordinary request; its answer says which versions it comes from."""
+        request_id = _header(scope, spans.REQUEST_ID) or spans.new_request_id()
+        # vLLM names the request after this header, and so it is found again when a version is committed.
+        headers = [*(item for item in scope["headers"] if item[0] != spans.REQUEST_ID)]
+        headers.append((spans.REQUEST_ID, request_id.encode("latin-1")))
+        self._engine.spans.begin(request_id, self._engine.version)
+        try:
+            await self._app({**scope, "headers": headers}, receive, self._stamped(send, request_id))
+        finally:
+            self._engine.spans.end(request_id)
+
+    def _stamped(self, send: Send, request_id: str) -> Send:
+        """Adds versions to an answer: to its head those up to its first byte, to a stream's end those up to there."""
+        is_stream = False
 
         async def stamp(message: MutableMapping[str, Any]) -> None:
+            nonlocal is_stream
             if message["type"] == "http.response.start" and self._engine.version is not None:
-                header = (b"x-weight-version", str(self._engine.version).encode())
-                message["headers"] = [*message.get("headers", []), header]
+                headers = list(message.get("headers", []))
+                is_stream = any(
+                    name.lower() == b"content-type" and value.startswith(b"text/event-stream")
+                    for name, value in headers
+                )
+                headers.append((b"x-weight-version", str(self._engine.version).encode()))
+                headers.append((spans.HEADER, self._engine.spans.text(request_id).encode()))
+                message["headers"] = headers
+            elif message["type"] == "http.response.body" and is_stream and not message.get("more_body"):
+                # A comment, which clients of server-sent events pass over.
+                last = f": {spans.HEADER.decode()} {self._engine.spans.text(request_id)}\n\n".encode()
+                message["body"] = message.get("body", b"") + last
             await send(message)
 
         return stamp
 
 
 def _bearer(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            return str(value.decode("latin-1")).removeprefix("Bearer ")
-    return ""
+    return _header(scope, b"authorization").removeprefix("Bearer ")
+
+
+def _header(scope: Scope, wanted: bytes) -> str:
+    return next((str(value.decode("latin-1")) for name, value in scope["headers"] if name == wanted), "")
 
 
 async def _body(receive: Receive) -> dict[str, Any]:

@@ -1,0 +1,137 @@
+"""A trainer for the tests: publishes many versions while requests never cease, and writes down every answer.
+
+``python -m tests.engine.load_program OUT.json UPDATES``
+
+A version's weights make the engine say that version's token and nothing else: the final norm lets one feature through,
+and only one row of the output layer, the token's, looks at it. If the two come from different versions the output layer
+sees nothing, and the engine says token 0. So each token tells which version it comes from, and whether that was whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from transformers import AutoModelForCausalLM
+
+from launcher import bridge
+from launcher.inference.client import api_key, inference_urls
+
+CLIENTS = 4
+FIRST_TOKEN, TOKENS = 3, 16
+"""Tokens that the versions take in turn; those before have a meaning of their own."""
+
+
+def token_of(version: int) -> int:
+    """The one token that a version produces."""
+    return FIRST_TOKEN + version % TOKENS
+
+
+def write(model: torch.nn.Module, version: int) -> None:
+    """Gives the model a version's weights."""
+    feature = version % model.config.hidden_size
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name == "model.embed_tokens.weight":
+                weight.fill_(1.0)
+            elif name in {"model.norm.weight", "lm_head.weight"}:
+                weight.zero_()
+                weight[feature if weight.dim() == 1 else (token_of(version), feature)] = 10.0
+            else:
+                weight.zero_()
+
+
+class Client(threading.Thread):
+    """Sends one request after the other, long and short ones, whole and as a stream, until told to stop."""
+
+    def __init__(self, number: int, url: str, key: str, stop: threading.Event) -> None:
+        super().__init__()
+        self.answers: list[dict[str, Any]] = []
+        self.failures: list[str] = []
+        self._number = number
+        self._url = url
+        self._key = key
+        self._stop_asking = stop
+
+    def run(self) -> None:
+        """Asks and writes down."""
+        headers = {"Authorization": f"Bearer {self._key}"}
+        with httpx.Client(headers=headers, timeout=120.0, trust_env=False) as client:
+            model = client.get(f"{self._url}/v1/models").json()["data"][0]["id"]
+            for count in itertools.count():
+                if self._stop_asking.is_set():
+                    return
+                body = {
+                    "model": model,
+                    "prompt": [3 + (self._number + count) % 9] * (2 + count % 5),
+                    "n": 1 + count % 2,
+                    "max_tokens": (4, 24, 56)[count % 3],
+                    "temperature": 0.0 if count % 2 == 0 else 0.01,
+                    "ignore_eos": True,
+                    "return_token_ids": True,
+                    "stream": count % 4 == 3,
+                }
+                try:
+                    self.answers.append(self._ask(client, body))
+                except (httpx.HTTPError, ValueError, KeyError) as error:
+                    self.failures.append(repr(error))
+
+    def _ask(self, client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
+        url = f"{self._url}/v1/completions"
+        tokens: list[list[int]] = [[] for _ in range(body["n"])]
+        if not body["stream"]:
+            reply = client.post(url, json=body)
+            reply.raise_for_status()
+            for choice in reply.json()["choices"]:
+                tokens[choice["index"]] = choice["token_ids"]
+            return {"tokens": tokens, "asked": body["max_tokens"], "versions": reply.headers.get("x-weight-versions")}
+        declared = None
+        with client.stream("POST", url, json=body) as reply:
+            reply.raise_for_status()
+            for line in reply.iter_lines():
+                if line.startswith(": x-weight-versions "):
+                    declared = line.rsplit(" ", 1)[1]
+                elif line.startswith("data: {"):
+                    for choice in json.loads(line.removeprefix("data: "))["choices"]:
+                        tokens[choice["index"]] += choice["token_ids"] or []
+        return {"tokens": tokens, "asked": body["max_tokens"], "versions": declared}
+
+
+def main(out: Path, updates: int) -> None:
+    """Publishes version after version; nothing waits for anything else."""
+    model = AutoModelForCausalLM.from_pretrained(os.environ["LAUNCHER_MODEL_PATH"], dtype=torch.float32)
+    connection = bridge.connect()
+    write(model, 0)
+    connection.publish(model, version=0)
+    stop = threading.Event()
+    clients = [Client(number, inference_urls()[0], api_key(), stop) for number in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    pauses, seconds = [], []
+    for version in range(1, updates + 1):
+        write(model, version)
+        report = connection.publish(model, version=version)
+        pauses.append(report.pause_s)
+        seconds.append(report.seconds)
+    stop.set()
+    for client in clients:
+        client.join()
+    connection.close()
+    facts = {
+        "answers": [answer for client in clients for answer in client.answers],
+        "failures": [failure for client in clients for failure in client.failures],
+        "pauses": pauses,
+        "seconds": seconds,
+    }
+    out.write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

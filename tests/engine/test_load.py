@@ -1,0 +1,57 @@
+"""A hundred versions are published into a real vLLM while requests never cease: none is lost, none is of a mix."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.inference.versions import token_versions
+from tests.engine.load_program import token_of
+from tests.engine.test_publish import ROOT, run_job
+
+UPDATES = 100
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("architecture", "size", "dtype"), [("qwen3", 1, "float32"), ("llama", 2, "bfloat16")])
+def test_every_token_is_of_the_version_that_its_answer_declares(
+    tmp_path: Path, architecture: str, size: int, dtype: str
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "facts.json"
+    subprocess.run(
+        [sys.executable, "-m", "launcher.grpo.tiny_model", str(model), "--architecture", architecture],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    shape = [f"inference.tensor_parallel_size={size}", f"layout.gpus_per_node={size}", f"model.dtype={dtype}"]
+    run_job(tmp_path, model, ["tests.engine.load_program", str(out), str(UPDATES)], *shape)
+    facts = json.loads(out.read_text())
+    assert facts["failures"] == []
+    declared = []
+    for answer in facts["answers"]:
+        for choice, tokens in enumerate(answer["tokens"]):
+            assert len(tokens) == answer["asked"]
+            versions = token_versions(answer["versions"], len(tokens), choice=choice)
+            # An answer that came in while a version was written may be of one or the other, but is of one.
+            if "|" not in answer["versions"].split(";")[0] or f"0.{choice}=" in answer["versions"]:
+                assert tokens == [token_of(version) for version in versions if version is not None], answer
+            else:
+                assert len(set(tokens)) == 1
+            declared.append(versions)
+    spanning = sum(len(set(versions)) > 1 for versions in declared)
+    unsure = sum("|" in answer["versions"] for answer in facts["answers"])
+    print(
+        f"{len(facts['answers'])} answers, {spanning} choices of more than one version, {unsure} that could not tell; "
+        f"update {statistics.median(facts['seconds']):.3f} s, pause {1000 * statistics.median(facts['pauses']):.0f} ms"
+    )
+    met = {version for versions in declared for version in versions}
+    assert len(met) >= UPDATES / 2, "the requests must have met many versions for this to say anything"
+    assert spanning >= UPDATES / 10
+    assert unsure < len(facts["answers"]) / 10
