@@ -67,6 +67,7 @@ def _submit(config: Config, cluster: Cluster) -> tuple[Path, Job]:
     except SubmissionError:
         directory.remove(path, new)
         raise
+    directory.record_job(path, config.cluster.kind, job.record())
     print(render_table(layout))
     if job.job_id is not None:
         print(f"submitted job {job.job_id}")
@@ -140,9 +141,8 @@ def _next_commands(path: Path, job: Job) -> str:
     return "\n".join(
         [
             "next:",
-            f"  squeue --job {job.job_id}",
-            f"  tail -F {path}/attempts/1/events.jsonl",
-            f"  tail -F {path}/attempts/1/logs/*.log",
-            f"  scancel {job.job_id}",
+            f"  launcher status {path}",
+            f"  launcher logs -f {path}",
+            f"  launcher cancel {path}",
         ]
     )

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ CONFIG = "config.yaml"
 LAYOUT = "layout.json"
 MODEL = "model"
 SUBMISSION = "submission.json"
+JOBS = "jobs.jsonl"
+"""One line for each time the run was handed to a cluster: what it takes to find the job again."""
+
 EVENTS = "events.jsonl"
 """Of an attempt: its event log."""
 
@@ -41,7 +44,12 @@ def create(config: Config, layout: Layout) -> Path:
         run_dir.mkdir(parents=True)
         (run_dir / CONFIG).write_text(to_yaml(config))
         (run_dir / LAYOUT).write_text(layout_to_json(layout) + "\n")
-        submission = {"time": time.time(), "cluster": config.cluster.kind, "run_dir": str(run_dir)}
+        submission = {
+            "time": time.time(),
+            "cluster": config.cluster.kind,
+            "run_dir": str(run_dir),
+            "nodes": config.layout.nodes,
+        }
         write_atomically(run_dir / SUBMISSION, submission)
     except OSError as error:
         remove(run_dir, new)
@@ -75,6 +83,19 @@ def read_submission(run_dir: Path) -> dict[str, Any] | None:
     """When and to which cluster a run was submitted; None if somebody started it by hand."""
     path = run_dir / SUBMISSION
     return dict(json.loads(path.read_text())) if path.exists() else None
+
+
+def record_job(run_dir: Path, cluster: str, job: Mapping[str, Any]) -> None:
+    """Adds a job to those of the run; the last one is the current one."""
+    with (run_dir / JOBS).open("a") as file:
+        file.write(json.dumps({"time": time.time(), "cluster": cluster, **job}) + "\n")
+
+
+def last_job(run_dir: Path) -> dict[str, Any] | None:
+    """The record of the newest job; None if the run was never handed to a cluster from here."""
+    path = run_dir / JOBS
+    lines = path.read_text().splitlines() if path.exists() else []
+    return dict(json.loads(lines[-1])) if lines else None
 
 
 def attempt_dir(run_dir: Path, attempt: int) -> Path:

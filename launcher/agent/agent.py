@@ -117,6 +117,7 @@ def _serve_control(
     state.emit(
         "attempt",
         attempt=node.attempt,
+        job_id=node.job_id,
         nodes=len(layout.nodes),
         trainer_nodes=len(layout.trainer_nodes),
         inference_nodes=len(layout.inference_nodes),

@@ -7,6 +7,7 @@ import sysconfig
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import launcher
 from launcher.layout.environment import is_protected
@@ -49,6 +50,10 @@ class Job(ABC):
     @abstractmethod
     def cancel(self) -> None:
         """Asks the job to end, and returns without waiting for it."""
+
+    @abstractmethod
+    def record(self) -> dict[str, Any]:
+        """What another process needs to find the job again, as JSON; kept in the run directory."""
 
     @abstractmethod
     def logs(self) -> list[Path]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from launcher.agent.node import LOCAL_HOSTNAMES, LOCAL_NODE_RANK
 from launcher.clusters.base import Cluster, Job, Outcome, job_environment
+from launcher.clusters.processes import start_of
 from launcher.config.schema import Config
 from launcher.control.keys import TOKEN_VARIABLE, new_token
 from launcher.errors import LauncherError
@@ -87,6 +90,12 @@ class LocalJob(Job):
         for guard in self._guards:
             if guard.poll() is None:
                 guard.send_signal(signal.SIGTERM)
+
+    def record(self) -> dict[str, Any]:
+        """The guards, in the order of their nodes, on this host."""
+        started = [(guard.pid, start_of(guard.pid)) for guard in self._guards]
+        guards = [{"pid": pid, "start": start} for pid, start in started if start is not None]
+        return {"host": socket.gethostname(), "guards": guards}
 
     def logs(self) -> list[Path]:
         """None: guards write to the submitter's own output."""

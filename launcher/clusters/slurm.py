@@ -17,7 +17,7 @@ from typing import Any
 import submitit
 
 from launcher.clusters.base import Cluster, Job, Outcome, job_environment
-from launcher.clusters.slurm_state import StateWatch
+from launcher.clusters.slurm_watch import StateWatch
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.errors import LauncherError, SubmissionError
 
@@ -177,6 +177,7 @@ class SlurmJob(Job):
     def wait(self, timeout_s: float) -> Outcome:
         """The job's own outcome."""
         deadline = time.monotonic() + timeout_s
+        self._watch.expect_change()
         while self.is_alive():
             if time.monotonic() > deadline:
                 raise LauncherError(
@@ -204,6 +205,10 @@ class SlurmJob(Job):
         )
         if done.returncode:
             raise LauncherError(f"`scancel {self.job_id}` failed: {_last_words(done.stderr)}")
+
+    def record(self) -> dict[str, Any]:
+        """Its id."""
+        return {"job_id": self.job_id}
 
     def logs(self) -> list[Path]:
         """What the job script and the first task wrote."""

@@ -37,6 +37,7 @@ GROUPS = (START, LOOK, STEER, TOOLS)
 _ALL = (
     Command(name="submit", group=START, usage="[overrides]", summary="the same with its name, as in scripts"),
     Command(name="plan", group=START, usage="[overrides]", summary="who would be where; starts nothing"),
+    Command(name="runs", group=LOOK, usage="[--all]", summary="all runs: state, steps, reward, job"),
 )
 
 COMMANDS: dict[str, Command] = {command.name: command for command in _ALL}

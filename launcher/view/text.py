@@ -24,6 +24,27 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
+def age(seconds: float) -> str:
+    """``42 s``, ``14 min``, ``3 h``, ``5 days``: how long ago, for a column."""
+    seconds = max(seconds, 0.0)
+    for limit, unit, name in ((99, 1, "s"), (99 * 60, 60, "min"), (72 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 86400:.0f} days"
+
+
+def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
+    """Rows as lines with columns two spaces apart; those whose index is in ``right`` end at the same place."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
 def clock(seconds: float) -> str:
     """``0:42``, ``12:05``, ``1:02:05``: for a figure that ticks."""
     minutes, rest = divmod(int(max(seconds, 0.0)), 60)

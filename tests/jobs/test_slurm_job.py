@@ -239,8 +239,8 @@ def test_without_waiting_it_returns_at_once_and_scancel_leaves_nothing(
     job = submit(slurm, tmp_path, f"model.path={model}", SLEEPS)
     assert job.code == 0, job.output
     assert job.seconds < 15
-    assert f"scancel {job.job_id}" in job.output
-    assert f"squeue --job {job.job_id}" in job.output
+    assert f"launcher cancel {job.run_dir}" in job.output
+    assert f"launcher status {job.run_dir}" in job.output
     slurm.wait_job(job.job_id, ["RUNNING"])
     events = job.run_dir / "attempts/1/events.jsonl"
     deadline = time.monotonic() + 60

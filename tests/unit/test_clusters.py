@@ -10,9 +10,7 @@ import pytest
 
 from launcher.clusters.base import job_environment
 from launcher.clusters.slurm import SlurmCluster
-from launcher.clusters.slurm_state import JobState, job_state
 from launcher.config import Config, compose
-from launcher.errors import LauncherError
 
 FOREIGN = {
     "SLURM_NTASKS": "4",
@@ -113,57 +111,3 @@ def test_without_sbatch_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_local_configuration_is_no_slurm_cluster() -> None:
     with pytest.raises(TypeError):
         SlurmCluster(Config())
-
-
-def tool(folder: Path, name: str, script: str) -> None:
-    folder.mkdir(exist_ok=True)
-    path = folder / name
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-
-
-@pytest.mark.parametrize(
-    ("squeue", "sacct", "state"),
-    [
-        ("echo RUNNING 0", "exit 1", JobState(name="RUNNING", exit_code=0)),
-        ("echo FAILED 1280", "exit 1", JobState(name="FAILED", exit_code=5)),
-        ("echo CANCELLED 15", "exit 1", JobState(name="CANCELLED", exit_code=143)),
-        ("exit 0", "echo 'CANCELLED by 1000|0:15'", JobState(name="CANCELLED", exit_code=143)),
-        (
-            "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1",
-            "echo 'FAILED|5:0'",
-            JobState(name="FAILED", exit_code=5),
-        ),
-        ("exit 0", "echo 'Slurm accounting storage is disabled' >&2; exit 1", None),
-        ("exit 0", "exit 0", None),
-    ],
-)
-def test_states_as_the_tools_print_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, squeue: str, sacct: str, state: JobState | None
-) -> None:
-    # The tools' output is what is under test here; the jobs of the other tests ask a real SLURM.
-    tool(tmp_path / "bin", "squeue", squeue)
-    tool(tmp_path / "bin", "sacct", sacct)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    assert job_state("7") == state
-
-
-def test_a_controller_that_is_away_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool(tmp_path / "bin", "squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    with pytest.raises(LauncherError, match="Unable to contact slurm controller"):
-        job_state("7")
-
-
-@pytest.mark.parametrize(
-    ("state", "code"),
-    [
-        (JobState(name="COMPLETED", exit_code=0), 0),
-        (JobState(name="FAILED", exit_code=5), 5),
-        (JobState(name="CANCELLED", exit_code=143), 130),
-        (JobState(name="TIMEOUT", exit_code=0), 1),
-        (JobState(name="NODE_FAIL", exit_code=0), 1),
-    ],
-)
-def test_only_completed_is_success(state: JobState, code: int) -> None:
-    assert state.outcome == code
