@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+PREFLIGHT_FAILED = 7
+"""Exit code of a run that ended before anything was started, because nodes are bad."""
+
 
 class LauncherError(Exception):
     """An expected failure: shown as one message, without a traceback."""
@@ -64,7 +67,7 @@ class ControlError(LauncherError):
 class BridgeError(LauncherError):
     """Weights did not arrive."""
 
-    exit_code = 7
+    exit_code = 8
 
 
 class RendezvousTimeout(BridgeError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 from launcher import log
 from launcher.agent.beats import Beats
 from launcher.agent.context import NodeContext
+from launcher.agent.environment import SCRATCH_VARIABLE
 from launcher.agent.node import NodeEnvironment, check_allocation, node_environment, own_address
 from launcher.agent.stop_request import StopRequest
 from launcher.agent.supervisor import Supervisor
@@ -25,6 +28,9 @@ from launcher.errors import ControlError
 from launcher.events import EventLog
 from launcher.layout import Layout, layout_to_json, plan
 from launcher.ports import hold_free_port, port_of
+from launcher.preflight.gate import Gate
+from launcher.preflight.runner import Preflight
+from launcher.preflight.site import Site
 from launcher.run_dir import CONTROL, EVENTS, attempt_dir, read_submission, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -72,10 +78,7 @@ def run(run_dir: Path, stop: StopRequest, guard: int) -> int:
             layout = plan(config, node.hostnames)
         client = ControlClient(control, token)
         cleanup.callback(client.close)
-        client.call("hello", node_rank=node.node_rank, hostname=node.hostname, address=address)
         beats = Beats(ControlClient(control, token), node.node_rank, config.lease_timeout_s)
-        beats.start()
-        cleanup.callback(beats.close)
         context = NodeContext(
             config=config,
             layout=layout,
@@ -87,6 +90,13 @@ def run(run_dir: Path, stop: StopRequest, guard: int) -> int:
             token=token,
             guard=guard,
         )
+        if config.preflight.action != "off":
+            preflight = Preflight(_site(context, node), client, beats.wait_past)
+            cleanup.callback(preflight.close)
+            preflight.start()
+        client.call("hello", node_rank=node.node_rank, hostname=node.hostname, address=address)
+        beats.start()
+        cleanup.callback(beats.close)
         Supervisor(context, client, beats).supervise(stop, POLL_S)
         return _conclude(client, began) if node.node_rank == 0 else 0
 
@@ -113,6 +123,9 @@ def _serve_control(
         events.append,
         start_timeout_s=config.start_timeout_s,
         lease_timeout_s=config.lease_timeout_s,
+        gate=None if config.preflight.action == "off" else Gate([n.hostname for n in layout.nodes]),
+        check_timeout_s=2 * config.preflight.timeout_s + config.lease_timeout_s,
+        bad_nodes_fail=config.preflight.action == "fail",
     )
     state.emit(
         "attempt",
@@ -131,6 +144,20 @@ def _serve_control(
     cleanup.callback(server.close)
     write_atomically(directory / CONTROL, {"control": control})
     return control
+
+
+def _site(context: NodeContext, node: NodeEnvironment) -> Site:
+    return Site(
+        config=context.config,
+        layout=context.layout,
+        node=context.node,
+        run_dir=context.run_dir,
+        attempt_dir=context.attempt_dir,
+        model_path=context.model_path if context.config.model.path else None,
+        address=context.address,
+        scratch=Path(os.environ.get(SCRATCH_VARIABLE) or tempfile.gettempdir()),
+        is_simulated=node.is_local,
+    )
 
 
 def _find_control(directory: Path, timeout_s: float, stop: StopRequest) -> str | None:

@@ -26,15 +26,24 @@ class Beats:
         self._node_rank = node_rank
         self._lease_timeout_s = lease_timeout_s
         self._stop = threading.Event()
+        self._news = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="beats", daemon=True)
 
     def start(self) -> None:
         """Starts beating."""
         self._thread.start()
 
+    def wait_past(self, phase: Phase) -> Phase:
+        """Blocks until the run has left ``phase``, or nobody beats any more; the phase it is in then."""
+        with self._news:
+            self._news.wait_for(lambda: self.phase is not phase or self.lost is not None or self._stop.is_set())
+            return self.phase
+
     def close(self) -> None:
         """Stops beating."""
         self._stop.set()
+        with self._news:
+            self._news.notify_all()
         self._thread.join(timeout=2 * BEAT_S)
         self._client.close()
 
@@ -51,10 +60,14 @@ class Beats:
                 )
             except ControlError as error:
                 if time.monotonic() - answered > self._lease_timeout_s:
-                    self.lost = str(error)
+                    with self._news:
+                        self.lost = str(error)
+                        self._news.notify_all()
                     return
                 self._stop.wait(BEAT_S / 4)
                 continue
             answered = time.monotonic()
             self.failure = reply["failure"]
-            self.phase = Phase(reply["phase"])
+            with self._news:
+                self.phase = Phase(reply["phase"])
+                self._news.notify_all()

@@ -34,8 +34,9 @@ class Starter:
         self._reports = reports
         self._waiting = list(context.node.processes)
         self._next_look = 0.0
+        self._has_helpers = False
 
-    def start_helpers(self) -> list[Worker]:
+    def _start_helpers(self) -> list[Worker]:
         """Node 0 only: the trainers' store, and what makes the tiny model if no model was given."""
         config = self._context.config
         helpers = [self._start(self._helper("store", "launcher.agent.store"), {})]
@@ -48,10 +49,13 @@ class Starter:
 
     def start_ready(self, *, all_nodes_up: bool) -> list[Worker]:
         """Starts what can be started now; often nothing."""
-        if not self._waiting or time.monotonic() < self._next_look:
-            return []
-        self._next_look = time.monotonic() + LOOK_S
         started: list[Worker] = []
+        if not self._has_helpers:
+            self._has_helpers = True
+            started += self._start_helpers() if self._context.node.node_rank == 0 else []
+        if not self._waiting or time.monotonic() < self._next_look:
+            return started
+        self._next_look = time.monotonic() + LOOK_S
         for process in list(self._waiting):
             if process.role is Role.INFERENCE:
                 runtime = self._engine_runtime(process)

@@ -47,8 +47,6 @@ class Supervisor:
         """
         has_asked = False
         try:
-            if self._context.node.node_rank == 0:
-                self._watch(self._starter.start_helpers())
             while True:
                 if request.signal is not None and not has_asked:
                     has_asked = True
@@ -62,7 +60,8 @@ class Supervisor:
                     self._drain()
                     break
                 try:
-                    self._watch(self._starter.start_ready(all_nodes_up=phase is Phase.RUNNING))
+                    if phase is Phase.RUNNING or self._config.preflight.action == "off":
+                        self._watch(self._starter.start_ready(all_nodes_up=phase is Phase.RUNNING))
                     self._check_workers()
                     self._check_engines()
                 except ProcessFailure as error:

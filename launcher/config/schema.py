@@ -156,6 +156,44 @@ class WeightBridgeConfig:
 
 
 @dataclass(kw_only=True)
+class PreflightConfig:
+    """The look at every node, and at what lies between them, before anything is started."""
+
+    action: str = "fail"
+    """What a bad node leads to: ``fail`` ends the run, ``warn`` only reports it, ``off`` does not look."""
+
+    skip: list[str] = field(default_factory=list)
+    """Checks to leave out, by name; see ``launcher.preflight.names``."""
+
+    timeout_s: float = 20.0
+    """Longest time that a check may take; one that hangs for longer has failed."""
+
+    max_gpu_memory_used: float = 0.05
+    """Share of a GPU's memory that may be in use before the start."""
+
+    min_shm_gb: float = 0.25
+    """Free room in ``/dev/shm``, in GiB."""
+
+    min_memlock_gb: float = 1.0
+    """Memory that may be locked, in GiB; asked for only where GPUs use InfiniBand."""
+
+    min_nofile: int = 1024
+    """Open files per process."""
+
+    min_disk_gb: float = 1.0
+    """Free room in the run directory and on the node's own disk, in GiB."""
+
+    max_clock_skew_s: float = 2.0
+    """Largest difference to node 0's clock."""
+
+    remember_s: float = 86400.0
+    """How long later runs leave out a node that was bad; 0: neither remember nor leave out."""
+
+    memory: str | None = None
+    """Directory that remembers bad nodes; ``launcher`` in the user's cache directory if null."""
+
+
+@dataclass(kw_only=True)
 class ClusterConfig:
     """Where the nodes come from; see the subclasses."""
 
@@ -267,3 +305,4 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     bridge: WeightBridgeConfig = field(default_factory=WeightBridgeConfig)
+    preflight: PreflightConfig = field(default_factory=PreflightConfig)

@@ -7,7 +7,8 @@ Wire protocol, one JSON object a line in both directions::
     client -> {"op": name, ...}
     server -> {"ok": true, ...} | {"ok": false, "error": text}
 
-Operations: ``hello`` ``beat`` ``done`` ``gone`` ``fail`` ``cancel`` ``put`` ``get`` ``event``.
+Operations: ``hello`` ``preflight`` ``beat`` ``done`` ``gone`` ``fail`` ``cancel`` ``put`` ``get`` ``event``.
+Every answer holds the time here, by which others set their clocks.
 ``beat`` and ``get`` take ``wait_s``: the answer comes as soon as something changed, at the latest then, so that
 nobody polls quickly and everybody learns quickly.
 """
@@ -21,11 +22,13 @@ import logging
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from launcher.control.keys import answer, same
 from launcher.control.state import JobState
+from launcher.preflight.model import report_from_json
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +154,8 @@ class ControlServer:
         values = None
         if op == "hello":
             self._change(state.hello, int(request["node_rank"]), str(request["hostname"]), str(request["address"]))
+        elif op == "preflight":
+            self._change(state.preflight, report_from_json(request["report"]))
         elif op == "beat":
             state.beat(int(request["node_rank"]))
             known = request.get("phase")
@@ -175,7 +180,12 @@ class ControlServer:
             state.emit(str(request["event"]), **dict(request["fields"]))
         else:
             raise ValueError(f"unknown operation {op!r}")
-        reply = {"phase": state.phase.value, "failure": state.failure, "everybody_gone": state.everybody_gone}
+        reply = {
+            "phase": state.phase.value,
+            "failure": state.failure,
+            "everybody_gone": state.everybody_gone,
+            "time": time.time(),
+        }
         return reply if values is None else {**reply, "values": values}
 
 

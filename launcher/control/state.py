@@ -7,7 +7,11 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
+from launcher.errors import PREFLIGHT_FAILED
 from launcher.layout.model import Layout
+from launcher.preflight.gate import Gate
+from launcher.preflight.model import BadNode, Report
+from launcher.preflight.table import headline, table
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -17,6 +21,9 @@ class Phase(StrEnum):
 
     STARTING = "starting"
     """Not every node has reported yet."""
+
+    CHECKING = "checking"
+    """Every node has reported; each looks at itself and at its peers before anything is started (preflight)."""
 
     RUNNING = "running"
     DRAINING = "draining"
@@ -57,6 +64,9 @@ class JobState:
         emit: called with each event, in order.
         start_timeout_s: longest wait for all nodes to report.
         lease_timeout_s: a node silent for longer is lost.
+        gate: judges the nodes before anything is started; without one the last node to report starts the run.
+        check_timeout_s: longest wait for all nodes' reports to the gate.
+        bad_nodes_fail: a bad node ends the run; else it is only reported.
         clock: seconds that never go back.
     """
 
@@ -67,9 +77,19 @@ class JobState:
         *,
         start_timeout_s: float,
         lease_timeout_s: float,
+        gate: Gate | None = None,
+        check_timeout_s: float = 60.0,
+        bad_nodes_fail: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.phase = Phase.STARTING
+        self.bad_nodes: tuple[BadNode, ...] = ()
+        """What the gate found."""
+
+        self._gate = gate
+        self._check_timeout_s = check_timeout_s
+        self._bad_nodes_fail = bad_nodes_fail
+        self._checking_since = 0.0
         self.failure: dict[str, Any] | None = None
         self.values: dict[str, Any] = {}
         self._layout = layout
@@ -103,7 +123,55 @@ class JobState:
             address=address,
         )
         if self.phase is Phase.STARTING and len(self._last_seen) == len(self._layout.nodes):
+            self._all_up()
+
+    def _all_up(self) -> None:
+        if self._gate is None:
             self.phase = Phase.RUNNING
+            return
+        self.phase = Phase.CHECKING
+        self._checking_since = self._clock()
+        self.emit("phase", phase="preflight", who="job", state="begin")
+        self._judge_if_complete()
+
+    def preflight(self, report: Report) -> None:
+        """A node says what it found. The last one to do so starts the run, or ends it."""
+        if self._gate is not None:
+            self._gate.add(report)
+            self._judge_if_complete()
+
+    def _judge_if_complete(self) -> None:
+        if self.phase is Phase.CHECKING and self._gate is not None and self._gate.is_complete:
+            self._judge(self._gate)
+
+    def _judge(self, gate: Gate) -> None:
+        verdict = gate.verdict()
+        for node in self._layout.nodes:
+            report = gate.reports.get(node.node_rank)
+            self.emit(
+                "preflight",
+                node_rank=node.node_rank,
+                hostname=node.hostname,
+                ok=verdict.ok(node.node_rank),
+                seconds=report.seconds if report else None,
+                clock_s=report.clock_s if report else None,
+                clock_error_s=report.clock_error_s if report else None,
+                checks=[{"name": f.name, "ok": f.ok, "text": f.text} for f in verdict.findings[node.node_rank]],
+            )
+        self.bad_nodes = verdict.bad
+        if verdict.bad and self._bad_nodes_fail:
+            message = headline(verdict.bad, len(self._layout.nodes))
+            self.fail(
+                {
+                    "message": message,
+                    "tail": table(verdict.bad),
+                    "bad_nodes": [node.hostname for node in verdict.bad],
+                    "launcher_exit_code": PREFLIGHT_FAILED,
+                }
+            )
+            return
+        self.emit("phase", phase="preflight", who="job", state="end")
+        self.phase = Phase.RUNNING
 
     def put(self, key: str, value: Any) -> None:
         """Publishes a value. Once each replica has said where it listens, :data:`ALL_URLS` holds all of them."""
@@ -157,6 +225,9 @@ class JobState:
                     f" `start_timeout_s` ({self._start_timeout_s:g}): node {names}."
                 }
             )
+        checking_for = now - self._checking_since
+        if self.phase is Phase.CHECKING and self._gate is not None and checking_for > self._check_timeout_s:
+            self._judge(self._gate)
         for node_rank, seen in sorted(self._last_seen.items()):
             if node_rank in self._gone or now - seen <= self._lease_timeout_s:
                 continue

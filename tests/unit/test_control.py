@@ -20,6 +20,8 @@ from launcher.control.state import ALL_URLS, JobState, Phase, replica_key
 from launcher.errors import ControlError
 from launcher.layout import Layout, plan
 from launcher.ports import hold_free_port, port_of
+from launcher.preflight.gate import Gate
+from launcher.preflight.model import Finding, Report
 
 TOKEN = new_token()
 
@@ -130,6 +132,63 @@ def test_a_silent_node_is_a_failure_that_names_it(events: list[dict[str, Any]]) 
     assert state.failure["message"] == (
         "inference on node 2 (node-0002): its agent has been silent for 11 s, longer than `lease_timeout_s` (10)."
     )
+
+
+def gated(events: list[dict[str, Any]], **options: Any) -> JobState:
+    gate = Gate([f"node-000{rank}" for rank in range(4)])
+    return JobState(layout(), events.append, start_timeout_s=60, lease_timeout_s=1000, gate=gate, **options)
+
+
+def report(rank: int, *, ok: bool = True) -> Report:
+    return Report(node_rank=rank, seconds=0.1, findings=(Finding(name="shm", ok=ok, text="1 GB free"),))
+
+
+def test_with_a_gate_the_run_starts_when_every_node_has_passed(events: list[dict[str, Any]]) -> None:
+    state = gated(events)
+    state.preflight(report(2))
+    up(state)
+    assert phase(state) is Phase.CHECKING
+    for rank in (0, 1, 3):
+        state.preflight(report(rank))
+    assert phase(state) is Phase.RUNNING
+    assert [e["ok"] for e in events if e["event"] == "preflight"] == [True] * 4
+    assert [e["state"] for e in events if e["event"] == "phase"] == ["begin", "end"]
+
+
+def test_a_bad_node_ends_the_run_before_it_starts(events: list[dict[str, Any]]) -> None:
+    state = gated(events)
+    up(state)
+    for rank in range(4):
+        state.preflight(report(rank, ok=rank != 3))
+    assert phase(state) is Phase.FAILED
+    assert [bad.node_rank for bad in state.bad_nodes] == [3]
+    assert state.failure is not None
+    assert state.failure["launcher_exit_code"] == 7
+    assert state.failure["tail"][1:] == ["3     node-0003  shm: 1 GB free"]
+
+
+def test_a_bad_node_may_be_only_reported(events: list[dict[str, Any]]) -> None:
+    state = gated(events, bad_nodes_fail=False)
+    up(state)
+    for rank in range(4):
+        state.preflight(report(rank, ok=rank != 3))
+    assert phase(state) is Phase.RUNNING
+    assert [e["ok"] for e in events if e["event"] == "preflight"] == [True, True, True, False]
+
+
+def test_a_node_that_never_says_what_it_found_is_bad(events: list[dict[str, Any]]) -> None:
+    clock = Clock()
+    state = gated(events, check_timeout_s=30, clock=clock)
+    up(state)
+    for rank in (0, 1, 3):
+        state.preflight(report(rank))
+    clock.now += 29
+    state.check_leases()
+    assert phase(state) is Phase.CHECKING
+    clock.now += 2
+    state.check_leases()
+    assert phase(state) is Phase.FAILED
+    assert [bad.hostname for bad in state.bad_nodes] == ["node-0002"]
 
 
 def test_a_node_that_left_may_be_silent(events: list[dict[str, Any]]) -> None:

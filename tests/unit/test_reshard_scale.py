@@ -149,7 +149,7 @@ def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> Non
     out = capsys.readouterr().out
     assert "16.06 GB on the wire" in out
     assert "limit" in out
-    assert main(["--engines", "two"]) == 7
+    assert main(["--engines", "two"]) == 8
     assert "--engines" in capsys.readouterr().err
 
 

@@ -55,6 +55,8 @@ WRONG: list[tuple[Callable[..., Config], dict[str, Any], list[str]]] = [
     (local, {"layout__inference_nodes": -1}, ["`layout.inference_nodes` (-1)"]),
     (local, {"layout__hostnames": ["a"]}, ["`layout.hostnames` (1 names)", "`layout.nodes` (2)"]),
     (local, {"layout__hostnames": ["a", "a"]}, ["more than once"]),
+    # preflight
+    (local, {"preflight__skip": ["smh"]}, ["`preflight.skip` (smh)", "shm"]),
     # local mode
     (local, {"layout__colocate_inference_gpus": 2}, ["has no meaning", "layout.inference_nodes=0"]),
     (local, {"layout__inference_nodes": 0, "layout__colocate_inference_gpus": 8}, ["leaves no GPU"]),

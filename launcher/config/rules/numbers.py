@@ -30,6 +30,13 @@ AT_LEAST: dict[str, int] = {
     "inference.cpu_kvcache_space_gb": 1,
     "inference.drain_timeout_s": 0,
     "cluster.cpus_per_task": 1,
+    "preflight.max_gpu_memory_used": 0,
+    "preflight.min_shm_gb": 0,
+    "preflight.min_memlock_gb": 0,
+    "preflight.min_nofile": 0,
+    "preflight.min_disk_gb": 0,
+    "preflight.max_clock_skew_s": 0,
+    "preflight.remember_s": 0,
 }
 """Smallest value by setting."""
 
@@ -41,6 +48,7 @@ POSITIVE = (
     "start_timeout_s",
     "lease_timeout_s",
     "stop_grace_s",
+    "preflight.timeout_s",
 )
 """Settings that are greater than zero."""
 
@@ -53,6 +61,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "bridge.transport": ("auto", "gloo", "nccl"),
     "cluster.kind": ("local", "slurm"),
     "cluster.gpus": ("gpus-per-node", "gres", "none"),
+    "preflight.action": ("fail", "warn", "off"),
 }
 """Settings that take one of a few words."""
 

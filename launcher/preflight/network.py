@@ -1,0 +1,99 @@
+"""Names and connections between nodes: every node tries a few others, and lets them try it."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import socket
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from launcher.ports import hold_free_port, port_of
+from launcher.preflight.model import Complaint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """What a node says of itself to those that look at it."""
+
+    node_rank: int
+    hostname: str
+    address: str
+    port: int
+    """Where its probe answers."""
+
+    stack: str
+    """See :func:`launcher.preflight.site.network_stack`."""
+
+    canary: str
+    """Word in its canary file; empty if it could not write one."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For the control connection."""
+        return asdict(self)
+
+
+def peer_from_json(data: Mapping[str, Any]) -> Peer:
+    """The inverse of :meth:`Peer.to_json`."""
+    return Peer(**data)
+
+
+class Probe:
+    """Answers everybody who connects with this node's rank, from a thread, until it is closed."""
+
+    def __init__(self, address: str, node_rank: int) -> None:
+        self._sock = hold_free_port(address)
+        self.port = port_of(self._sock)
+        self._answer = json.dumps({"node_rank": node_rank}).encode() + b"\n"
+        threading.Thread(target=self._serve, name="probe", daemon=True).start()
+
+    def close(self) -> None:
+        """Ends it."""
+        # A thread that waits in accept() is woken by a shutdown, not by a close.
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._sock.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                connection.settimeout(1.0)
+                connection.sendall(self._answer)
+
+
+def connect(peer: Peer, *, timeout_s: float) -> Complaint | None:
+    """Connects to a peer's probe, and makes sure that it is that node which answers."""
+    where = f"{peer.address}:{peer.port}"
+    try:
+        with socket.create_connection((peer.address, peer.port), timeout=timeout_s) as connection:
+            answer = json.loads(connection.makefile("rb").readline() or b"{}")
+    except (OSError, ValueError) as error:
+        reason = f"no answer within {timeout_s:g} s" if isinstance(error, TimeoutError) else str(error)
+        return Complaint(name="connect", about=peer.node_rank, text=f"cannot be reached at {where}: {reason}")
+    if answer.get("node_rank") != peer.node_rank:
+        return Complaint(name="connect", about=peer.node_rank, text=f"another program answers at its address {where}")
+    return None
+
+
+def resolve(peer: Peer, my_stack: str) -> Complaint | None:
+    """Resolves a peer's name: to something, and not to the loopback, where only a node itself would find itself."""
+    try:
+        found = socket.getaddrinfo(peer.hostname, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return _unresolved(peer, f"does not resolve ({error.strerror or error})")
+    addresses = sorted({str(info[4][0]) for info in found})
+    loopback = [address for address in addresses if ipaddress.ip_address(address.partition("%")[0]).is_loopback]
+    if loopback and peer.stack != my_stack:
+        return _unresolved(peer, f"resolves to {', '.join(loopback)}, a loopback address")
+    return None
+
+
+def _unresolved(peer: Peer, what: str) -> Complaint:
+    return Complaint(name="names", about=peer.node_rank, text=f"its name {what}")
