@@ -12,10 +12,14 @@ from launcher.agent.stop_request import StopRequest
 from launcher.clusters.base import Cluster, Job, Outcome
 from launcher.config import check
 from launcher.config.schema import Config
+from launcher.config.secrets import secret_values, unset_secrets
 from launcher.errors import ConfigError, SubmissionError
-from launcher.layout import plan
+from launcher.layout import Layout, plan
 from launcher.layout.table import render_table
 from launcher.paths import sbatch_templates_dir
+from launcher.snapshot.anchor import anchored_settings, anchored_words
+from launcher.snapshot.take import take
+from launcher.snapshot.tree import STORE
 
 if TYPE_CHECKING:
     from launcher.view.state import RunState
@@ -36,12 +40,12 @@ def run(config: Config) -> int:
     """
     check(config)
     cluster = _cluster(config)
-    problems = cluster.check()
+    problems = [*unset_secrets(config), *cluster.check()]
     if problems:
         raise ConfigError(problems)
     if not config.submit:
         template = sbatch_templates_dir() / "plain.sbatch"
-        path = directory.create(config, plan(config))
+        path, _ = _create(config)
         print(f"run directory {path}\nnext:\n  sbatch --nodes={config.layout.nodes} {template} {path}", flush=True)
         return 0
     if config.cluster.kind != "local" and not config.cluster.wait:
@@ -59,9 +63,8 @@ def run(config: Config) -> int:
 
 
 def _submit(config: Config, cluster: Cluster) -> tuple[Path, Job]:
-    layout = plan(config)
     new = directory.missing_directories(Path(config.output_dir).absolute())
-    path = directory.create(config, layout)
+    path, layout = _create(config)
     try:
         job = cluster.submit(path)
     except SubmissionError:
@@ -73,6 +76,21 @@ def _submit(config: Config, cluster: Cluster) -> tuple[Path, Job]:
         print(f"submitted job {job.job_id}")
     print(f"run directory {path}", flush=True)
     return path, job
+
+
+def _create(config: Config) -> tuple[Path, Layout]:
+    """A run directory with the configuration, the layout, the code and the environment of the run."""
+    here = Path.cwd()
+    config = anchored_settings(config, here)
+    taken = None
+    if config.snapshot:
+        output_dir = Path(config.output_dir)
+        with directory.writing(config, output_dir / STORE):
+            taken = take(here, output_dir, secret_values(config.secrets))
+        print(f"code {taken.text()}")
+        config = anchored_words(config, taken)
+    layout = plan(config)
+    return directory.create(config, layout, taken), layout
 
 
 def _cluster(config: Config) -> Cluster:

@@ -8,7 +8,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from launcher.config import to_yaml
 from launcher.config.schema import Config
 from launcher.errors import ConfigError
 from launcher.layout import Layout, layout_to_json
+from launcher.snapshot.keep import keep
+from launcher.snapshot.take import Taken
 
 CONFIG = "config.yaml"
 LAYOUT = "layout.json"
@@ -31,19 +34,22 @@ CONTROL = "control.json"
 """Of an attempt: where its control service listens."""
 
 
-def create(config: Config, layout: Layout) -> Path:
+def create(config: Config, layout: Layout, taken: Taken | None = None) -> Path:
     """Makes a run directory and freezes the configuration and the layout in it. Nodes read it; they compose nothing.
+
+    Args:
+        taken: the snapshot of the code that the run's processes use; None for the code as it is when they start.
 
     Raises:
         ConfigError: it cannot be written; nothing of it is left.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     run_dir = Path(config.output_dir).absolute() / f"{config.name}-{stamp}-{secrets.token_hex(2)}"
-    new = missing_directories(run_dir.parent)
-    try:
+    with writing(config, run_dir):
         run_dir.mkdir(parents=True)
         (run_dir / CONFIG).write_text(to_yaml(config))
         (run_dir / LAYOUT).write_text(layout_to_json(layout) + "\n")
+        keep(run_dir, taken)
         submission = {
             "time": time.time(),
             "cluster": config.cluster.kind,
@@ -51,15 +57,27 @@ def create(config: Config, layout: Layout) -> Path:
             "nodes": config.layout.nodes,
         }
         write_atomically(run_dir / SUBMISSION, submission)
+    return run_dir
+
+
+@contextmanager
+def writing(config: Config, path: Path) -> Iterator[None]:
+    """For writing what is to be at ``path`` in the output directory.
+
+    Raises:
+        ConfigError: it cannot be written; nothing of it is left.
+    """
+    new = missing_directories(path.parent)
+    try:
+        yield
     except OSError as error:
-        remove(run_dir, new)
+        remove(path, new)
         raise ConfigError(
             [
                 f"`output_dir` ({config.output_dir}) cannot be written: {error.strerror}, {error.filename}."
                 " HINT: set `output_dir` to a directory of your own; on SLURM to one that every node sees."
             ]
         ) from error
-    return run_dir
 
 
 def missing_directories(path: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from launcher.agent.proctree import become_subreaper, end_descendants, signal_on
 from launcher.agent.worker import tail
 from launcher.config import load_run_config
 from launcher.run_dir import attempt_dir
+from launcher.snapshot.place import Place, place_of
 
 LEFTOVER_GRACE_S = 0.5
 PATIENCE_S = 10.0
@@ -51,7 +52,7 @@ def guard_node(run_dir: Path) -> int:
     command = [sys.executable, "-m", "launcher.agent", str(run_dir), "--guard", str(os.getpid())]
     patience_s = load_run_config(run_dir).stop_grace_s + PATIENCE_S
     try:
-        code = guard(command, log, {**os.environ, SCRATCH_VARIABLE: scratch}, patience_s)
+        code = guard(command, log, {**os.environ, SCRATCH_VARIABLE: scratch}, patience_s, place_of(run_dir))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if code == 0:
@@ -66,13 +67,16 @@ def guard_node(run_dir: Path) -> int:
     )
 
 
-def guard(command: Sequence[str], log: Path, environ: Mapping[str, str], patience_s: float) -> int:
+def guard(
+    command: Sequence[str], log: Path, environ: Mapping[str, str], patience_s: float, place: Place | None = None
+) -> int:
     """Runs one agent to its end, and what it started to its end. Main thread only.
 
     Args:
         command: the agent's command line.
         log: the agent's output is added to it.
         patience_s: an agent that has not ended so long after the first signal is killed.
+        place: where it runs, and with which code; where and as this process does if None.
 
     Returns:
         The agent's exit code, negative for a signal; 1 if a process that it started cannot be ended.
@@ -99,7 +103,13 @@ def guard(command: Sequence[str], log: Path, environ: Mapping[str, str], patienc
     try:
         with log.open("ab") as output:
             agent = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=environ, start_new_session=True
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=place.directory if place is not None else None,
+                # Whoever started the guard by hand may not have set it.
+                env=place.environment(environ) if place is not None else environ,
+                start_new_session=True,
             )
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         code = agent.wait()

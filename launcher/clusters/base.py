@@ -11,6 +11,7 @@ from typing import Any
 
 import launcher
 from launcher.layout.environment import is_protected
+from launcher.snapshot.place import place_of
 
 FOREIGN_PREFIXES = ("SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCANCEL_", "PMI_", "PMIX_")
 """Beginnings of names, beside those that the launcher sets itself, that would change how the job, or a tool, starts."""
@@ -76,13 +77,17 @@ class Cluster(ABC):
         """
 
 
-def job_environment() -> dict[str, str]:
+def job_environment(run_dir: Path | None = None) -> dict[str, str]:
     """The environment that a job starts from: this process's, so that it finds the same programs and packages.
 
-    Without what an enclosing job, run or torchrun would leak into the new one, and with this package's folder on
-    ``PYTHONPATH``, so that a checkout works from any directory.
+    Without what an enclosing job, run or torchrun would leak into the new one. On ``PYTHONPATH`` is the code of the run
+    in ``run_dir``; without one, or with ``snapshot=false``, this package's folder, so that a checkout works from any
+    directory.
     """
     environ = {name: value for name, value in os.environ.items() if name in KEPT or not _is_foreign(name)}
+    place = place_of(run_dir) if run_dir is not None else None
+    if place is not None:
+        return place.environment(environ)
     home = str(Path(launcher.__file__).parent.parent)
     if home not in sysconfig.get_paths().values():
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environ.get("PYTHONPATH")]))

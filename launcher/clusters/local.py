@@ -17,6 +17,7 @@ from launcher.clusters.processes import start_of
 from launcher.config.schema import Config
 from launcher.control.keys import TOKEN_VARIABLE, new_token
 from launcher.errors import LauncherError
+from launcher.snapshot.place import place_of
 
 KILL_AFTER_S = 60.0
 POLL_S = 0.05
@@ -35,8 +36,9 @@ class LocalCluster(Cluster):
     def submit(self, run_dir: Path) -> LocalJob:
         """Starts one guard per node, all with one fresh token, which is nowhere but in their environment."""
         nodes = self._config.layout.nodes
+        place = place_of(run_dir)
         shared = {
-            **job_environment(),
+            **job_environment(run_dir),
             TOKEN_VARIABLE: new_token(),
             LOCAL_HOSTNAMES: ",".join(f"local-{rank}" for rank in range(nodes)),
         }
@@ -44,6 +46,7 @@ class LocalCluster(Cluster):
             subprocess.Popen(
                 [sys.executable, "-m", "launcher.agent.guard", str(run_dir), "--parent", str(os.getpid())],
                 stdin=subprocess.DEVNULL,
+                cwd=place.directory if place is not None else None,
                 env={**shared, LOCAL_NODE_RANK: str(rank)},
                 # A session of its own: Ctrl-C reaches only the submitter, which passes it on in order.
                 start_new_session=True,

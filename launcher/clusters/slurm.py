@@ -20,6 +20,7 @@ from launcher.clusters.base import Cluster, Job, Outcome, job_environment
 from launcher.clusters.slurm_watch import StateWatch
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.errors import LauncherError, SubmissionError
+from launcher.snapshot.place import place_of
 
 TEST_TIMEOUT_S = 60.0
 
@@ -84,8 +85,12 @@ class SlurmCluster(Cluster):
     def submit(self, run_dir: Path) -> SlurmJob:
         """One job; the script is kept as ``job.sh``."""
         folder = run_dir / "submitit"
-        with _environment(_submission_environment()):
+        place = place_of(run_dir)
+        with _environment(_submission_environment(run_dir)):
             executor = self._executor(folder)
+            if place is not None:
+                # `python -m` looks into the working directory first, so the guard, too, comes from the snapshot.
+                executor.parameters["additional_parameters"]["chdir"] = str(place.directory)
             try:
                 job = executor.submit(AgentTask(run_dir))
             except submitit.core.utils.FailedJobError as error:
@@ -215,8 +220,8 @@ class SlurmJob(Job):
         return [self._log]
 
 
-def _submission_environment() -> dict[str, str]:
-    environ = job_environment()
+def _submission_environment(run_dir: Path | None = None) -> dict[str, str]:
+    environ = job_environment(run_dir)
     # The GPUs of the login node are not those of the job.
     environ.pop("CUDA_VISIBLE_DEVICES", None)
     return environ

@@ -290,6 +290,13 @@ class Config:
     submit: bool = True
     """False: only make the run directory, to be started by hand with ``sbatch_templates/plain.sbatch``."""
 
+    snapshot: bool = True
+    """Run the code as it is at submission, from a copy of the git repository one stands in. False: as it is then."""
+
+    secrets: list[str] = field(default_factory=list)
+    """Further names (or patterns) of variables that hold secrets, beside ``*_TOKEN``, ``*_KEY``, ``*SECRET*`` and
+    ``*PASSWORD*``. Those pass from this environment to the processes of the run, and are written nowhere."""
+
     start_timeout_s: float = 300.0
     """Longest wait for all nodes of the allocation to report."""
 

@@ -1,0 +1,68 @@
+"""Makes paths of a configuration mean on the nodes what they meant where the run was submitted."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from launcher.config.schema import Config
+from launcher.snapshot.take import Taken, is_below
+
+LONGEST_PATH = 4096
+
+
+def anchored_settings(config: Config, directory: Path) -> Config:
+    """``config`` with the paths of its own settings absolute."""
+    model = config.model
+    if model.path is not None:
+        model = dataclasses.replace(model, path=str(directory / model.path))
+    return dataclasses.replace(config, output_dir=str(directory / config.output_dir), model=model)
+
+
+def anchored_words(config: Config, taken: Taken) -> Config:
+    """``config`` with the words of its commands as the nodes need them.
+
+    A file of the code is named relative to the working directory, even if it was named absolutely: the snapshot's copy
+    is meant. What is there, but not in the snapshot, is named absolutely.
+    """
+    if taken.code is None:
+        return config
+    command = config.trainer.command
+    if command is not None:
+        command = [anchored(word, taken) for word in command]
+    args = [anchored(word, taken) for word in config.inference.args]
+    return dataclasses.replace(
+        config,
+        trainer=dataclasses.replace(config.trainer, command=command),
+        inference=dataclasses.replace(config.inference, args=args),
+    )
+
+
+def anchored(word: str, taken: Taken) -> str:
+    """One word of a command line; of ``--option=PATH`` the path."""
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    if "/" not in value or "\n" in value or len(value) > LONGEST_PATH:
+        return word
+    # Not resolved: a link is a name of its own.
+    path = Path(os.path.normpath(taken.directory / value))
+    if taken.code is None or not os.path.lexists(path):
+        return word
+    root = Path(taken.code.root)
+    name = str(path.relative_to(root)) if path.is_relative_to(root) else None
+    if Path(value).is_absolute():
+        if name not in taken.copied:
+            return word
+        here = os.path.relpath(path, taken.directory)
+        # A program without a slash would be looked for in PATH.
+        return f"{option}{equals}{here if '/' in here else f'./{here}'}"
+    if name is not None and _is_in(name, taken):
+        return word
+    return f"{option}{equals}{path}"
+
+
+def _is_in(name: str, taken: Taken) -> bool:
+    """Whether the snapshot has this name."""
+    if name == "." or name in taken.copied or is_below(name, taken.linked):
+        return True
+    return any(copied.startswith(f"{name}/") for copied in (*taken.copied, *taken.linked))

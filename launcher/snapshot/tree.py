@@ -1,0 +1,198 @@
+"""A copy of files under the hash of their names and contents: made once, shared by every run with the same code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.errors import ConfigError
+
+STORE = ".snapshots"
+MANIFEST = "manifest.json"
+TREE = "tree"
+DIGEST_LENGTH = 20
+
+MAX_FILES = 20_000
+MAX_BYTES = 256 * 2**20
+STALE_DRAFT_S = 86_400.0
+SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One name of a tree."""
+
+    path: str
+    """Relative, with ``/``."""
+
+    kind: str
+    """``file``, ``exec`` (a file with the executable bit) or ``link``."""
+
+    content: str
+    """A file's SHA-256, a link's target."""
+
+    size: int
+
+
+def link(path: str, target: str) -> Entry:
+    """A symbolic link that is not in the source as such."""
+    return Entry(path=path, kind="link", content=target, size=0)
+
+
+def read_entries(root: Path, names: Iterable[str]) -> Iterator[Entry]:
+    """What is at ``names`` now; what is not there any more, or is no file, is left out."""
+    top = root.resolve()
+    for name in names:
+        path = root / name
+        try:
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                yield link(name, _target(top, path))
+            elif stat.S_ISREG(mode):
+                data = path.read_bytes()
+                yield Entry(
+                    path=name,
+                    kind="exec" if mode & stat.S_IXUSR else "file",
+                    content=hashlib.sha256(data).hexdigest(),
+                    size=len(data),
+                )
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+
+
+def _target(top: Path, path: Path) -> str:
+    """Where a link points to, from a copy of the tree: inside the copy if it was inside, to the same place if not."""
+    target = path.readlink()
+    here = path.parent.resolve()
+    there = Path(os.path.normpath(here / target))
+    if not there.is_relative_to(top):
+        return str(there)
+    return os.path.relpath(there, here) if target.is_absolute() else str(target)
+
+
+def digest_of(entries: Iterable[Entry]) -> str:
+    """Hash of a tree; the order does not matter."""
+    lines = sorted(f"{entry.path}\0{entry.kind}\0{entry.content}\0" for entry in entries)
+    return hashlib.sha256(os.fsencode("".join(lines))).hexdigest()[:DIGEST_LENGTH]
+
+
+def check_size(root: Path, names: Iterable[str], links: Iterable[str] = ()) -> None:
+    """Returns if the files are few and small enough to be copied, and the links few enough to be made.
+
+    Raises:
+        ConfigError: they are not; names the largest.
+    """
+    sizes: dict[str, int] = {}
+    for name in names:
+        try:
+            sizes[name] = (root / name).lstat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    total = sum(sizes.values())
+    if total > MAX_BYTES:
+        largest = sorted(sizes, key=lambda name: -sizes[name])[:SHOWN]
+        named = ", ".join(f"{name} ({_mib(sizes[name])})" for name in largest)
+        raise ConfigError([_too_large(root, f"{_mib(total)}, more than {_mib(MAX_BYTES)}", f"largest: {named}")])
+    every = [*sizes, *links]
+    if len(every) > MAX_FILES:
+        folders: dict[str, int] = {}
+        for name in every:
+            folder = name.rpartition("/")[0] or "."
+            folders[folder] = folders.get(folder, 0) + 1
+        fullest = sorted(folders, key=lambda folder: -folders[folder])[:SHOWN]
+        named = ", ".join(f"{folder}/ ({folders[folder]})" for folder in fullest)
+        raise ConfigError([_too_large(root, f"{len(every)} files, more than {MAX_FILES}", f"most in: {named}")])
+
+
+def _too_large(root: Path, how: str, where: str) -> str:
+    return (
+        f"`snapshot` (true) would copy {how}, from {root}; {where}. HINT: name data and results in .gitignore (what git"
+        " ignores is linked, not copied), or set `snapshot=false` to run the checkout as it is when the job starts."
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
+
+
+def store(root: Path, entries: Iterable[Entry], output_dir: Path) -> tuple[str, Path]:
+    """Copies a tree, unless it is there already. Two submissions at once may both do it; one copy stays.
+
+    Returns:
+        The hash of what was copied, which is that of ``entries`` unless a file was edited meanwhile, and where it is.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    entries = list(entries)
+    home = _home(output_dir)
+    digest = digest_of(entries)
+    if (home / digest).is_dir():
+        return digest, home / digest / TREE
+    draft = home / f".draft-{secrets.token_hex(6)}"
+    try:
+        copied = list(_copy(root, entries, draft / TREE))
+        digest = digest_of(copied)
+        (draft / TREE).mkdir(parents=True, exist_ok=True)
+        (draft / MANIFEST).write_text(json.dumps({entry.path: [entry.kind, entry.content] for entry in copied}))
+        try:
+            draft.rename(home / digest)
+        except OSError:
+            if not (home / digest).is_dir():
+                raise
+    finally:
+        if draft.exists():
+            shutil.rmtree(draft)
+    return digest, home / digest / TREE
+
+
+def _home(output_dir: Path) -> Path:
+    """Where snapshots are kept: beside the runs, in a directory of this user's own."""
+    home = output_dir / STORE
+    home.mkdir(parents=True, exist_ok=True)
+    if home.stat().st_uid != os.getuid():
+        # Another user's might change under our runs, and may not be writable.
+        home = output_dir / f"{STORE}-{os.getuid()}"
+        home.mkdir(exist_ok=True)
+    for draft in home.glob(".draft-*"):
+        # Of a submission that was killed.
+        if time.time() - draft.stat().st_mtime > STALE_DRAFT_S:
+            shutil.rmtree(draft, ignore_errors=True)
+    return home
+
+
+def _copy(root: Path, entries: Iterable[Entry], tree: Path) -> Iterator[Entry]:
+    for entry in entries:
+        path = tree / entry.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if entry.kind == "link":
+            path.symlink_to(entry.content)
+            yield entry
+            continue
+        try:
+            data = (root / entry.path).read_bytes()
+        except FileNotFoundError:
+            # Removed just now.
+            continue
+        path.write_bytes(data)
+        # Read-only: a program that rewrites its own files would change those of every other run with this code.
+        path.chmod(0o555 if entry.kind == "exec" else 0o444)
+        yield Entry(path=entry.path, kind=entry.kind, content=hashlib.sha256(data).hexdigest(), size=len(data))
+
+
+def read_manifest(tree: Path) -> dict[str, tuple[str, str]]:
+    """Kind and content of every name that was copied to ``tree``.
+
+    Raises:
+        OSError: the snapshot is gone.
+    """
+    recorded: Mapping[str, list[str]] = json.loads((tree.parent / MANIFEST).read_text())
+    return {path: (kind, content) for path, (kind, content) in recorded.items()}
