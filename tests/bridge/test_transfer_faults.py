@@ -50,6 +50,7 @@ def contents_of(case: Case, version: int) -> list[Answer]:
 
 
 @KILL_OR_STOP
+@pytest.mark.seed("D24")
 def test_a_receiver_lost_on_the_way_fails_its_senders_in_time_and_no_other_replica(
     pool: Pool, number: signal.Signals
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_receiver_killed_between_two_versions_fails_the_next_one(pool: Pool, m
 
 
 @KILL_OR_STOP
+@pytest.mark.seed("D13")
 def test_a_sender_lost_on_the_way_fails_the_receivers_in_time_and_nothing_is_committed(
     pool: Pool, number: signal.Signals
 ) -> None:
@@ -264,6 +266,7 @@ def engine() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.seed("D26")
 def test_joining_ends_with_the_name_of_the_first_tensor_that_the_sides_differ_in(engine: str) -> None:
     ours = facts(dict.fromkeys(NAMES, fsdp(2)))
     store, address = serve_store("127.0.0.1", 5.0)

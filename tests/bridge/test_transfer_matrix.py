@@ -44,6 +44,7 @@ TRAINERS = [(1, "plain")] + [(ranks, how) for ranks in (2, 3, 4) for how in ("pl
 
 @pytest.mark.parametrize(("trainers", "placement"), TRAINERS)
 @pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.seed("D1", "D17")
 def test_every_worker_gets_exactly_its_slice_of_every_version(
     pool: Pool, trainers: int, workers: int, placement: str
 ) -> None:
@@ -65,6 +66,7 @@ def test_every_worker_gets_exactly_its_slice_of_every_version(
     replica.close()
 
 
+@pytest.mark.seed("D19")
 def test_no_rank_sends_more_than_its_share(pool: Pool) -> None:
     """Four FSDP ranks hold a quarter each and send a quarter each, not rank 0 everything."""
     case = Case(trainers=4, workers=2, placement="fsdp")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher import bridge
 from launcher.config import load_run_config
+from launcher.control import keys
 from launcher.errors import BridgeError
 from launcher.inference.client import api_key, inference_urls
 from tests.engine.questions import ask, greedy
@@ -56,6 +58,25 @@ def earlier_names(model: torch.nn.Module, whole: dict[str, torch.Tensor], name: 
     joined.cleanup()
     facts["after_cleanup"] = refusal(lambda: joined.broadcast_weights(model))
     return facts
+
+
+def paused(url: str, key: str) -> dict[str, Any]:
+    """A request before, during and after a pause that the bridge's own routes make."""
+    bridge_key = keys.bridge_key(keys.token_from_environment())
+    with ThreadPoolExecutor() as pool:
+        pause = ask(url, "/bridge/pause", bridge_key, {})
+        request = pool.submit(greedy, url, key)
+        while_paused = ask(url, "/bridge/is_paused", bridge_key)
+        finished_early = wait([request], timeout=2.0).done != set()
+        resume = ask(url, "/bridge/resume", bridge_key, {})
+        answers = request.result(timeout=60)
+    return {
+        "pause": pause[:2],
+        "while_paused": while_paused[:2],
+        "finished_early": finished_early,
+        "resume": resume[:2],
+        "answers": answers,
+    }
 
 
 def main(out: Path, checkpoint: Path) -> None:
@@ -132,6 +153,7 @@ def main(out: Path, checkpoint: Path) -> None:
             ("/sleep", {}),
         ]
     }
+    facts["pause"] = paused(url, key)
     connection.close()
     connection.close()
     facts["after_close"] = greedy(url, key)

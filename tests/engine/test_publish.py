@@ -83,11 +83,13 @@ class TestPublish:
         assert tokens(published["v3"]) == tokens(published["v1"])
         assert gap(published["v3"], published["v1"]) <= 1e-3
 
+    @pytest.mark.seed("D15")
     def test_every_answer_names_its_version(self, published: dict[str, Any]) -> None:
         assert {answer["version"] for answer in published["unpublished"]} == {None}
         assert {answer["version"] for answer in published["v2"]} == {"2"}
         assert published["info_2"][0]["version"] == 2
 
+    @pytest.mark.seed("D5", "D16")
     def test_no_worker_gets_more_than_it_needs(self, published: dict[str, Any]) -> None:
         # One worker needs everything once; of two, each its half, and both what is not split (norms) and alignment.
         assert published["bytes_expected"] <= published["bytes_2"] <= 1.1 * published["bytes_expected"]
@@ -101,6 +103,7 @@ class TestPublish:
         assert "version 2 is not newer than 2" in published["stale"]
         assert "no.such.weight" in published["unknown_name"]
 
+    @pytest.mark.seed("D8")
     def test_a_tensor_that_no_worker_uses_is_refused_before_a_byte_moves(self, published: dict[str, Any]) -> None:
         assert "launcher_unknown" in published["unknown_to_engine"]
         assert published["info_refused"][0]["version"] == 5
@@ -119,9 +122,20 @@ class TestPublish:
         others = {path: status for path, status in published["with_api_key"].items() if path not in bridge}
         assert set(others.values()) == {404}
 
+    @pytest.mark.seed("D33")
+    def test_a_paused_engine_keeps_requests_and_answers_them_after_it_resumed(self, published: dict[str, Any]) -> None:
+        facts = published["pause"]
+        assert facts["pause"] == [200, {"paused": True}]
+        assert facts["while_paused"] == [200, {"paused": True}]
+        assert not facts["finished_early"]
+        assert facts["resume"] == [200, {"paused": False}]
+        assert tokens(facts["answers"]) == tokens(published["v7"])
+
+    @pytest.mark.seed("D12")
     def test_engines_go_on_after_the_trainer_has_left(self, published: dict[str, Any]) -> None:
         assert tokens(published["after_close"]) == tokens(published["v7"])
 
+    @pytest.mark.seed("D22", "D23")
     def test_the_earlier_names_do_the_same(self, published: dict[str, Any]) -> None:
         facts = published["compat"]
         assert facts["begin"] == 7

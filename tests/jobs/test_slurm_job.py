@@ -142,6 +142,7 @@ def test_nodes_with_odd_names_have_their_roles_in_nodelist_order(pair: tuple[Sub
     assert [node["hostname"] for node in layout["nodes"]] == [e["hostname"] for e in up]
 
 
+@pytest.mark.seed("D3")
 def test_every_version_reaches_both_replicas(pair: tuple[Submitted, Submitted]) -> None:
     job, _ = pair
     state = load_state(job.run_dir)
@@ -168,6 +169,7 @@ def test_engines_end_in_order_when_they_drain(pair: tuple[Submitted, Submitted])
         assert not any(engines.values()), engines
 
 
+@pytest.mark.seed("D27")
 def test_two_jobs_on_the_same_nodes_do_not_disturb_each_other(
     separated: SlurmCluster, pair: tuple[Submitted, Submitted]
 ) -> None:

@@ -84,6 +84,7 @@ def test_a_name_that_the_loader_drops_in_silence() -> None:
     assert bindings[0].unused == ("bias",) and never_used(bindings) == ("bias",)
 
 
+@pytest.mark.seed("D7")
 def test_a_parameter_that_the_trainer_does_not_have() -> None:
     model = Toy(plain, w=(3, 2), norm=(2,))
     with pytest.raises(BridgeError, match=r"`norm` \(2,\): no element is written by a tensor of the trainer.*HINT"):
@@ -92,6 +93,7 @@ def test_a_parameter_that_the_trainer_does_not_have() -> None:
     assert binding.ways["norm"] is Way.KEPT
 
 
+@pytest.mark.seed("D9")
 def test_a_missing_part_of_a_fused_parameter() -> None:
     def load(model: Toy, name: str, tensor: Tensor) -> None:
         model.qkv.data.narrow(0, 2 * "qkv".index(name), 2).copy_(tensor)
@@ -148,6 +150,7 @@ def seed_rotary(tensor: Tensor, heads: int) -> Tensor:
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("kind", ["weight", "bias"])
+@pytest.mark.seed("D11")
 def test_rules_fuse_permute_and_cut(kind: str, size: int) -> None:
     """Biases reach all three parts, each by its own heads, for every rank; more ranks than key heads share one."""
     tensors = {name: tensor for name, tensor in trainer().items() if name.endswith(kind)}

@@ -107,6 +107,7 @@ def test_fused_parts_and_a_transposed_one_become_boxes() -> None:
     assert [part.axes for p in needs(binding) for part in p.parts] == [None, None, None, (1, 0)]
 
 
+@pytest.mark.seed("D31")
 def test_padding_is_reported_and_never_received() -> None:
     def load(model: Toy, name: str, tensor: Tensor) -> None:
         model.head[: tensor.shape[0]].data.copy_(tensor)
@@ -135,6 +136,7 @@ def test_a_fill_before_the_copies_is_padding_and_a_fill_after_them_is_not_follow
     assert bound.way is Way.STAGED and "filled with a constant after" in bound.reason
 
 
+@pytest.mark.seed("D31")
 def test_tied_parameters_have_one_storage_and_a_trainers_tied_name_its_owner() -> None:
     def load(model: Toy, name: str, tensor: Tensor) -> None:
         model.live[name].data.copy_(tensor)

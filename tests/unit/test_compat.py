@@ -51,6 +51,7 @@ class TestUrls:
         with pytest.raises(ValueError, match="leaves no trainer"):
             bridge.get_inference_urls(4)
 
+    @pytest.mark.seed("D27")
     def test_master_port_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MASTER_PORT", "4000")
         assert bridge.get_inference_urls(0)[:3] == ("localhost:4000", "localhost:4001", "localhost:4002")
@@ -103,9 +104,11 @@ class TestMappings:
             ("model.norm.weight", ("model.norm.weight", None)),
         ],
     )
+    @pytest.mark.seed("D10")
     def test_names(self, name: str, expected: tuple[str, int | None]) -> None:
         assert vllm_location(name) == expected
 
+    @pytest.mark.seed("D26")
     def test_the_file(self, tmp_path: Path) -> None:
         model = nn.ModuleDict({"wq": nn.Linear(4, 4, bias=False, dtype=torch.bfloat16)})
         path = bridge.export_param_mappings(nn.ModuleDict({"attention": model}), "tiny", tp_degree=2, log_dir=tmp_path)
@@ -122,6 +125,7 @@ class TestMappings:
         }
         assert [path.name for path in tmp_path.iterdir()] == ["vllm_bridge_config.json"]
 
+    @pytest.mark.seed("D6")
     def test_an_empty_mapping_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError, match="no parameters"):
             bridge.export_param_mappings(nn.Identity(), "nothing", log_dir=tmp_path)
@@ -131,6 +135,7 @@ class TestMappings:
 
 
 class TestGroup:
+    @pytest.mark.seed("D2", "D28")
     def test_two_groups_share_a_store_and_one_process(self) -> None:
         from torch import distributed as dist
 
@@ -144,6 +149,7 @@ class TestGroup:
             finish(group.broadcast(tensor, 0), float("inf"), "broadcast")
             assert tensor.tolist() == [value] * 3
 
+    @pytest.mark.seed("D25")
     def test_a_missing_peer_is_a_timeout_that_names_the_group(self) -> None:
         from torch import distributed as dist
 

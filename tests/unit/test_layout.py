@@ -83,6 +83,7 @@ def test_every_node_has_one_role_and_the_last_ones_infer(config: Config) -> None
 
 
 @given(config=configs())
+@pytest.mark.seed("D4")
 def test_a_gpu_has_one_worker_at_most_unless_it_is_shared(config: Config) -> None:
     shared = config.layout.inference_nodes == 0 and config.layout.colocate == "share"
     for node in plan(config).nodes:

@@ -201,6 +201,7 @@ ONE = Receiver(engine=0, rank=0)
 
 
 @pytest.mark.parametrize("sharding", [fsdp(3), hsdp(2, 2), replicated(2)])
+@pytest.mark.seed("D18")
 def test_masters_in_float32_travel_and_arrive_as_bfloat16(sharding: Sharding) -> None:
     spec = TensorSpec(name="w", shape=(7, 5), dtype="float32")
     plan = one(dense_chunk("w", spec, 0, WHOLE, dtype="bfloat16"), [spec], sharding)

@@ -63,6 +63,7 @@ def held(tensor: torch.Tensor, whole: torch.Tensor) -> Box:
         ((4, 2), ("shard", "tp")),
     ],
 )
+@pytest.mark.seed("D17")
 def test_every_rank_holds_what_fsdp2_gives_it(mesh: tuple[int, ...], names: tuple[str, ...]) -> None:
     size = torch.Size(mesh).numel()
     for rank in range(size):
