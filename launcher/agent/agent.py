@@ -15,6 +15,7 @@ from launcher import log
 from launcher.agent.beats import Beats
 from launcher.agent.context import NodeContext
 from launcher.agent.environment import SCRATCH_VARIABLE
+from launcher.agent.exit_file import node_0_has_ended
 from launcher.agent.node import NodeEnvironment, check_allocation, node_environment, own_address
 from launcher.agent.stop_request import StopRequest
 from launcher.agent.supervisor import Supervisor
@@ -169,6 +170,8 @@ def _find_control(directory: Path, timeout_s: float, stop: StopRequest) -> str |
         if stop.signal is not None:
             logger.info("ended while waiting for node 0 (%s)", stop.signal.name)
             return None
+        if node_0_has_ended():
+            raise ControlError("Node 0 has ended before it could take part; its log says why.")
         if time.monotonic() > deadline:
             raise ControlError(
                 f"Node 0 did not write {path} within `start_timeout_s` ({timeout_s:g}). HINT: `output_dir` must be on a"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 from launcher.agent.context import NodeContext
+from launcher.agent.exit_file import EXIT_FILE
 from launcher.control.client import ADDRESS_VARIABLE
 from launcher.control.keys import TOKEN_VARIABLE, api_key
 from launcher.layout import Process, Role
@@ -14,7 +15,7 @@ SCRATCH_VARIABLE = "LAUNCHER_SCRATCH"
 """Names the directory of this node that the guard removes after the run."""
 
 # What the agent was told about itself; a worker that starts a run of its own must not inherit it.
-OWN = ("LAUNCHER_LOCAL_NODE_RANK", "LAUNCHER_LOCAL_HOSTNAMES", SCRATCH_VARIABLE)
+OWN = ("LAUNCHER_LOCAL_NODE_RANK", "LAUNCHER_LOCAL_HOSTNAMES", SCRATCH_VARIABLE, EXIT_FILE)
 
 
 def worker_environment(context: NodeContext, process: Process, runtime: Mapping[str, str]) -> dict[str, str]:

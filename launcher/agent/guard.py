@@ -20,7 +20,8 @@ from pathlib import Path
 from types import FrameType
 
 from launcher.agent.environment import SCRATCH_VARIABLE
-from launcher.agent.node import node_environment
+from launcher.agent.exit_file import answer_for_the_run
+from launcher.agent.node import NodeEnvironment, node_environment
 from launcher.agent.postmortem import report_failure
 from launcher.agent.proctree import become_subreaper, end_descendants, signal_on_parent_death
 from launcher.agent.worker import tail
@@ -55,6 +56,14 @@ def guard_node(run_dir: Path) -> int:
         code = guard(command, log, {**os.environ, SCRATCH_VARIABLE: scratch}, patience_s, place_of(run_dir))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    code = _tell_failure(run_dir, node, code, log)
+    if node.node_rank == 0:
+        answer_for_the_run(code)
+    return code
+
+
+def _tell_failure(run_dir: Path, node: NodeEnvironment, code: int, log: Path) -> int:
+    """The node's exit code, once the run knows how its agent ended."""
     if code == 0:
         return 0
     how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"

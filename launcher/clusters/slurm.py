@@ -5,57 +5,33 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import submitit
-
 from launcher.clusters.base import Cluster, Job, Outcome, job_environment
+from launcher.clusters.job_script import JobScript, job_script, set_run_dir, slurm_config
 from launcher.clusters.slurm_watch import StateWatch
-from launcher.config.schema import Config, SlurmClusterConfig
+from launcher.clusters.templates import render, template_path
+from launcher.config.schema import Config
 from launcher.errors import LauncherError, SubmissionError
 from launcher.snapshot.place import place_of
 
 TEST_TIMEOUT_S = 60.0
 
-# Made on the batch host, for each start of the job anew; no file, no argument and no log ever holds it.
-TOKEN_LINE = "export LAUNCHER_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')"
-
-
-@dataclass(frozen=True)
-class AgentTask:
-    """What submitit pickles and calls once per node: the guard of that node's agent."""
-
-    run_dir: Path
-
-    def __call__(self) -> None:
-        """Runs this node's part of the run.
-
-        Raises:
-            SystemExit: it did not end well, which makes the task, and so the job, fail.
-        """
-        from launcher.agent.guard import guard_node
-
-        code = guard_node(self.run_dir)
-        if code != 0:
-            # Not an error that submitit would catch and turn into exit code 1: the job's code is the run's.
-            sys.exit(code)
+SUBMITIT = "submitit"
+"""Of a run directory: what submitit keeps, and the job's own log."""
 
 
 class SlurmCluster(Cluster):
     """Submits with ``sbatch`` from this machine."""
 
     def __init__(self, config: Config) -> None:
-        if not isinstance(config.cluster, SlurmClusterConfig):
-            raise TypeError(f"not a SLURM cluster: {config.cluster.kind}")
         self._config = config
-        self._cluster = config.cluster
+        self._cluster = slurm_config(config)
 
     def check(self) -> list[str]:
         """Asks SLURM itself, with ``sbatch --test-only``, whether it would take the job."""
@@ -66,7 +42,7 @@ class SlurmCluster(Cluster):
             ]
         with tempfile.TemporaryDirectory() as folder:
             script = Path(folder) / "job.sh"
-            script.write_text(self._script(Path(folder)))
+            script.write_text(render(self.script(Path(folder)), template_path(self._cluster)))
             try:
                 test = subprocess.run(
                     ["sbatch", "--test-only", str(script)],
@@ -84,70 +60,35 @@ class SlurmCluster(Cluster):
 
     def submit(self, run_dir: Path) -> SlurmJob:
         """One job; the script is kept as ``job.sh``."""
-        folder = run_dir / "submitit"
-        place = place_of(run_dir)
+        from submitit.core.utils import FailedJobError
+
+        from launcher.clusters.executor import AgentTask, TemplateExecutor
+
+        template = template_path(self._cluster)
         with _environment(_submission_environment(run_dir)):
-            executor = self._executor(folder)
-            if place is not None:
-                # `python -m` looks into the working directory first, so the guard, too, comes from the snapshot.
-                executor.parameters["additional_parameters"]["chdir"] = str(place.directory)
+            executor = TemplateExecutor(run_dir / SUBMITIT, self.script(run_dir), template, self._cluster.python)
             try:
                 job = executor.submit(AgentTask(run_dir))
-            except submitit.core.utils.FailedJobError as error:
+            except FailedJobError as error:
                 raise SubmissionError(f"sbatch refused the job: {_last_words(str(error))}") from error
         shutil.copyfile(job.paths.submission_file, run_dir / "job.sh")
         return SlurmJob(job.job_id, Path(job.paths.stdout))
 
-    def _executor(self, folder: Path) -> submitit.SlurmExecutor:
-        cluster = self._cluster
-        executor = submitit.SlurmExecutor(folder=folder, python=cluster.python)
-        executor.update_parameters(
-            job_name=self._config.name,
-            nodes=self._config.layout.nodes,
-            ntasks_per_node=1,
-            stderr_to_stdout=True,
-            setup=[*cluster.setup, TOKEN_LINE],
-            srun_args=self._srun_arguments(),
-            additional_parameters=self._parameters(),
+    def script(self, run_dir: Path, command: str = "true") -> JobScript:
+        """The job script of a run directory that exists; submitit puts its own command in."""
+        folder = run_dir / SUBMITIT
+        place = place_of(run_dir)
+        return job_script(
+            self._config,
+            run_dir=set_run_dir(run_dir),
+            command=command,
+            # As submitit names the log of the first task, so that it finds it.
+            output=str(folder / "%j_0_log.out"),
+            # `python -m` looks into the working directory first, so the guard, too, comes from the snapshot.
+            options={} if place is None else {"chdir": str(place.directory)},
+            srun=[f"--output={folder / '%j_%t_log.out'}"],
+            environment={"SUBMITIT_EXECUTOR": "slurm"},
         )
-        return executor
-
-    def _script(self, folder: Path) -> str:
-        command = "true"
-        return str(self._executor(folder)._make_submission_file_text(command, "test"))
-
-    def _parameters(self) -> dict[str, Any]:
-        """``#SBATCH`` options; null ones are SLURM's to choose."""
-        cluster = self._cluster
-        names = ("partition", "account", "qos", "time", "constraint", "exclude", "nodelist", "reservation", "mem")
-        options: dict[str, Any] = {name: getattr(cluster, name) for name in (*names, "cpus_per_task")}
-        options["exclusive"] = True if cluster.exclusive else None
-        gpus = self._config.layout.gpus_per_node
-        if self._config.layout.device == "cuda" and cluster.gpus != "none":
-            request = f"{cluster.gpu_type}:{gpus}" if cluster.gpu_type else str(gpus)
-            if cluster.gpus == "gres":
-                options["gres"] = f"gpu:{request}"
-            else:
-                options["gpus_per_node"] = request
-        options.update(cluster.sbatch)
-        return {name.replace("-", "_"): value for name, value in options.items() if value is not None}
-
-    def _srun_arguments(self) -> list[str]:
-        cluster = self._cluster
-        arguments = [
-            # A node ends with an error only when it could not tell node 0, so nothing is lost by ending all at once.
-            "--kill-on-bad-exit=1",
-            # The token and the path of the package travel in the environment, whatever a site makes the default.
-            "--export=ALL",
-        ]
-        if cluster.cpus_per_task is not None:
-            # From 22.05 on srun does not take it over from the job.
-            arguments.append(f"--cpus-per-task={cluster.cpus_per_task}")
-        if cluster.container is not None:
-            arguments.append(f"--container-image={cluster.container}")
-        if cluster.container_mounts is not None:
-            arguments.append(f"--container-mounts={cluster.container_mounts}")
-        return [*arguments, *cluster.srun_args]
 
     def _hint(self, stderr: str) -> str:
         cluster = self._cluster

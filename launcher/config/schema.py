@@ -261,6 +261,15 @@ class SlurmClusterConfig(ClusterConfig):
     exclusive: bool = False
     """Whole nodes (``--exclusive``)."""
 
+    requeue: bool = True
+    """SLURM may start the job again, after a preemption or the loss of its first node (``--requeue``)."""
+
+    signal_s: int = 120
+    """Seconds before the time limit at which SLURM sends USR2 to every node (``--signal``)."""
+
+    template: str | None = None
+    """Template of the job script: a shipped one by name, or a Jinja file of your own; the one that fits if null."""
+
     container: str | None = None
     """Image for ``srun --container-image`` (pyxis)."""
 

@@ -189,7 +189,7 @@ def test_two_jobs_on_the_same_nodes_do_not_disturb_each_other(
 def test_the_run_directory_tells_no_secret(pair: tuple[Submitted, Submitted]) -> None:
     job, _ = pair
     script = (job.run_dir / "job.sh").read_text()
-    assert "export LAUNCHER_TOKEN=$(" in script
+    assert "LAUNCHER_TOKEN=$(" in script
     assert subprocess.run(["bash", "-n", job.run_dir / "job.sh"], check=False).returncode == 0
     for path in job.run_dir.rglob("*"):
         if path.is_file() and path.suffix in {".log", ".yaml", ".json", ".jsonl", ".sh", ".out"}:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from launcher.clusters.base import job_environment
+from launcher.clusters.job_script import slurm_config
 from launcher.clusters.slurm import SlurmCluster
+from launcher.clusters.templates import render, template_path
 from launcher.config import Config, compose
 
 FOREIGN = {
@@ -50,8 +52,9 @@ def test_a_job_finds_this_package_first(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def script(tmp_path: Path, *overrides: str) -> list[str]:
-    text = SlurmCluster(compose(["+cluster=slurm", *overrides]))._script(tmp_path)
-    return [line for line in text.splitlines() if line.startswith(("#SBATCH", "srun", "export"))]
+    config = compose(["+cluster=slurm", *overrides])
+    text = render(SlurmCluster(config).script(tmp_path), template_path(slurm_config(config)))
+    return text.splitlines()
 
 
 def test_the_job_script_asks_for_what_the_configuration_says(tmp_path: Path) -> None:
@@ -72,7 +75,7 @@ def test_the_job_script_asks_for_what_the_configuration_says(tmp_path: Path) -> 
     ):
         assert f"#SBATCH {wanted}" in lines
     (srun,) = [line for line in lines if line.startswith("srun")]
-    for wanted in ("--kill-on-bad-exit=1", "--export=ALL", "--cpus-per-task=16", "--mpi=none"):
+    for wanted in ("--kill-on-bad-exit=0", "--no-kill", "--export=ALL", "--cpus-per-task=16", "--mpi=none"):
         assert f" {wanted} " in srun
     assert " --container-image=/images/x.sqsh --container-mounts=/data:/data " in srun
 
@@ -93,7 +96,7 @@ def test_gpus_are_asked_for_as_the_site_wants(tmp_path: Path, overrides: list[st
 
 
 def test_the_token_is_made_by_the_job_and_is_not_in_the_script(tmp_path: Path) -> None:
-    (line,) = [line for line in script(tmp_path) if "LAUNCHER_TOKEN" in line]
+    (line,) = [line for line in script(tmp_path) if line.startswith("LAUNCHER_TOKEN=")]
     shell = subprocess.run(
         ["bash", "-c", f"{line}; printf %s $LAUNCHER_TOKEN"], capture_output=True, text=True, check=True
     )

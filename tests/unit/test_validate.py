@@ -181,7 +181,7 @@ def test_every_time_format_of_slurm_is_taken(time: str) -> None:
 
 
 def test_further_sbatch_options_are_free() -> None:
-    sbatch = {"comment": "x", "nice": 3, "requeue": True, "gres": "tmpdisk:10", "mail_type": "END"}
+    sbatch = {"comment": "x", "nice": 3, "spread_job": True, "gres": "tmpdisk:10", "mail_type": "END"}
 
     assert problems(slurm(cluster__sbatch=sbatch)) == []
 

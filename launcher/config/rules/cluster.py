@@ -41,7 +41,11 @@ OWNED_SBATCH: dict[str, str] = {
     "wrap": _OWN,
     "parsable": _OWN,
     "test-only": _OWN,
-    "signal": _OWN,
+    "signal": "set `cluster.signal_s`",
+    "requeue": "set `cluster.requeue`",
+    "no-requeue": "set `cluster.requeue`",
+    "no-kill": _OWN,
+    "het-group": _OWN,
     "export": "set `cluster.env`",
     "container-image": "set `cluster.container`",
     "container-mounts": "set `cluster.container_mounts`",
@@ -51,11 +55,22 @@ OWNED_SBATCH: dict[str, str] = {
 _SHORT_SBATCH = {
     "N": "nodes", "n": "ntasks", "J": "job-name", "p": "partition", "A": "account", "q": "qos", "t": "time",
     "C": "constraint", "x": "exclude", "w": "nodelist", "c": "cpus-per-task", "G": "gpus", "W": "wait", "o": "output",
-    "e": "error", "i": "input", "a": "array",
+    "e": "error", "i": "input", "a": "array", "k": "no-kill",
 }  # fmt: skip
 
-OWNED_SRUN = {"nodes", "ntasks", "ntasks-per-node", "output", "error", "input", "container-image", "container-mounts"}
-_SHORT_SRUN = {"N": "nodes", "n": "ntasks", "o": "output", "e": "error", "i": "input"}
+OWNED_SRUN = {
+    *("nodes", "ntasks", "ntasks-per-node", "output", "error", "input", "container-image", "container-mounts"),
+    *("kill-on-bad-exit", "no-kill", "het-group", "export"),
+}
+_SHORT_SRUN = {
+    "N": "nodes",
+    "n": "ntasks",
+    "o": "output",
+    "e": "error",
+    "i": "input",
+    "K": "kill-on-bad-exit",
+    "k": "no-kill",
+}
 
 
 def problems(config: Config) -> Iterator[str]:
@@ -69,6 +84,7 @@ def problems(config: Config) -> Iterator[str]:
             )
         return
     yield from _formats(cluster)
+    yield from _template(cluster)
     yield from _container(cluster)
     yield from _sbatch(cluster)
     yield from _srun(cluster)
@@ -102,6 +118,16 @@ def _formats(cluster: SlurmClusterConfig) -> Iterator[str]:
         yield (
             f"`cluster.gpu_type` ({cluster.gpu_type}) contradicts `cluster.gpus` (none). HINT: set `cluster.gpus=gres`"
             " or leave the type out."
+        )
+
+
+def _template(cluster: SlurmClusterConfig) -> Iterator[str]:
+    from launcher.clusters.templates import template_names, template_path
+
+    if not template_path(cluster).is_file():
+        yield (
+            f"`cluster.template` ({cluster.template}) is neither a template of the launcher's"
+            f" ({', '.join(template_names())}) nor a file. HINT: leave it out, or give the path of a file."
         )
 
 

@@ -37,6 +37,7 @@ AT_LEAST: dict[str, int] = {
     "preflight.min_disk_gb": 0,
     "preflight.max_clock_skew_s": 0,
     "preflight.remember_s": 0,
+    "cluster.signal_s": 1,
 }
 """Smallest value by setting."""
 
@@ -52,7 +53,7 @@ POSITIVE = (
 )
 """Settings that are greater than zero."""
 
-AT_MOST = {"inference.gpu_memory_utilization": 1, "inference.base_port": 65535}
+AT_MOST = {"inference.gpu_memory_utilization": 1, "inference.base_port": 65535, "cluster.signal_s": 65535}
 
 WORDS: dict[str, tuple[str, ...]] = {
     "layout.device": ("cuda", "cpu"),

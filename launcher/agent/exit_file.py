@@ -1,0 +1,24 @@
+"""How node 0 tells the job script, and the nodes that wait for it, how the run ended; only where a script asks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+EXIT_FILE = "LAUNCHER_EXIT_FILE"
+"""Names a file on the filesystem that the nodes share."""
+
+
+def answer_for_the_run(code: int) -> None:
+    """Called by node 0 as the last thing it does: from now on the job script knows the run's exit code."""
+    if name := os.environ.get(EXIT_FILE):
+        path = Path(name)
+        draft = path.with_name(f"{path.name}.{os.getpid()}")
+        draft.write_text(f"{code}\n")
+        draft.replace(path)
+
+
+def node_0_has_ended() -> bool:
+    """Whether node 0 has given its answer."""
+    name = os.environ.get(EXIT_FILE)
+    return name is not None and Path(name).exists()

@@ -1,0 +1,68 @@
+"""Finds templates of job scripts and fills them in."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from launcher.clusters.job_script import JobScript
+from launcher.config.schema import SlurmClusterConfig
+from launcher.errors import ConfigError
+from launcher.paths import sbatch_templates_dir
+
+SUFFIX = ".sbatch.j2"
+DEFAULT = "plain"
+
+
+def template_names() -> list[str]:
+    """The templates that come with the launcher."""
+    return sorted(path.name.removesuffix(SUFFIX) for path in sbatch_templates_dir().glob(f"*{SUFFIX}"))
+
+
+def template_path(cluster: SlurmClusterConfig) -> Path:
+    """The template that a configuration chooses: a shipped one by its name, or a file of the user's own."""
+    chosen = cluster.template or DEFAULT
+    return sbatch_templates_dir() / f"{chosen}{SUFFIX}" if chosen in template_names() else Path(chosen)
+
+
+def render(script: JobScript, template: Path) -> str:
+    """The text of a job script.
+
+    Args:
+        template: a Jinja file; it may extend a shipped one by its file name.
+
+    Raises:
+        ConfigError: it cannot be read, is not well formed, or names a value that does not exist.
+    """
+    import jinja2
+
+    folders = [str(template.absolute().parent), str(sbatch_templates_dir())]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folders),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        # The output is a shell script.
+        autoescape=False,
+    )
+    values = {field.name: getattr(script, field.name) for field in fields(script)} | {"nodes": script.nodes}
+    try:
+        return environment.get_template(template.name).render(values)
+    except jinja2.TemplateNotFound as error:
+        raise _problem(template, f"there is no file {error.name}", f"the templates are {_names()}") from error
+    except jinja2.TemplateSyntaxError as error:
+        where = f"{Path(error.filename or template).name}, line {error.lineno}: {error.message}"
+        raise _problem(template, where, "see the shipped templates for examples") from error
+    except jinja2.UndefinedError as error:
+        raise _problem(template, str(error.message), f"a template knows {', '.join(values)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise _problem(template, str(error), "name a file that can be read") from error
+
+
+def _names() -> str:
+    return ", ".join(template_names())
+
+
+def _problem(template: Path, what: str, hint: str) -> ConfigError:
+    return ConfigError([f"`cluster.template` ({template}) cannot be filled in: {what}. HINT: {hint}."])
