@@ -126,6 +126,11 @@ def model_path(config: Config, run_dir: Path) -> Path:
     return Path(config.model.path) if config.model.path else run_dir / MODEL
 
 
+def checkpoint_dir(config: Config, run_dir: Path) -> Path:
+    """Where the run's checkpoints lie."""
+    return Path(config.checkpoint.dir).absolute() / run_dir.name if config.checkpoint.dir else run_dir / "checkpoint"
+
+
 def write_atomically(path: Path, value: Any) -> None:
     """Writes JSON so that a reader sees all of it or none."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from launcher.config.compose import CONFIG_FILE, compose, from_yaml, load_run_config, register_configs, to_yaml, typed
 from launcher.config.schema import (
+    CheckpointConfig,
     ClusterConfig,
     Config,
     InferenceConfig,
@@ -18,6 +19,7 @@ from launcher.config.validate import check, problems
 
 __all__ = [
     "CONFIG_FILE",
+    "CheckpointConfig",
     "ClusterConfig",
     "Config",
     "InferenceConfig",

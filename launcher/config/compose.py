@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from launcher.config.schema import (
+    CheckpointConfig,
     ClusterConfig,
     Config,
     InferenceConfig,
@@ -36,6 +37,7 @@ _GROUPS = {
     "trainer": TrainerConfig,
     "inference": InferenceConfig,
     "bridge": WeightBridgeConfig,
+    "checkpoint": CheckpointConfig,
 }
 
 

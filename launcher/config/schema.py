@@ -194,6 +194,27 @@ class PreflightConfig:
 
 
 @dataclass(kw_only=True)
+class CheckpointConfig:
+    """What the reference trainer, or one that uses ``launcher.checkpoint``, saves so that it can go on later."""
+
+    every_steps: int = 20
+    """Steps from one checkpoint to the next. 0: only when the run is asked to stop."""
+
+    keep: int = 2
+    """Complete checkpoints that are kept."""
+
+    dir: str | None = None
+    """Where they lie, in a folder with the run's name, on a filesystem that all trainers see. Null: ``checkpoint`` of
+    the run directory."""
+
+    stop_timeout_s: float = 60.0
+    """Longest wait for the trainer to end once the run was asked to stop with a checkpoint (USR2, preemption)."""
+
+    write_timeout_s: float = 300.0
+    """Longest further wait while a checkpoint is being written."""
+
+
+@dataclass(kw_only=True)
 class ClusterConfig:
     """Where the nodes come from; see the subclasses."""
 
@@ -262,7 +283,8 @@ class SlurmClusterConfig(ClusterConfig):
     """Whole nodes (``--exclusive``)."""
 
     requeue: bool = True
-    """SLURM may start the job again, after a preemption or the loss of its first node (``--requeue``)."""
+    """The job is queued again after a time limit, a preemption or the loss of its first node, and the run resumes
+    (``--requeue``)."""
 
     signal_s: int = 120
     """Seconds before the time limit at which SLURM sends USR2 to every node (``--signal``)."""
@@ -322,3 +344,4 @@ class Config:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     bridge: WeightBridgeConfig = field(default_factory=WeightBridgeConfig)
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

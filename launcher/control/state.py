@@ -47,6 +47,9 @@ MODEL_READY = "model/ready"
 STORE = "trainer/store"
 """``host:port`` of the trainers' rendezvous store."""
 
+STOP_SEEN = "trainer/stopping"
+"""True once the trainer has seen that the run shall stop, on all of its ranks; the engines may end."""
+
 ALL_URLS = "inference/urls"
 """URLs of all replicas, in their order; one value, so that no node asks for each of them."""
 

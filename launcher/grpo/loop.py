@@ -10,12 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from launcher import bridge, events
+from launcher.checkpoint import CheckpointError
 from launcher.config.schema import Config
 from launcher.grpo.final_check import TOP, CheckError, compare, movement, tolerance
 from launcher.grpo.model import Worker, wire_copy
 from launcher.grpo.rollout import Completion, Engines
 from launcher.grpo.trainer import StepReport, Trainer
 from launcher.inference.client import api_key, inference_urls
+from launcher.stopping import should_stop
 
 CHECK_PROMPTS = 16
 AVERAGED_STEPS = 10
@@ -36,24 +38,50 @@ def train(config: Config, run_dir: Path) -> None:
     with phase("model", worker):
         worker.join()
         trainer = Trainer.create(config, worker, Path(os.environ["LAUNCHER_MODEL_PATH"]))
+        done = trainer.checkpoints.restore()
     with phase("bridge", worker):
         weights = bridge.connect()
-        weights.publish(trainer.model, version=0)
+        # The engines must serve what is sampled from: the first weights, or those that were restored.
+        weights.publish(trainer.model, version=done)
     # The ranks start with different engines, so that their first requests do not all meet at one.
     urls = inference_urls()
     first = worker.rank % len(urls)
     with Engines(urls[first:] + urls[:first], api_key(), timeout_s=trainer.options.request_timeout_s) as engines:
         untrained = ask(trainer, engines, urls) if worker.is_main else []
         rewards: deque[float] = deque(maxlen=AVERAGED_STEPS)
-        for step in range(1, config.trainer.steps + 1):
-            with phase("first step", worker, when=step == 1):
+        for step in range(done + 1, config.trainer.steps + 1):
+            with phase("first step", worker, when=step == done + 1):
                 report = trainer.step(step, engines, weights)
             rewards.append(report.reward)
             if worker.is_main:
                 show(step, config.trainer.steps, report, sum(rewards) / len(rewards))
+            stop = step < config.trainer.steps and should_stop()
+            if stop:
+                # Before the engines end, as they may from here on.
+                weights.close()
+            save(trainer, step, stop=stop)
+            if stop:
+                worker.end()
         finish(trainer, engines, urls, untrained, run_dir / "checkpoint" / "final")
     weights.close()
     worker.end()
+
+
+def save(trainer: Trainer, step: int, *, stop: bool) -> None:
+    """Writes a checkpoint if one is due, or if the run stops after this step.
+
+    Raises:
+        CheckpointError: the run stops, and what was done since the last checkpoint could not be saved.
+    """
+    if not (stop or trainer.checkpoints.is_due(step)):
+        return
+    try:
+        trainer.checkpoints.save(step)
+    except CheckpointError as error:
+        if stop:
+            raise
+        # A full disk may be emptied before the next one is due; until then nothing is lost.
+        print(f"{error} The run goes on without it.", flush=True)
 
 
 def show(step: int, steps: int, report: StepReport, average: float) -> None:

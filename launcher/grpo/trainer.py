@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from launcher.bridge import Bridge
+from launcher.checkpoint import Checkpoints
 from launcher.config.schema import Config
 from launcher.errors import ConfigError
 from launcher.grpo.batch import make_batch
@@ -57,6 +58,8 @@ class Trainer:
     task: Task
     model: torch.nn.Module
     update: Updater
+    checkpoints: Checkpoints
+    """The position in the data is the step: problems are drawn from it."""
 
     @classmethod
     def create(cls, config: Config, worker: Worker, model_path: Path) -> Trainer:
@@ -74,6 +77,8 @@ class Trainer:
                 ]
             )
         model = load_model(model_path, worker)
+        # A short memory of squared gradients: which answers are rewarded changes within tens of steps.
+        optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0)
         return cls(
             config=config,
             options=options,
@@ -83,8 +88,7 @@ class Trainer:
             model=model,
             update=Updater(
                 model=model,
-                # A short memory of squared gradients: which answers are rewarded changes within tens of steps.
-                optimizer=torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
+                optimizer=optimizer,
                 worker=worker,
                 dtype=config.model.dtype,
                 temperature=settings.temperature,
@@ -92,6 +96,7 @@ class Trainer:
                 epochs=options.epochs,
                 entropy_coef=options.entropy_coef,
             ),
+            checkpoints=Checkpoints.of_run(model=model, optimizer=optimizer),
         )
 
     def step(self, step: int, engines: Engines, bridge: Bridge) -> StepReport:

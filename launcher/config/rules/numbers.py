@@ -38,6 +38,8 @@ AT_LEAST: dict[str, int] = {
     "preflight.max_clock_skew_s": 0,
     "preflight.remember_s": 0,
     "cluster.signal_s": 1,
+    "checkpoint.every_steps": 0,
+    "checkpoint.keep": 1,
 }
 """Smallest value by setting."""
 
@@ -46,6 +48,8 @@ POSITIVE = (
     "inference.ready_timeout_s",
     "inference.gpu_memory_utilization",
     "bridge.timeout_s",
+    "checkpoint.stop_timeout_s",
+    "checkpoint.write_timeout_s",
     "start_timeout_s",
     "lease_timeout_s",
     "stop_grace_s",

@@ -1,0 +1,20 @@
+"""Checkpoints of a trainer: model, optimizer, position in the data, random states, step and weight version.
+
+Any torchrun program can use it; every rank calls every method::
+
+    checkpoints = Checkpoints.of_run(model=model, optimizer=optimizer, data=loader)
+    start = checkpoints.restore()                  # 0, or the step of the latest complete checkpoint
+    for step in range(start + 1, steps + 1):
+        ...
+        stop = should_stop()                       # launcher.stopping
+        if stop or checkpoints.is_due(step):
+            checkpoints.save(step)
+        if stop:
+            break
+"""
+
+from __future__ import annotations
+
+from launcher.checkpoint.checkpoints import CheckpointError, Checkpoints, Data
+
+__all__ = ["CheckpointError", "Checkpoints", "Data"]

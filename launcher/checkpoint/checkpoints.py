@@ -1,0 +1,238 @@
+"""Saves and restores what a trainer needs to go on exactly where it was."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from launcher import events
+from launcher.checkpoint import store
+from launcher.checkpoint.random_state import random_state, set_random_state
+from launcher.checkpoint.ranks import Ranks
+from launcher.errors import LauncherError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class CheckpointError(LauncherError):
+    """A checkpoint was not written, or the one that is there does not fit. Raised on every rank."""
+
+
+class Data(Protocol):
+    """What knows the position in the data, such as a stateful data loader. Each rank has its own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its position, as JSON values."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes to that position."""
+
+
+class Checkpoints:
+    """The checkpoints of one trainer in one directory. Every rank makes it, and calls each method together.
+
+    The model may be a plain module, or sharded by FSDP2 or tensor parallelism; each rank writes its own shards.
+
+    Args:
+        directory: made if it is missing; on a filesystem that all ranks see.
+        every_steps: how often :meth:`is_due` says so; 0 for never.
+        keep: complete checkpoints that are kept; older ones are removed after the next one is complete.
+        timeout_s: longest wait for the slowest rank.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data: Data | None = None,
+        every_steps: int = 0,
+        keep: int = 2,
+        timeout_s: float = 600.0,
+    ) -> None:
+        self.directory = directory
+        self.every_steps = every_steps
+        self._model = model
+        self._optimizer = optimizer
+        self._data = data
+        self._keep = keep
+        self._ranks = Ranks(timeout_s)
+        self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self._saved: int | None = None
+
+    @classmethod
+    def of_run(cls, *, model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: Data | None = None) -> Self:
+        """Those of the run that this process belongs to, as its configuration's ``checkpoint`` wants them."""
+        from launcher.config import load_run_config
+        from launcher.run_dir import checkpoint_dir
+
+        run_dir = Path(os.environ["LAUNCHER_RUN_DIR"])
+        config = load_run_config(run_dir)
+        return cls(
+            checkpoint_dir(config, run_dir),
+            model=model,
+            optimizer=optimizer,
+            data=data,
+            every_steps=config.checkpoint.every_steps,
+            keep=config.checkpoint.keep,
+            timeout_s=config.checkpoint.write_timeout_s,
+        )
+
+    def is_due(self, step: int) -> bool:
+        """Whether ``step`` is one after which to save."""
+        return self.every_steps > 0 and step % self.every_steps == 0
+
+    def save(self, step: int, *, version: int | None = None) -> Path:
+        """Writes a checkpoint of the state after ``step``; does nothing if that is the one that is there.
+
+        Args:
+            version: of the weights, as the engines know it; ``step`` if they count alike.
+
+        Raises:
+            CheckpointError: it was not written; what was there before is untouched.
+        """
+        path = store.checkpoint_path(self.directory, step)
+        if self._saved == step:
+            return path
+        began = time.monotonic()
+        if self._ranks.is_main:
+            events.emit("checkpoint", state="begin", step=step, path=str(path))
+        try:
+            size = self._write(step, step if version is None else version, path)
+        except CheckpointError as error:
+            if self._ranks.is_main:
+                events.emit("checkpoint", state="failed", step=step, path=str(path), reason=str(error))
+            raise
+        self._saved = step
+        if self._ranks.is_main:
+            seconds = time.monotonic() - began
+            events.emit("checkpoint", state="end", step=step, path=str(path), seconds=seconds, bytes=size)
+        return path
+
+    def restore(self) -> int:
+        """Loads the latest complete checkpoint, if there is one. One whose content is damaged is passed over.
+
+        Returns:
+            The step after which it was written; 0 if there is none.
+
+        Raises:
+            CheckpointError: it is one of another number of ranks, or of another model.
+        """
+        for path in self._ranks.from_main(store.complete_checkpoints(self.directory)):
+            manifest = store.read_manifest(path)
+            if manifest.world_size != self._ranks.world_size:
+                raise CheckpointError(
+                    f"{path} was written by {manifest.world_size} trainer ranks, but there are"
+                    f" {self._ranks.world_size}. HINT: resume with the same number of ranks, or set `checkpoint.dir` to"
+                    " a new directory to begin anew."
+                )
+            mine = sorted(manifest.files)[self._ranks.rank :: self._ranks.world_size]
+            found = self._together(f"read {path}", lambda: store.wrong_files(path, manifest, mine))  # noqa: B023
+            wrong = [name for names in found for name in names]
+            if wrong:
+                logger.warning("%s is damaged (%s) and is passed over", path, ", ".join(wrong))
+                continue
+            self._load(path)
+            self._saved = manifest.step
+            if self._ranks.is_main:
+                events.emit("resumed", step=manifest.step, version=manifest.version, path=str(path))
+            return manifest.step
+        return 0
+
+    def _write(self, step: int, version: int, path: Path) -> int:
+        ranks = self._ranks
+        owner = f"{os.environ.get('LAUNCHER_ATTEMPT', '0')}.{os.environ.get('LAUNCHER_RESTART', '0')}"
+        draft = store.draft_path(self.directory, step, owner)
+
+        def begin() -> None:
+            if ranks.is_main:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(draft, ignore_errors=True)
+                draft.mkdir()
+
+        def write() -> dict[str, store.File]:
+            own = {"random": random_state(self._device), "data": self._data.state_dict() if self._data else None}
+            store.write_durably(draft / _rank_file(ranks.rank), json.dumps(own))
+            names = [_rank_file(ranks.rank), *(file.name for file in draft.glob(f"__{ranks.rank}_*.distcp"))]
+            if ranks.is_main:
+                names.append(".metadata")
+            return {name: store.describe(draft / name) for name in names}
+
+        def complete() -> int:
+            if not ranks.is_main:
+                return 0
+            files = {name: file for part in parts for name, file in part.items()}
+            manifest = store.Manifest(
+                step=step, version=version, world_size=ranks.world_size, time=time.time(), files=files
+            )
+            store.complete(draft, path, manifest)
+            store.prune(self.directory, path, self._keep)
+            return manifest.size
+
+        self._together(f"write {path}", begin)
+        self._together(f"write {path}", lambda: self._save_shards(draft))
+        parts = self._together(f"write {path}", write)
+        return self._together(f"write {path}", complete)[0]
+
+    def _save_shards(self, draft: Path) -> None:
+        state = dict(zip(("model", "optimizer"), get_state_dict(self._model, self._optimizer), strict=True))
+        if self._ranks.is_alone:
+            dcp.save(state, checkpoint_id=draft, no_dist=True)
+        else:
+            dcp.save(state, checkpoint_id=draft, process_group=self._ranks.group)
+
+    def _load(self, path: Path) -> None:
+        def load() -> None:
+            model, optimizer = get_state_dict(self._model, self._optimizer)
+            state: dict[str, Any] = {"model": model, "optimizer": optimizer}
+            if self._ranks.is_alone:
+                dcp.load(state, checkpoint_id=path, no_dist=True)
+            else:
+                dcp.load(state, checkpoint_id=path, process_group=self._ranks.group)
+            set_state_dict(
+                self._model, self._optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+            )
+            own = json.loads((path / _rank_file(self._ranks.rank)).read_text())
+            if self._data is not None:
+                self._data.load_state_dict(own["data"])
+            set_random_state(own["random"], self._device)
+
+        self._together(f"load {path}", load)
+
+    def _together(self, what: str, action: Callable[[], T]) -> list[T]:
+        """Runs ``action`` on every rank; its results, in the order of the ranks, if it worked on all of them."""
+        problem: str | None = None
+        result: T | None = None
+        try:
+            with warnings.catch_warnings():
+                # torch tells a single process that it is one.
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninit")
+                result = action()
+        # DCP raises what a rank raised as an error of its own, which is no Exception.
+        except (Exception, dcp.api.CheckpointException) as error:
+            problem = f"{type(error).__name__}: {error}"
+            logger.warning("could not %s", what, exc_info=True)
+        answers = self._ranks.gather((problem, result))
+        problems = {rank: problem for rank, (problem, _) in enumerate(answers) if problem is not None}
+        if problems:
+            rank, problem = next(iter(problems.items()))
+            raise CheckpointError(f"Could not {what}: trainer rank {rank}: {problem}")
+        return [result for _, result in answers]  # type: ignore[misc]  # each is a result
+
+
+def _rank_file(rank: int) -> str:
+    return f"rank-{rank:05d}.json"

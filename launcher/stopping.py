@@ -1,0 +1,60 @@
+"""Tells a trainer's program that the run was asked to stop: save a checkpoint, end the loop, exit with 0.
+
+A time limit or a preemption is near, or somebody sent SIGUSR2. In the loop, on every rank::
+
+    if should_stop():
+        checkpoints.save(step)
+        break
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from launcher.control.client import ADDRESS_VARIABLE, ControlClient
+from launcher.control.state import STOP_SEEN
+
+FILE_VARIABLE = "LAUNCHER_STOP_FILE"
+"""Names a file of this node that exists once the run was asked to stop."""
+
+
+def is_asked() -> bool:
+    """Whether this node has heard that the run shall stop. It looks for a file and costs microseconds.
+
+    Nodes hear of it at different moments, so that ranks may differ for a while: use :func:`should_stop` in a loop.
+    """
+    path = os.environ.get(FILE_VARIABLE)
+    return path is not None and Path(path).exists()
+
+
+def should_stop() -> bool:
+    """The same answer on every rank, at the same step: true if any rank's node was asked to stop.
+
+    Every rank must call it equally often, after ``init_process_group``; it reduces one number over the default group.
+    After it was true the engines end, and the run waits for the trainer until ``checkpoint.stop_timeout_s``, and while
+    a checkpoint is being written until ``checkpoint.write_timeout_s``.
+
+    Raises:
+        ControlError: the control service is gone, which means that the run is ending.
+    """
+    asked = _any_rank(is_asked())
+    if asked and os.environ.get("RANK", "0") == "0" and os.environ.get(ADDRESS_VARIABLE):
+        client = ControlClient.from_environment()
+        client.put(STOP_SEEN, True)
+        client.close()
+    return asked
+
+
+def _any_rank(asked: bool) -> bool:
+    # A program that has not imported torch has no ranks to agree with.
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return asked
+    if torch.distributed.get_world_size() == 1:
+        return asked
+    device = "cuda" if "nccl" in str(torch.distributed.get_backend()) else "cpu"
+    answer = torch.tensor([asked], dtype=torch.int32, device=device)
+    torch.distributed.all_reduce(answer, op=torch.distributed.ReduceOp.MAX)
+    return bool(answer.item())
