@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from launcher.commands.composing import HYDRA_FULL_ERROR, explained, hydra_full_error
 from launcher.commands.help import show_help
-from launcher.errors import LauncherError
+from launcher.errors import ConfigError, LauncherError
 from launcher.paths import conf_dir
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ def main(arguments: Sequence[str]) -> int:
     import hydra
 
     from launcher.config import register_configs, typed
+    from launcher.config.rules.secrets import word_problems
+
+    # Before Hydra, which keeps a record of a sweep's overrides.
+    if found := list(word_problems(arguments)):
+        raise ConfigError(found)
 
     codes: list[int] = []
     full_errors = os.environ.get(HYDRA_FULL_ERROR)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.config.schema import Config
+from launcher.config.secrets import is_secret
 from launcher.layout.environment import is_protected
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -72,7 +73,8 @@ def _environment(path: str, env: dict[str, str]) -> Iterator[str]:
         if not _VARIABLE.fullmatch(name):
             yield f"`{path}` ({name}) is no name of a variable. HINT: use letters, digits and _, no digit first."
         elif is_protected(name):
-            yield f"`{path}.{name}` ({value}) is set by the launcher. HINT: leave it out{_instead(name)}."
+            shown = "" if is_secret(name) else f" ({value})"
+            yield f"`{path}.{name}`{shown} is set by the launcher. HINT: leave it out{_instead(name)}."
         elif "\0" in value:
             yield f"`{path}.{name}` holds a null byte. HINT: remove it."
 
