@@ -114,7 +114,13 @@ def _phase(attempt: int | None, tail: list[dict[str, Any]]) -> str | None:
         return None
     if any(event.get("event") == "draining" for event in tail):
         return "draining"
-    return "training" if _steps(tail) else "starting"
+    trainers = {event.get("event") for event in tail if _is_of_trainer(event)}
+    # A trainer of one's own need not tell its steps, or its phases; then all there is to know is that it runs.
+    return "training" if _steps(tail) or trainers == {"process"} else "starting"
+
+
+def _is_of_trainer(event: dict[str, Any]) -> bool:
+    return str(event.get("name") or event.get("who") or "").startswith("trainer-")
 
 
 def _submission(run: Path) -> dict[str, Any]:
