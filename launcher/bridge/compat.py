@@ -146,7 +146,6 @@ class VLLMWeightBridge:
         return BridgeSettings(
             urls=(self.config.vllm_api_url,),
             token=token_from_environment(),
-            backend="nccl" if self.config.uses_nccl else "gloo",
             timeout_s=self.config.timeout_seconds,
         )
 

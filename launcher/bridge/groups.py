@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import queue
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,10 +12,9 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from launcher.errors import BridgeError, RendezvousTimeout, TransferError
+from launcher.errors import RendezvousTimeout
 
 DEFAULT_TIMEOUT = timedelta(seconds=300)
-POLL_S = 0.0005
 
 ERROR_HANDLING = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 NEVER = timedelta(days=365)
@@ -43,8 +40,8 @@ def init_process_group(
     Args:
         backend: ``gloo`` or ``nccl``.
         init_method: ``tcp://host:port``, where rank 0 serves the rendezvous; or give ``store``.
-        timeout: deadline of the rendezvous and, with ``gloo``, of every operation. With ``nccl`` operations have that
-            of :func:`finish`: a lost peer must end the operation and not, as torch's watchdog would, the program.
+        timeout: deadline of the rendezvous and, with ``gloo``, of every operation. With ``nccl`` operations have none:
+            a lost peer must not end the program, as torch's watchdog would.
         store: an existing store; ``group_name`` separates the groups that share it.
         pg_options: ``ProcessGroupNCCL.Options``, for ``nccl``.
         address: address of this host that gloo listens on; without it, what the hostname resolves to.
@@ -75,66 +72,6 @@ def init_process_group(
     raise ValueError(f"`backend` ({backend!r}) is not one of: gloo, nccl.")
 
 
-def meet(group: Any, device: torch.device, timeout_s: float) -> None:
-    """The group's first operation; every rank calls it once.
-
-    NCCL's ranks connect only now, in a call without a deadline; so the call is made in a thread, which is left behind
-    if a peer does not come.
-
-    Args:
-        device: where this rank's tensors live.
-
-    Raises:
-        RendezvousTimeout: not everybody came within ``timeout_s``.
-    """
-    done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-
-    def first() -> None:
-        try:
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
-            word = torch.zeros(1, dtype=torch.int32, device=device)
-            finish(group.broadcast(word, 0), time.monotonic() + timeout_s, "the first exchange")
-            done.put(None)
-        except (BridgeError, RuntimeError) as error:
-            done.put(error)
-
-    threading.Thread(target=first, name="bridge-meet", daemon=True).start()
-    try:
-        error = done.get(timeout=timeout_s)
-    except queue.Empty:
-        raise RendezvousTimeout(f"The group's ranks did not connect within {timeout_s:g} s.") from None
-    if error is not None:
-        raise RendezvousTimeout(f"The group's ranks could not connect: {str(error).splitlines()[0]}") from error
-
-
-def finish(work: Any, deadline: float, what: str) -> None:
-    """Waits for one operation until ``deadline`` (``time.monotonic()``).
-
-    Raises:
-        TransferError: it failed, or is not complete in time.
-    """
-    try:
-        if "NCCL" in type(work).__name__ or work.is_completed():
-            _poll(work, deadline, what)
-        # gloo's point-to-point operations make progress only while somebody waits for them.
-        elif not work.wait(timedelta(seconds=min(NEVER.total_seconds(), max(0.001, deadline - time.monotonic())))):
-            raise TransferError(f"{what} did not complete within its deadline.")
-    except RuntimeError as error:
-        raise TransferError(f"{what} failed: {str(error).splitlines()[0]}") from error
-
-
-def _poll(work: Any, deadline: float, what: str) -> None:
-    """NCCL's own ``wait`` only orders streams and never times out on the host."""
-    pause = POLL_S
-    while not work.is_completed():
-        if time.monotonic() > deadline:
-            raise TransferError(f"{what} did not complete within its deadline.")
-        time.sleep(pause)
-        pause = min(2 * pause, 0.01)
-    work.wait()
-
-
 def _store(init_method: str | None, rank: int, world_size: int, timeout: timedelta) -> dist.Store:
     if init_method is None or not init_method.startswith("tcp://"):
         raise ValueError(f"`init_method` ({init_method!r}) must be tcp://host:port when no `store` is given.")
@@ -156,12 +93,12 @@ def _nccl(store: dist.Store, rank: int, world_size: int, options: Any, device: t
     options = options or dist.ProcessGroupNCCL.Options()
     options._timeout = NEVER
     torch.cuda.set_device(device if device is not None else torch.cuda.current_device())
-    with _errors_left_to_us():
+    with errors_left_to_us():
         return dist.ProcessGroupNCCL(store, rank, world_size, options)
 
 
 @contextmanager
-def _errors_left_to_us() -> Iterator[None]:
+def errors_left_to_us() -> Iterator[None]:
     """While a group is made, torch reads from the environment what its watchdog does about errors: here, nothing."""
     with _environment:
         before = os.environ.get(ERROR_HANDLING)

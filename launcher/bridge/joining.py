@@ -1,4 +1,4 @@
-"""How the trainer's ranks and the workers of one replica come to share a plan and a process group."""
+"""How the trainer's ranks and the workers of one replica come to share a plan and to be joined by wires."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from torch import distributed as dist
 
 from launcher.bridge import collective
 from launcher.bridge.agreement import TrainerFacts, replica_plan
-from launcher.bridge.groups import init_process_group, meet
 from launcher.bridge.parallel import in_parallel
 from launcher.bridge.replica import ReplicaClient
 from launcher.bridge.reshard import first_difference
-from launcher.bridge.sending import ReplicaSender
+from launcher.bridge.sending import ReplicaSender, largest_messages
+from launcher.bridge.transport.base import Meeting
+from launcher.bridge.transport.choose import Place, choose_all
+from launcher.bridge.transport.wires import connect_senders
 from launcher.errors import TransferError
 from launcher.ports import hold_free_port, port_of
 
@@ -32,11 +34,20 @@ class JoinSettings:
     address: str
     """Of this host."""
 
-    backend: str
+    transport: str
+    places: tuple[Place, ...]
+    """Of every trainer rank."""
+
+    device: torch.device
+    """Of this rank's tensors."""
+
+    secret: str
+    """Made for this group, by rank 0."""
+
     timeout_s: float
     verify: bool
     generation: int
-    """Distinguishes this group from earlier ones of the same replica."""
+    """Distinguishes these wires from earlier ones of the same replica."""
 
 
 def serve_store(address: str, timeout_s: float) -> tuple[dist.TCPStore, str]:
@@ -67,29 +78,32 @@ def bind(replica: ReplicaClient, facts: TrainerFacts, timeout_s: float) -> list[
 def join(
     replica: ReplicaClient, facts: TrainerFacts, workers: Sequence[dict[str, Any]], store: str, settings: JoinSettings
 ) -> ReplicaSender:
-    """Joins one replica's group; every trainer rank calls it, with what rank 0 got from :func:`bind`.
+    """Joins one replica; every trainer rank calls it, with what rank 0 got from :func:`bind`.
 
     Raises:
-        BridgeError: the two sides compute different plans; the first tensor they differ in is named.
+        BridgeError: the two sides compute different plans (the first tensor they differ in is named), or a pair cannot
+            have the transport that was asked for.
         RendezvousTimeout: a rank or a worker did not come.
     """
-    rank, size = collective.world()
+    rank, _size = collective.world()
     begin = time.monotonic()
     plan = replica_plan(facts, workers)
-    group_name = f"bridge-{settings.generation}-replica-{replica.index}"
-    host, _, port = store.rpartition(":")
-    # Threads start with GPU 0 as their current device, so this one's is handed to them.
-    gpu = settings.backend == "nccl"
-    device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
-    timeout = timedelta(seconds=settings.timeout_s)
+    places = [Place(*worker["place"]) for worker in workers]
+    chosen = [choose_all(settings.transport, settings.places, index, place) for index, place in enumerate(places)]
+    group = f"bridge-{settings.generation}-replica-{replica.index}"
+    meeting = Meeting(
+        group=group, secret=settings.secret, store=store, address=settings.address, timeout_s=settings.timeout_s
+    )
 
     def ask() -> Any:
         body = {
             "workers": list(workers),
             "plan": plan.digest,
+            "transport": settings.transport,
+            "places": [[place.host, place.device] for place in settings.places],
             "store": store,
-            "group": group_name,
-            "backend": settings.backend,
+            "group": group,
+            "secret": settings.secret,
             "timeout_s": settings.timeout_s,
             "verify": settings.verify,
         }
@@ -103,23 +117,16 @@ def join(
                 )
 
     def meet_workers() -> Any:
-        if gpu:
-            torch.cuda.set_device(device)
-        group = init_process_group(
-            settings.backend,
-            timeout=timeout,
-            world_size=size + len(workers),
-            rank=rank,
-            store=dist.TCPStore(host, int(port), is_master=False, timeout=timeout, wait_for_workers=False),
-            group_name=group_name,
-            address=settings.address,
-            device=device,
-        )
-        meet(group, device, settings.timeout_s)
-        return group
+        largest = largest_messages(plan, rank)
+        transports = {worker: chosen[worker][rank] for worker in largest}
+        return connect_senders(meeting, rank, transports, largest, settings.device)
 
     if rank == 0:
         plan.verify()
-    group = in_parallel([meet_workers, ask] if rank == 0 else [meet_workers])[0]
-    logger.info("joined replica %d (%d workers) in %.2f s", replica.index, len(workers), time.monotonic() - begin)
-    return ReplicaSender(plan=plan, rank=rank, group=group, device=device, verify=settings.verify)
+    wires = in_parallel([meet_workers, ask] if rank == 0 else [meet_workers])[0]
+    logger.info(
+        "joined replica %d (%d workers) by %s in %.2f s",
+        *(replica.index, len(workers), ", ".join(sorted({name for row in chosen for name in row}))),
+        time.monotonic() - begin,
+    )
+    return ReplicaSender(plan=plan, rank=rank, wires=wires, verify=settings.verify)

@@ -1,22 +1,22 @@
-"""An engine worker's end of the data plane; knows process groups, plans and tensors, and no engine."""
+"""An engine worker's end of the data plane; knows wires, plans and tensors, and no engine."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
-from datetime import timedelta
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
 import torch
-from torch import distributed as dist
 
 from launcher.bridge.agreement import restricted
-from launcher.bridge.groups import finish, init_process_group, meet
 from launcher.bridge.integrity import digest_received
 from launcher.bridge.reshard import Message, Plan, Receiver
 from launcher.bridge.reshard.execute import unpack
+from launcher.bridge.transport.base import Meeting, RecvWire, Transfer
+from launcher.bridge.transport.wires import connect_receivers
 from launcher.errors import BridgeError, TransferError
 
 MASK = (1 << 64) - 1
@@ -29,8 +29,9 @@ class WeightReceiver:
         plan: the agreed plan of this replica.
         rank: this worker's rank in the replica.
         received: what messages are unpacked into, by the plan's parameter names.
-        store: ``host:port`` of the trainer's store; ``group`` is the group's name there.
-        address: this host's address, for gloo.
+        meeting: where the trainer's ranks are met, in a thread.
+        transports: of the wire from every trainer rank.
+        timeout_s: deadline of every version.
         verify: also compute the digest of what has arrived.
     """
 
@@ -40,35 +41,22 @@ class WeightReceiver:
         plan: Plan,
         rank: int,
         received: Mapping[str, torch.Tensor],
-        backend: str,
-        group: str,
-        store: str,
+        meeting: Meeting,
+        transports: Sequence[str],
         device: torch.device,
-        address: str | None,
         timeout_s: float,
         verify: bool,
     ) -> None:
         self._plan = plan
+        self._rank = rank
         self._incoming = list(plan.incoming(Receiver(engine=0, rank=rank)))
         self._received = received
         self._device = device
-        # gloo moves host memory only; the copy to a GPU is part of unpacking.
-        self._wire_device = torch.device("cpu") if backend == "gloo" else device
+        self._meeting_place = meeting
+        self._transports = transports
         self._timeout_s = timeout_s
         self._verify = verify
-        senders = len(plan.trainers)
-        host, _, port = store.rpartition(":")
-        timeout = timedelta(seconds=timeout_s)
-        self._group: Any = init_process_group(
-            backend,
-            timeout=timeout,
-            world_size=senders + len(plan.engines[0].locations),
-            rank=senders + rank,
-            store=dist.TCPStore(host, int(port), is_master=False, timeout=timeout, wait_for_workers=False),
-            group_name=group,
-            address=address,
-            device=device,
-        )
+        self._wires: dict[int, RecvWire] = {}
         self._thread: threading.Thread | None = None
         self._error: str | None = None
         self._version: int | None = None
@@ -126,23 +114,29 @@ class WeightReceiver:
             self._thread = None
 
     def close(self) -> None:
-        """Leaves the group; nothing is received any more."""
+        """Leaves the wires; nothing is received any more."""
         with self._writing:
             self._closed = True
-        self._group.abort()
-        # Nothing wakes a gloo operation before its deadline; its thread is left behind and writes nothing.
-        wakes = self._wire_device.type == "cuda"
-        for thread in (self._thread, self._meeting):
-            if thread is not None and wakes:
-                thread.join(timeout=5)
-        if self._device.type == "cuda" and not wakes:
+            wires = list(self._wires.values())
+        for wire in wires:
+            wire.abort()
+        if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def _meet(self) -> None:
+        senders = sorted({_sender(message) for message in self._incoming})
+        transports = {sender: self._transports[sender] for sender in senders}
         try:
-            meet(self._group, self._device, self._timeout_s)
-        except BridgeError as error:
-            self._refusal = error
+            wires = connect_receivers(self._meeting_place, self._rank, transports, self._device)
+        except (BridgeError, RuntimeError) as error:
+            self._refusal = BridgeError(str(error))
+            return
+        with self._writing:
+            self._wires = wires
+            closed = self._closed
+        if closed:
+            for wire in wires.values():
+                wire.abort()
 
     def _receive(self, only: frozenset[str] | None) -> None:
         deadline = time.monotonic() + self._timeout_s
@@ -167,23 +161,23 @@ class WeightReceiver:
         total = torch.zeros((), dtype=torch.int64, device=self._device)
         for _round, group in groupby(messages, key=lambda message: message.round):
             in_round = list(group)
-            buffers = [torch.empty(m.nbytes, dtype=torch.uint8, device=self._wire_device) for m in in_round]
-            works = [self._post(message, buffer) for message, buffer in zip(in_round, buffers, strict=True)]
-            for message, buffer, work in zip(in_round, buffers, works, strict=True):
-                finish(work, deadline, _describe(message))
+            transfers = [self._post(message) for message in in_round]
+            for message, transfer in zip(in_round, transfers, strict=True):
+                with _told(message):
+                    buffer = transfer.poll(deadline)
                 with self._writing:
                     if self._closed:
-                        raise TransferError("the group was left while a version was being received")
+                        raise TransferError("the wires were left while a version was being received")
                     total += self._unpack(message, buffer)
+                with _told(message):
+                    transfer.release()
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
         return int(total.item()) & MASK if self._verify else None
 
-    def _post(self, message: Message, buffer: torch.Tensor) -> Any:
-        try:
-            return self._group.recv([buffer], message.sender, message.round)
-        except RuntimeError as error:  # The sender's end is known before anything comes.
-            raise TransferError(f"{_describe(message)} failed: {str(error).splitlines()[0]}") from error
+    def _post(self, message: Message) -> Transfer:
+        with _told(message):
+            return self._wires[_sender(message)].post_recv(message.nbytes)
 
     def _unpack(self, message: Message, buffer: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -193,5 +187,14 @@ class WeightReceiver:
             return digest_received(self._plan, message, self._received).to(self._device)
 
 
-def _describe(message: Message) -> str:
-    return f"receiving round {message.round} from trainer rank {message.sender}"
+def _sender(message: Message) -> int:
+    assert isinstance(message.sender, int)
+    return message.sender
+
+
+@contextmanager
+def _told(message: Message) -> Iterator[None]:
+    try:
+        yield
+    except TransferError as error:
+        raise TransferError(f"receiving round {message.round} from trainer rank {message.sender} {error}") from error

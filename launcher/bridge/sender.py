@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from launcher.bridge.reshard import Location
 from launcher.bridge.sending import ReplicaSender, Sent
 from launcher.bridge.settings import BridgeSettings, settings_from_environment
 from launcher.bridge.state import Weight, manifest, shardings, weights
+from launcher.bridge.transport.choose import Place, here
 from launcher.control.keys import bridge_key
 from launcher.errors import LauncherError, TransferError
 from launcher.inference.client import wait_ready
@@ -90,6 +92,7 @@ class Bridge:
         self._facts_digest: str | None = None
         self._store: tuple[dist.TCPStore, str] | None = None
         self._generation = 0
+        self._device = torch.device("cpu")
         self.version: int | None = None
         """The last version that was published; None before the first."""
 
@@ -109,6 +112,7 @@ class Bridge:
         begin = time.monotonic()
         held = weights(model)
         only = _owners(held, names)
+        self._device = _device(held)
         failures: dict[int, str] = {}
         self._join_missing(self._facts(held), failures)
         deadline = time.monotonic() + self._settings.timeout_s
@@ -197,11 +201,19 @@ class Bridge:
             found = _each(
                 missing, lambda replica: joining.bind(replica, facts, timeout_s), failures, timeout_s + GRACE_S
             )
-            bound = {"store": self._store[1], "workers": {str(index): found[index] for index in sorted(found)}}
+            bound = {
+                "store": self._store[1],
+                "secret": secrets.token_hex(16),
+                "workers": {str(index): found[index] for index in sorted(found)},
+            }
         bound = collective.share(bound)
+        place = here(self._device)
         settings = joining.JoinSettings(
             address=self._settings.address,
-            backend=self._settings.backend,
+            transport=self._settings.transport,
+            places=tuple(Place(*pair) for pair in collective.gather_pairs((place.host, place.device))),
+            device=self._device,
+            secret=bound["secret"],
             timeout_s=self._settings.timeout_s,
             verify=self._settings.verify,
             generation=self._generation,
@@ -230,16 +242,16 @@ class Bridge:
         """This rank's messages to every joined replica at once; an error's text where a replica did not take them."""
         failed: dict[int, str] = {}
         joined = [replica for replica in self._replicas if replica.index in self._joined]
-        device = torch.cuda.current_device() if self._settings.backend == "nccl" else None
+        gpu = self._device if self._device.type == "cuda" else None
 
         def send(replica: ReplicaClient) -> Sent:
-            if device is not None:
-                torch.cuda.set_device(device)
+            if gpu is not None:
+                torch.cuda.set_device(gpu)
             return self._joined[replica.index].send(shards, only, deadline)
 
-        if device is not None:
+        if gpu is not None:
             # Threads have streams of their own; what the optimizer has enqueued must be done.
-            torch.cuda.current_stream().synchronize()
+            torch.cuda.current_stream(gpu).synchronize()
         return {**_each(joined, send, failed, deadline - time.monotonic() + GRACE_S), **failed}
 
     def _add_up(self, sent: Mapping[int, Sent | str], failures: dict[int, str]) -> tuple[dict[int, list[int]], int]:
@@ -314,6 +326,11 @@ def _each(
         else:
             found[replica.index] = result
     return found
+
+
+def _device(held: Sequence[Weight]) -> torch.device:
+    """Where the weights are: on one GPU, or on the CPU."""
+    return next((weight.local.device for weight in held if weight.local.is_cuda), torch.device("cpu"))
 
 
 def _owners(held: Sequence[Weight], names: Sequence[str] | None) -> frozenset[str] | None:

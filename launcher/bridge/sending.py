@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
 from launcher.bridge.agreement import restricted
-from launcher.bridge.groups import finish
 from launcher.bridge.integrity import digest_sent
 from launcher.bridge.reshard import Message, Plan
 from launcher.bridge.reshard.execute import pack
+from launcher.bridge.transport.base import SendWire, Transfer
 from launcher.errors import TransferError
 
 IN_FLIGHT = 4
@@ -25,16 +25,14 @@ class ReplicaSender:
     Args:
         plan: the agreed plan of this replica.
         rank: this trainer rank.
-        group: joined by all trainer ranks and the replica's workers.
-        device: where messages are packed.
+        wires: to every worker that it sends anything, by rank of the worker.
         verify: also compute the digest of what is sent.
     """
 
-    def __init__(self, *, plan: Plan, rank: int, group: Any, device: torch.device, verify: bool) -> None:
+    def __init__(self, *, plan: Plan, rank: int, wires: Mapping[int, SendWire], verify: bool) -> None:
         self.plan = plan
         self._outgoing = list(plan.outgoing(rank))
-        self._group = group
-        self._device = device
+        self._wires = wires
         self._verify = verify
         self.workers = len(plan.engines[0].locations)
 
@@ -50,35 +48,31 @@ class ReplicaSender:
             TransferError: one did not go in time.
         """
         sent = Sent(self.workers)
-        waiting: deque[tuple[Message, Any, torch.Tensor]] = deque()
+        waiting: deque[tuple[Message, Transfer]] = deque()
         for message in self._outgoing:
             part = restricted(message, only)
             if part is None:
                 continue
-            buffer = torch.empty(part.nbytes, dtype=torch.uint8, device=self._device)
+            while len(waiting) >= IN_FLIGHT:
+                _finish(*waiting.popleft(), deadline)
+            wire = self._wires[part.receiver.rank]
+            with _told(part):
+                buffer = wire.buffer(part.nbytes, deadline)
             with torch.no_grad():
                 pack(self.plan, part, shards, buffer)
                 if self._verify:
                     sent.add_digest(part.receiver.rank, digest_sent(self.plan, part, shards))
-            if self._device.type == "cuda":
-                torch.cuda.current_stream(self._device).synchronize()
-            waiting.append((part, self._post(part, buffer), buffer))
+            with _told(part):
+                waiting.append((part, wire.post_send(buffer)))
             sent.bytes += part.nbytes
-            while len(waiting) >= IN_FLIGHT:
-                _finish(waiting.popleft(), deadline)
         while waiting:
-            _finish(waiting.popleft(), deadline)
+            _finish(*waiting.popleft(), deadline)
         return sent
 
-    def _post(self, message: Message, buffer: torch.Tensor) -> Any:
-        try:
-            return self._group.send([buffer], len(self.plan.trainers) + message.receiver.rank, message.round)
-        except RuntimeError as error:  # The receiver's end is known before anything is sent.
-            raise TransferError(f"{_describe(message)} failed: {str(error).splitlines()[0]}") from error
-
     def close(self) -> None:
-        """Leaves the group."""
-        self._group.abort()
+        """Leaves the wires."""
+        for wire in self._wires.values():
+            wire.abort()
 
 
 class Sent:
@@ -97,10 +91,22 @@ class Sent:
         return torch.stack([torch.as_tensor(value, dtype=torch.int64).cpu() for value in self._digests])
 
 
-def _finish(entry: tuple[Message, Any, torch.Tensor], deadline: float) -> None:
-    message, work, _buffer = entry
-    finish(work, deadline, _describe(message))
+def largest_messages(plan: Plan, rank: int) -> dict[int, int]:
+    """Bytes of the largest message of a trainer rank to each worker that it sends anything."""
+    largest: dict[int, int] = {}
+    for message in plan.outgoing(rank):
+        largest[message.receiver.rank] = max(message.nbytes, largest.get(message.receiver.rank, 0))
+    return largest
 
 
-def _describe(message: Message) -> str:
-    return f"sending round {message.round} to worker {message.receiver.rank}"
+def _finish(message: Message, transfer: Transfer, deadline: float) -> None:
+    with _told(message):
+        transfer.poll(deadline)
+
+
+@contextmanager
+def _told(message: Message) -> Iterator[None]:
+    try:
+        yield
+    except TransferError as error:
+        raise TransferError(f"sending round {message.round} to worker {message.receiver.rank} {error}") from error

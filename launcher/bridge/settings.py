@@ -20,8 +20,8 @@ class BridgeSettings:
     address: str = "127.0.0.1"
     """Of this host, as the engines reach it."""
 
-    backend: str = "gloo"
-    """``gloo`` or ``nccl``."""
+    transport: str = "auto"
+    """How messages travel; ``auto`` picks for every pair of a trainer rank and a worker."""
 
     timeout_s: float = 300.0
     """Deadline of joining and of each update."""
@@ -45,14 +45,11 @@ def settings_from_environment() -> BridgeSettings:
     from launcher.config import load_run_config
 
     config = load_run_config(Path(os.environ["LAUNCHER_RUN_DIR"]))
-    transport = config.bridge.transport
-    if transport == "auto":
-        transport = "nccl" if config.layout.device == "cuda" else "gloo"
     return BridgeSettings(
         urls=tuple(inference_urls()),
         token=token_from_environment(),
         address=os.environ.get("LAUNCHER_ADDRESS", "127.0.0.1"),
-        backend=transport,
+        transport=config.bridge.transport,
         timeout_s=config.bridge.timeout_s,
         verify=config.bridge.verify,
         reset_prefix_cache=config.bridge.reset_prefix_cache,

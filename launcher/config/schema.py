@@ -143,7 +143,8 @@ class WeightBridgeConfig:
     """The path of the weights from the trainer into the engines."""
 
     transport: str = "auto"
-    """Data plane: ``gloo`` (CPU), ``nccl`` (GPU), or ``auto``, which follows ``layout.device``."""
+    """How weights travel: ``gloo``, ``shm``, ``nccl``, or ``auto``, which picks for every pair of a trainer rank and an
+    engine worker: within one host ``shm`` on CPUs; else ``nccl`` between GPUs, ``gloo`` between CPUs."""
 
     timeout_s: float = 300.0
     """Deadline of each step of an update, and of joining."""

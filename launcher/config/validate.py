@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.config.rules import cluster, engines, geometry, model, numbers, preflight, processes, secrets
+from launcher.config.rules import cluster, engines, geometry, model, numbers, preflight, processes, secrets, transport
 from launcher.config.schema import Config
 from launcher.errors import ConfigError
 
@@ -20,7 +20,7 @@ def problems(config: Config, *, model_is_here: bool = True) -> list[str]:
     found += model.problems(config)
     if model_is_here and config.model.path is not None:
         found += model.directory_problems(config, config.model.path)
-    for rules in (engines, processes, cluster, preflight, secrets):
+    for rules in (engines, transport, processes, cluster, preflight, secrets):
         found += rules.problems(config)
     return found
 

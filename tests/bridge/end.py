@@ -12,20 +12,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import distributed as dist
 
-from launcher.bridge.groups import init_process_group, meet
 from launcher.bridge.receiver import WeightReceiver
 from launcher.bridge.reshard import fingerprints
-from launcher.bridge.sending import ReplicaSender
+from launcher.bridge.sending import ReplicaSender, largest_messages
+from launcher.bridge.transport.wires import connect_senders
 from launcher.errors import BridgeError
 from tests.bridge.case import Case
-
-ADDRESS = "127.0.0.1"
+from tests.bridge.wire_end import meeting_of
 
 
 def content(tensor: torch.Tensor) -> str:
@@ -82,20 +79,10 @@ class Sending:
         self.case = Case(**command["case"])
         self.rank = int(command["rank"])
         self.device = torch.device(command["device"])
-        timeout = timedelta(seconds=command["timeout_s"])
-        host, _, port = command["store"].rpartition(":")
-        group = init_process_group(
-            command["backend"],
-            timeout=timeout,
-            world_size=self.case.trainers + self.case.workers,
-            rank=self.rank,
-            store=dist.TCPStore(host, int(port), is_master=False, timeout=timeout, wait_for_workers=False),
-            group_name=command["group"],
-            address=ADDRESS,
-            device=self.device,
-        )
-        meet(group, self.device, command["timeout_s"])
-        self.end = ReplicaSender(plan=self.case.plan, rank=self.rank, group=group, device=self.device, verify=True)
+        largest = largest_messages(self.case.plan, self.rank)
+        transports = dict.fromkeys(largest, command["transport"])
+        wires = connect_senders(meeting_of(command), self.rank, transports, largest, self.device)
+        self.end = ReplicaSender(plan=self.case.plan, rank=self.rank, wires=wires, verify=True)
 
     def send(self, command: dict[str, Any]) -> dict[str, Any]:
         """Sends a version; what its bytes and digests were, and how long that took."""
@@ -132,11 +119,9 @@ class Receiving:
             plan=self.case.plan,
             rank=command["rank"],
             received=self.shadow,
-            backend=command["backend"],
-            group=command["group"],
-            store=command["store"],
+            meeting=meeting_of(command),
+            transports=[command["transport"]] * self.case.trainers,
             device=self.device,
-            address=ADDRESS,
             timeout_s=command["timeout_s"],
             verify=True,
         )

@@ -28,11 +28,11 @@ Answer = dict[str, Any]
 
 
 class End:
-    """A process of :mod:`tests.bridge.end`."""
+    """A process of :mod:`tests.bridge.end`, or of another module that speaks the same way."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "tests.bridge.end") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bridge.end"],
+            [sys.executable, "-m", module],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
@@ -165,7 +165,7 @@ class Replica:
 class Pool:
     """Processes that are ends of one transfer after the other; one that has been killed is replaced when needed."""
 
-    backend: str = "gloo"
+    transport: str = "gloo"
     devices: tuple[str, ...] = ("cpu",)
     """Of the ends in turn."""
 
@@ -210,7 +210,7 @@ class Pool:
             "case": case.to_json(),
             "group": replica.group,
             "store": f"127.0.0.1:{self.store.port}",
-            "backend": self.backend,
+            "transport": self.transport,
             "timeout_s": timeout_s,
         }
         # New processes are still importing torch, which belongs to no deadline.

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+import torch
 
 from launcher.bridge.agreement import TrainerFacts, replica_plan
 from launcher.bridge.binding import Binding, Bound, Copy, Way
@@ -18,11 +19,13 @@ from launcher.bridge.manifest import Entry
 from launcher.bridge.replica import ReplicaClient
 from launcher.bridge.reshard import Box, Location, Sharding, fingerprints, first_difference
 from launcher.bridge.reshard.placement import fsdp, replicated
+from launcher.bridge.transport.choose import here
 from launcher.errors import TransferError
 from tests.bridge.case import Case
 from tests.bridge.end import content
 from tests.bridge.ends import Answer, Pool
 
+CPU = torch.device("cpu")
 MASK = (1 << 64) - 1
 SHORT_S = 3.0
 """Deadline of a transfer that cannot succeed."""
@@ -229,7 +232,8 @@ def worker_of(trainer: TrainerFacts) -> dict[str, Any]:
         for name in NAMES
     )
     binding = Binding(manifest=trainer.manifest, parameters=parameters)
-    return {"binding": binding.to_json(), "location": [1, 0]}
+    place = here(CPU)
+    return {"binding": binding.to_json(), "location": [1, 0], "place": [place.host, place.device]}
 
 
 class Engine(BaseHTTPRequestHandler):
@@ -270,7 +274,16 @@ def engine() -> Iterator[str]:
 def test_joining_ends_with_the_name_of_the_first_tensor_that_the_sides_differ_in(engine: str) -> None:
     ours = facts(dict.fromkeys(NAMES, fsdp(2)))
     store, address = serve_store("127.0.0.1", 5.0)
-    settings = JoinSettings(address="127.0.0.1", backend="gloo", timeout_s=1.0, verify=True, generation=1)
+    settings = JoinSettings(
+        address="127.0.0.1",
+        transport="auto",
+        places=(here(CPU), here(CPU)),
+        device=CPU,
+        secret="secret",
+        timeout_s=1.0,
+        verify=True,
+        generation=1,
+    )
     with pytest.raises(TransferError, match=r"another plan than the trainer; they first differ in `beta`"):
         join(ReplicaClient(0, engine, "key"), ours, [worker_of(ours)], address, settings)
     del store

@@ -29,7 +29,7 @@ def processes(request: pytest.FixtureRequest) -> Iterator[Pool]:
     """Both ends on a CPU with gloo; each on a GPU of its own with NCCL, which refuses to share one."""
     if request.param == "nccl" and torch.cuda.device_count() < 2:
         pytest.skip(f"NCCL between two processes needs 2 GPUs, here are {torch.cuda.device_count()}")
-    found = Pool(backend=request.param, devices=("cuda:0", "cuda:1") if request.param == "nccl" else ("cpu",))
+    found = Pool(transport=request.param, devices=("cuda:0", "cuda:1") if request.param == "nccl" else ("cpu",))
     yield found
     found.end()
 
@@ -75,7 +75,9 @@ def test_a_wrong_bit_is_seen(pair: Pool) -> None:
 def test_a_peer_that_never_connects_is_reported_in_time(pair: Pool) -> None:
     (sender,) = pair.take(1)
     words = {"case": SMALL.to_json(), "group": "alone", "store": f"127.0.0.1:{pair.store.port}"}
-    sender.tell("join", role="sender", rank=0, device=pair.devices[0], backend=pair.backend, timeout_s=SHORT_S, **words)
+    sender.tell(
+        "join", role="sender", rank=0, device=pair.devices[0], transport=pair.transport, timeout_s=SHORT_S, **words
+    )
     assert sender.hear().get("error", "").startswith("RendezvousTimeout")
     assert sender.ask("compute", device=pair.devices[0]) == {"total": 1000.0}
     sender.end()

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from launcher import bridge
-from launcher.bridge.groups import finish
 from launcher.bridge.mappings import vllm_location
 from launcher.errors import BridgeError, RendezvousTimeout
 
@@ -146,7 +145,7 @@ class TestGroup:
         ]
         for value, group in enumerate(groups):
             tensor = torch.full((3,), float(value))
-            finish(group.broadcast(tensor, 0), float("inf"), "broadcast")
+            group.broadcast(tensor, 0).wait()
             assert tensor.tolist() == [value] * 3
 
     @pytest.mark.seed("D25")

@@ -27,10 +27,10 @@ NEEDED = {
     # What a preset cannot be used without; see the comment in its file.
     "layout/gpu": ["inference=gpu"],
     "layout/gpu_split": ["inference=gpu"],
-    "layout/gpu_share": ["inference=gpu_share", "bridge=gloo"],
+    "layout/gpu_share": ["inference=gpu_share"],
     "bridge/nccl": ["layout=gpu"],
     "inference/gpu": ["layout=gpu"],
-    "inference/gpu_share": ["layout=gpu_share", "bridge=gloo"],
+    "inference/gpu_share": ["layout=gpu_share"],
     "trainer/grpo": ["model=qwen3_8b"],
 }
 PRESETS = sorted(str(path.relative_to(conf_dir()).with_suffix("")) for path in conf_dir().glob("*/*.yaml"))

@@ -57,13 +57,12 @@ import sys
 from datetime import timedelta
 import torch
 from launcher import bridge
-from launcher.bridge.groups import finish
 group = bridge.init_process_group(
     "gloo", init_method=f"tcp://127.0.0.1:{sys.argv[1]}", world_size=1, rank=0, group_name="update",
     timeout=timedelta(seconds=60), address="127.0.0.1",
 )
 tensor = torch.ones(3)
-finish(group.broadcast(tensor, 0), float("inf"), "broadcast")
+group.broadcast(tensor, 0).wait()
 print(tensor.sum().item())
 """
     with socket.socket() as taken:

@@ -94,7 +94,16 @@ WRONG: list[tuple[Callable[..., Config], dict[str, Any], list[str]]] = [
     (local, {"inference__base_port": 65530}, ["8 engines", "65537", "inference.base_port=65528"]),
     # words and numbers
     (local, {"layout__device": "tpu"}, ["`layout.device` (tpu)", "cuda, cpu"]),
-    (local, {"bridge__transport": "ipc"}, ["`bridge.transport` (ipc)"]),
+    (local, {"bridge__transport": "pigeon"}, ["`bridge.transport` (pigeon)"]),
+    (
+        local,
+        {
+            **{"bridge__transport": "nccl", "layout__device": "cuda", "layout__inference_nodes": 0},
+            **{"layout__colocate": "share", "inference__gpu_memory_utilization": 0.4},
+        },
+        ["refuses two processes on one GPU", "`bridge.transport=auto`"],
+    ),
+    (slurm, {"bridge__transport": "shm"}, ["`bridge.transport` (shm) works within one host"]),
     (local, {"bridge__transport": "nccl"}, ["needs GPUs", "`layout.device` is cpu"]),
     (local, {"model__dtype": "int8"}, ["`model.dtype` (int8)"]),
     (local, {"model__dtype": "float16"}, ["`model.dtype` (float16)", "bfloat16"]),
@@ -186,13 +195,10 @@ def test_further_sbatch_options_are_free() -> None:
     assert problems(slurm(cluster__sbatch=sbatch)) == []
 
 
-def test_gpus_that_are_shared_need_room_and_no_nccl() -> None:
+def test_gpus_that_are_shared_need_room() -> None:
     config = local(layout__device="cuda", layout__inference_nodes=0, layout__colocate="share")
 
-    assert [problem.split()[0] for problem in problems(config)] == [
-        "`bridge.transport`",
-        "`inference.gpu_memory_utilization`",
-    ]
+    assert [problem.split()[0] for problem in problems(config)] == ["`inference.gpu_memory_utilization`"]
 
 
 def test_every_table_names_settings_that_exist() -> None:

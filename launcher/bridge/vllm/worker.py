@@ -14,6 +14,8 @@ from launcher.bridge.binding import Binding, Writer
 from launcher.bridge.binding.vllm import bind_worker, writer
 from launcher.bridge.receiver import WeightReceiver
 from launcher.bridge.reshard import fingerprints
+from launcher.bridge.transport.base import Meeting
+from launcher.bridge.transport.choose import Place, choose_all, here
 from launcher.bridge.vllm.plain_linear import use_live_weights
 from launcher.errors import BridgeError, TransferError
 
@@ -68,7 +70,12 @@ class BridgeWorker:
         self._bridge_binding = bind_worker(model, self.vllm_config.model_config, self._bridge_facts.manifest)
         logger.info("bridge: %s", self._bridge_binding.describe())
         location = [int(os.environ.get("LAUNCHER_NODE_RANK", "0")), self._bridge_gpu()]
-        return {"binding": self._bridge_binding.to_json(), "location": location}
+        place = here(self.device)
+        return {
+            "binding": self._bridge_binding.to_json(),
+            "location": location,
+            "place": [place.host, place.device],
+        }
 
     def _bridge_connect(self, request: dict[str, Any]) -> dict[str, Any]:
         self._bridge_disconnect(request)
@@ -87,11 +94,17 @@ class BridgeWorker:
             plan=plan,
             rank=self.rank,
             received=self._bridge_writer.received,
-            backend=request["backend"],
-            group=request["group"],
-            store=request["store"],
+            meeting=Meeting(
+                group=request["group"],
+                secret=request["secret"],
+                store=request["store"],
+                address=os.environ.get("LAUNCHER_ADDRESS"),
+                timeout_s=float(request["timeout_s"]),
+            ),
+            transports=choose_all(
+                request["transport"], [Place(*place) for place in request["places"]], self.rank, here(self.device)
+            ),
             device=self.device,
-            address=os.environ.get("LAUNCHER_ADDRESS"),
             timeout_s=float(request["timeout_s"]),
             verify=bool(request["verify"]),
         )

@@ -78,18 +78,8 @@ def problems(config: Config) -> Iterator[str]:
 
 
 def _device(config: Config) -> Iterator[str]:
-    layout, transport = config.layout, config.bridge.transport
-    if layout.device == "cpu" and transport == "nccl":
-        yield (
-            "`bridge.transport` (nccl) needs GPUs, but `layout.device` is cpu."
-            " HINT: set `bridge.transport=auto` or `layout.device=cuda`."
-        )
+    layout = config.layout
     if layout.device == "cuda" and layout.inference_nodes == 0 and layout.colocate == "share":
-        if transport != "gloo":
-            yield (
-                f"`bridge.transport` ({transport}) would use NCCL, which refuses two processes on one GPU, as"
-                " `layout.colocate` (share) has them. HINT: set `bridge.transport=gloo` or `layout.colocate=split`."
-            )
         share = config.inference.gpu_memory_utilization
         if share is None or share >= 0.9:
             yield (

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
 
+from launcher.bridge.transport.choose import TRANSPORTS
 from launcher.config.schema import Config
 
 AT_LEAST: dict[str, int] = {
@@ -63,7 +64,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "layout.device": ("cuda", "cpu"),
     "layout.colocate": ("split", "share"),
     "model.dtype": ("bfloat16", "float16", "float32"),
-    "bridge.transport": ("auto", "gloo", "nccl"),
+    "bridge.transport": TRANSPORTS,
     "cluster.kind": ("local", "slurm"),
     "cluster.gpus": ("gpus-per-node", "gres", "none"),
     "preflight.action": ("fail", "warn", "off"),

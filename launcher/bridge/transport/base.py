@@ -1,0 +1,114 @@
+"""The contract of a transport: how one message after the other gets from one trainer rank to one engine worker.
+
+A wire joins one such pair. Its two ends lend the memory that messages lie in, so that a transport which can write into
+the other side's memory needs no copy of its own: the sender packs straight into :meth:`SendWire.buffer`, the receiver
+unpacks straight from what :meth:`Transfer.poll` gives. Messages arrive whole and in order;
+both sides know their sizes from the plan, so nothing but bytes travels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Transfer(ABC):
+    """One message that has been posted."""
+
+    @abstractmethod
+    def poll(self, deadline: float) -> torch.Tensor:
+        """Waits until the message has gone, or has come, and gives its bytes.
+
+        On a GPU the bytes are there for whatever is enqueued on the current stream from now on.
+
+        Args:
+            deadline: ``time.monotonic()``.
+
+        Raises:
+            TransferError: it failed, the other end is gone, the wire was aborted, or it is not complete in time.
+        """
+
+    def release(self) -> None:  # noqa: B027
+        """The bytes of a message that came are no longer read, once what is enqueued on the current stream is done."""
+
+
+class SendWire(ABC):
+    """The trainer rank's end."""
+
+    @abstractmethod
+    def buffer(self, nbytes: int, deadline: float) -> torch.Tensor:
+        """Memory for the next message: uint8, shape (nbytes,), aligned to 16 bytes. To be filled, and then posted.
+
+        Raises:
+            TransferError: none becomes free in time, or the wire is of no more use.
+        """
+
+    @abstractmethod
+    def post_send(self, buffer: torch.Tensor) -> Transfer:
+        """Starts to send what :meth:`buffer` gave last; it must stay as it is until the transfer is complete.
+
+        Raises:
+            TransferError: the wire is of no more use.
+        """
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Leaves the wire and frees what it holds. From any thread; polls end with an error. Safe to call twice."""
+
+
+class RecvWire(ABC):
+    """The engine worker's end."""
+
+    @abstractmethod
+    def post_recv(self, nbytes: int) -> Transfer:
+        """Makes ready for the next message, of ``nbytes``.
+
+        Raises:
+            TransferError: the wire is of no more use.
+        """
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Leaves the wire and frees what it holds. From any thread; polls end with an error. Safe to call twice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Whom a wire joins."""
+
+    sender: int
+    """Trainer rank."""
+
+    receiver: int
+    """Rank of the worker in its replica."""
+
+    def __str__(self) -> str:
+        return f"{self.sender}-{self.receiver}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meeting:
+    """Where the ends of a replica's wires meet; both sides have the same."""
+
+    group: str
+    """Distinguishes these wires from all others of the run."""
+
+    secret: str
+    """Known to the two sides only; proves to each end of a wire who the other is."""
+
+    store: str | None = None
+    """``host:port`` of the trainer's store, for transports that meet there."""
+
+    directory: Path | None = None
+    """That both sides share, for transports that meet there."""
+
+    address: str | None = None
+    """Of this host, as the other side reaches it."""
+
+    timeout_s: float = 300.0
+    """Deadline of meeting."""

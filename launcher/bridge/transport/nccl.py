@@ -1,0 +1,119 @@
+"""``nccl``: GPU memory between nodes, a communicator of two for each pair."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from launcher.bridge.groups import NEVER, errors_left_to_us
+from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire, Transfer
+from launcher.bridge.transport.meeting import at_store, explained
+from launcher.errors import TransferError
+
+SENDER, RECEIVER = 0, 1
+POLL_S = 0.0002
+LONGEST_POLL_S = 0.005
+
+CHANNELS_VARIABLE = "LAUNCHER_BRIDGE_NCCL_CHANNELS"
+CHANNELS = 8
+"""Most channels of a communicator, which bounds its buffers. A network card needs few; only NVLink would
+need more."""
+
+
+class NcclTransfer(Transfer):
+    """A posted operation of a communicator."""
+
+    def __init__(self, work: Any, buffer: torch.Tensor) -> None:
+        self._work = work
+        self._buffer = buffer
+
+    def poll(self, deadline: float) -> torch.Tensor:
+        # NCCL's own wait only orders streams and never times out on the host.
+        pause = POLL_S
+        with explained():
+            while not self._work.is_completed():
+                if time.monotonic() > deadline:
+                    raise TransferError("did not complete within its deadline.")
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_POLL_S)
+            self._work.wait()
+        return self._buffer
+
+
+class NcclSender(SendWire):
+    """The sending end."""
+
+    def __init__(self, group: Any, device: torch.device) -> None:
+        self._group = group
+        self._tags = itertools.count()
+        self._device = device
+
+    def buffer(self, nbytes: int, deadline: float) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+
+    def post_send(self, buffer: torch.Tensor) -> Transfer:
+        with explained():
+            return NcclTransfer(self._group.send([buffer], RECEIVER, next(self._tags)), buffer)
+
+    def abort(self) -> None:
+        self._group.abort()
+
+
+class NcclReceiver(RecvWire):
+    """The receiving end."""
+
+    def __init__(self, group: Any, device: torch.device) -> None:
+        self._group = group
+        self._tags = itertools.count()
+        self._device = device
+
+    def post_recv(self, nbytes: int) -> Transfer:
+        buffer = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+        with explained():
+            return NcclTransfer(self._group.recv([buffer], SENDER, next(self._tags)), buffer)
+
+    def abort(self) -> None:
+        self._group.abort()
+
+
+def connect_sender(meeting: Meeting, pair: Pair, device: torch.device) -> SendWire:
+    """Waits for the receiver, in a call that may have no end: never to be made by the main thread.
+
+    Raises:
+        RendezvousTimeout: it does not come.
+    """
+    group = _group(meeting, pair, SENDER, device)
+    wire = NcclSender(group, device)
+    _first(wire.post_send(torch.zeros(1, dtype=torch.uint8, device=device)), meeting)
+    return wire
+
+
+def connect_receiver(meeting: Meeting, pair: Pair, device: torch.device) -> RecvWire:
+    """Waits for the sender, in a call that may have no end: never to be made by the main thread.
+
+    Raises:
+        RendezvousTimeout: it does not come.
+    """
+    group = _group(meeting, pair, RECEIVER, device)
+    wire = NcclReceiver(group, device)
+    _first(wire.post_recv(1), meeting)
+    return wire
+
+
+def _first(transfer: Transfer, meeting: Meeting) -> None:
+    # Only now do the two connect, as torch makes a communicator for a pair with its first message.
+    transfer.poll(time.monotonic() + meeting.timeout_s)
+
+
+def _group(meeting: Meeting, pair: Pair, rank: int, device: torch.device) -> Any:
+    torch.cuda.set_device(device)
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = NEVER
+    options.config.max_ctas = int(os.environ.get(CHANNELS_VARIABLE, CHANNELS))
+    with at_store(meeting, pair) as store, errors_left_to_us():
+        return dist.ProcessGroupNCCL(store, rank, 2, options)
