@@ -18,7 +18,7 @@ from launcher.layout import Layout, plan
 from launcher.layout.table import render_table
 from launcher.paths import sbatch_templates_dir
 from launcher.snapshot.anchor import anchored_settings, anchored_words
-from launcher.snapshot.take import take
+from launcher.snapshot.take import Taken, take
 from launcher.snapshot.tree import STORE
 
 if TYPE_CHECKING:
@@ -39,13 +39,14 @@ def run(config: Config) -> int:
         SubmissionError: the cluster refused the job; nothing was left behind.
     """
     check(config)
-    cluster = _cluster(config)
+    cluster = cluster_of(config)
     problems = [*unset_secrets(config), *cluster.check()]
     if problems:
         raise ConfigError(problems)
     if not config.submit:
         template = sbatch_templates_dir() / "plain.sbatch"
-        path, _ = _create(config)
+        path = directory.new_run_dir(config)
+        _create(config, path, take_code(config))
         print(f"run directory {path}\nnext:\n  sbatch --nodes={config.layout.nodes} {template} {path}", flush=True)
         return 0
     if config.cluster.kind != "local" and not config.cluster.wait:
@@ -62,15 +63,45 @@ def run(config: Config) -> int:
         stop.restore()
 
 
-def _submit(config: Config, cluster: Cluster) -> tuple[Path, Job]:
-    new = directory.missing_directories(Path(config.output_dir).absolute())
-    path, layout = _create(config)
+def create_and_submit(config: Config, cluster: Cluster, path: Path, taken: Taken | None) -> tuple[Layout, Job]:
+    """Makes the run directory ``path`` and hands it over.
+
+    Args:
+        taken: what :func:`take_code` gave.
+
+    Raises:
+        ConfigError: the directory cannot be written.
+        SubmissionError: the cluster refused the job; nothing was left behind.
+    """
+    new = directory.missing_directories(path.parent)
+    layout = _create(config, path, taken)
     try:
         job = cluster.submit(path)
     except SubmissionError:
         directory.remove(path, new)
         raise
     directory.record_job(path, config.cluster.kind, job.record())
+    return layout, job
+
+
+def take_code(config: Config) -> Taken | None:
+    """The code as it is now, below ``output_dir``; None if it is not wanted. Runs may share it.
+
+    Raises:
+        ConfigError: it cannot be read or written.
+    """
+    if not config.snapshot:
+        return None
+    output_dir = Path(anchored_settings(config, Path.cwd()).output_dir)
+    with directory.writing(config, output_dir / STORE):
+        taken = take(Path.cwd(), output_dir, secret_values(config.secrets))
+    print(f"code {taken.text()}")
+    return taken
+
+
+def _submit(config: Config, cluster: Cluster) -> tuple[Path, Job]:
+    path = directory.new_run_dir(config)
+    layout, job = create_and_submit(config, cluster, path, take_code(config))
     print(render_table(layout))
     if job.job_id is not None:
         print(f"submitted job {job.job_id}")
@@ -78,22 +109,18 @@ def _submit(config: Config, cluster: Cluster) -> tuple[Path, Job]:
     return path, job
 
 
-def _create(config: Config) -> tuple[Path, Layout]:
+def _create(config: Config, path: Path, taken: Taken | None) -> Layout:
     """A run directory with the configuration, the layout, the code and the environment of the run."""
-    here = Path.cwd()
-    config = anchored_settings(config, here)
-    taken = None
-    if config.snapshot:
-        output_dir = Path(config.output_dir)
-        with directory.writing(config, output_dir / STORE):
-            taken = take(here, output_dir, secret_values(config.secrets))
-        print(f"code {taken.text()}")
+    config = anchored_settings(config, Path.cwd())
+    if taken is not None:
         config = anchored_words(config, taken)
     layout = plan(config)
-    return directory.create(config, layout, taken), layout
+    directory.create(config, layout, taken, path)
+    return layout
 
 
-def _cluster(config: Config) -> Cluster:
+def cluster_of(config: Config) -> Cluster:
+    """Where ``config`` wants its nodes from."""
     if config.cluster.kind == "slurm":
         from launcher.clusters.slurm import SlurmCluster
 

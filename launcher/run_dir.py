@@ -34,17 +34,23 @@ CONTROL = "control.json"
 """Of an attempt: where its control service listens."""
 
 
-def create(config: Config, layout: Layout, taken: Taken | None = None) -> Path:
+def new_run_dir(config: Config) -> Path:
+    """A path that no other run has; nothing is made."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path(config.output_dir).absolute() / f"{config.name}-{stamp}-{secrets.token_hex(2)}"
+
+
+def create(config: Config, layout: Layout, taken: Taken | None = None, run_dir: Path | None = None) -> Path:
     """Makes a run directory and freezes the configuration and the layout in it. Nodes read it; they compose nothing.
 
     Args:
         taken: the snapshot of the code that the run's processes use; None for the code as it is when they start.
+        run_dir: where; a new path if None.
 
     Raises:
         ConfigError: it cannot be written; nothing of it is left.
     """
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    run_dir = Path(config.output_dir).absolute() / f"{config.name}-{stamp}-{secrets.token_hex(2)}"
+    run_dir = new_run_dir(config) if run_dir is None else run_dir
     with writing(config, run_dir):
         run_dir.mkdir(parents=True)
         (run_dir / CONFIG).write_text(to_yaml(config))

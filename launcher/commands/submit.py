@@ -18,38 +18,22 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """One run, or with ``-m`` one after the other; the exit code is the worst of theirs."""
+    """One run, or with ``-m`` a sweep; the exit code is the worst of the runs'."""
     if {"--help", "-h"} & set(arguments):
         return show_help()
     import hydra
 
-    from launcher.config import register_configs, typed
+    from launcher.config import register_configs
     from launcher.config.rules.secrets import word_problems
+    from launcher.sweep.registration import register_plugins
 
-    # Before Hydra, which keeps a record of a sweep's overrides.
+    # Before a sweep's ledger keeps a record of the overrides.
     if found := list(word_problems(arguments)):
         raise ConfigError(found)
 
-    codes: list[int] = []
-    full_errors = os.environ.get(HYDRA_FULL_ERROR)
-
-    def task(composed: DictConfig) -> None:
-        try:
-            with hydra_full_error(full_errors):
-                with explained():
-                    config = typed(composed)
-
-                from launcher.run import run
-
-                codes.append(run(config))
-        except LauncherError as error:
-            # Here, not in main: the next run of a sweep goes on after one that failed.
-            print(f"launcher: {error}", file=sys.stderr)
-            codes.append(error.exit_code)
-        except Exception as error:
-            raise _Unexpected from error
-
+    task = Task(os.environ.get(HYDRA_FULL_ERROR))
     register_configs()
+    register_plugins()
     # An absolute path: a relative one works with `python -m launcher` but not from the console script.
     start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
     try:
@@ -58,7 +42,39 @@ def main(arguments: Sequence[str]) -> int:
             start()
     except _Unexpected as error:
         raise error.__cause__ or error from None
-    return max(codes, default=0)
+    return max(task.codes, default=0)
+
+
+class Task:
+    """What Hydra calls with a composed configuration; the launcher of a sweep starts its runs itself and adds to it.
+
+    Args:
+        full_errors: Hydra's switch as it was before it was lent to Hydra.
+    """
+
+    def __init__(self, full_errors: str | None) -> None:
+        self.codes: list[int] = []
+        """Exit codes of all runs."""
+        self.full_errors = full_errors
+
+    def __call__(self, composed: DictConfig) -> None:
+        """Starts one run."""
+        from launcher.config import typed
+
+        try:
+            with hydra_full_error(self.full_errors):
+                with explained():
+                    config = typed(composed)
+
+                from launcher.run import run
+
+                self.codes.append(run(config))
+        except LauncherError as error:
+            # Here, not in main: Hydra would add its own words to an error that passes through it.
+            print(f"launcher: {error}", file=sys.stderr)
+            self.codes.append(error.exit_code)
+        except Exception as error:
+            raise _Unexpected from error
 
 
 class _Unexpected(Exception):

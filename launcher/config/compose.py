@@ -55,6 +55,10 @@ def register_configs() -> None:
         store.store(group="cluster", name=f"base_{kind}", node=cluster)
     for group, schema in _GROUPS.items():
         store.store(group=group, name="base", node=schema)
+    # Ours in Hydra's own groups; see `launcher.sweep.registration`.
+    grid = {"_target_": "hydra_plugins.launcher_sweep.GridSweeper", "max_batch_size": None, "params": None}
+    store.store(group="hydra/sweeper", name="grid", node=grid)
+    store.store(group="hydra/launcher", name="runs", node={"_target_": "hydra_plugins.launcher_sweep.RunLauncher"})
 
 
 def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Config:

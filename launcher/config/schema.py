@@ -216,6 +216,23 @@ class CheckpointConfig:
 
 
 @dataclass(kw_only=True)
+class SweepConfig:
+    """A sweep: ``-m`` with several values for some settings. The same command again starts only what is missing."""
+
+    name: str | None = None
+    """Directory of the sweep's ledger, below ``OUTPUT_DIR/sweeps``. Null: made from the command's overrides."""
+
+    zip: list[str] = field(default_factory=list)
+    """Settings whose values are paired, first with first, not combined: ``sweep.zip=[trainer.lr,trainer.seed]``."""
+
+    parallel: int | None = None
+    """Runs at a time. Null: on SLURM as many as it starts, on this machine one after another."""
+
+    metric: str = "reward.max"
+    """What runs are compared by: a number of the ``step`` events, and ``max``, ``min``, ``last`` or ``mean`` of it."""
+
+
+@dataclass(kw_only=True)
 class ClusterConfig:
     """Where the nodes come from; see the subclasses."""
 
@@ -346,3 +363,4 @@ class Config:
     bridge: WeightBridgeConfig = field(default_factory=WeightBridgeConfig)
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)

@@ -75,8 +75,7 @@ def test_a_mistake_is_one_message_and_leaves_nothing(
     assert says in error
     assert error.startswith("launcher: ")
     assert "Traceback" not in error
-    if "-m" not in arguments:
-        assert list(empty_dir.iterdir()) == []
+    assert list(empty_dir.iterdir()) == []
 
 
 def test_a_wrong_file_of_ones_own_is_named(capsys: pytest.CaptureFixture[str], empty_dir: Path) -> None:
@@ -92,14 +91,16 @@ def test_a_wrong_file_of_ones_own_is_named(capsys: pytest.CaptureFixture[str], e
     assert "broken.yaml" in capsys.readouterr().err
 
 
-def test_a_sweep_runs_each_and_reports_the_worst(capsys: pytest.CaptureFixture[str], empty_dir: Path) -> None:
-    assert main(["-m", "layout.inference_nodes=2,3"]) == 2
+def test_a_sweep_is_checked_as_a_whole_and_leaves_nothing(capsys: pytest.CaptureFixture[str], empty_dir: Path) -> None:
+    assert main(["-m", "layout.inference_nodes=1,2,3", "trainer.lr=1e-3,-1"]) == 2
 
     error = capsys.readouterr().err
+    assert error.startswith("launcher: 3 problems in the configuration; nothing was started:")
     assert "`layout.inference_nodes` (2) leaves no node" in error
+    assert "in 1 of 6 runs: layout.inference_nodes=2 trainer.lr=0.001" in error
     assert "`layout.inference_nodes` (3) is more than" in error
-    # Hydra's record of the sweep, and nothing else.
-    assert [path.name for path in empty_dir.rglob("*") if path.is_file()] == ["multirun.yaml"]
+    assert "in 3 of 6 runs: layout.inference_nodes=1 trainer.lr=-1; " in error
+    assert list(empty_dir.iterdir()) == []
 
 
 def test_help_names_commands_and_presets(capsys: pytest.CaptureFixture[str]) -> None:

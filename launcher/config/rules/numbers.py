@@ -41,6 +41,7 @@ AT_LEAST: dict[str, int] = {
     "cluster.signal_s": 1,
     "checkpoint.every_steps": 0,
     "checkpoint.keep": 1,
+    "sweep.parallel": 1,
 }
 """Smallest value by setting."""
 

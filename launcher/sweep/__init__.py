@@ -1,0 +1,1 @@
+"""Sweeps: many runs from one command line, a ledger that knows which of them are missing, and what came of them."""

@@ -1,0 +1,162 @@
+"""Starts what is missing of a sweep: checks all runs, asks what is there already, and submits the rest."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from launcher.config.schema import Config
+from launcher.errors import ConfigError
+from launcher.run import cluster_of
+from launcher.sweep.combo import Combination, Outcome, Request, grouped
+from launcher.sweep.jobs import find_jobs
+from launcher.sweep.ledger import Ledger
+from launcher.sweep.local import run_here
+from launcher.sweep.progress import Metric, read_progress
+from launcher.sweep.start import Starter
+from launcher.sweep.survey import Run, Status, counted, survey
+from launcher.sweep.throttle import throttled
+from launcher.sweep.waiting import outcome_of, wait_for
+
+LOCK_TIMEOUT_S = 120.0
+UNDER_WAY_S = 15.0
+"""An ``sbatch`` whose caller was killed may still be on its way for as long."""
+
+
+def launch(request: Request, batch: Sequence[Combination]) -> list[Outcome]:
+    """Starts the runs of a batch that are neither done nor under way; waits for them if the configuration says so.
+
+    Returns:
+        What each run came to; runs that are not waited for are fine.
+
+    Raises:
+        ConfigError: some run cannot start; none was.
+        SubmissionError: SLURM refused a job that it had said it would take. What was submitted before goes on.
+    """
+    if not batch:
+        return []
+    config = batch[0].config
+    _check(request, batch)
+    ledger = Ledger(request.directory)
+    metric = Metric.parse(config.sweep.metric)
+    with ledger.lock(LOCK_TIMEOUT_S):
+        _find_lost_jobs(ledger, metric)
+        _enter(ledger, batch)
+        before = {run.entry.identity: run for run in survey(ledger, metric, is_held=False)}
+        todo = [combo for combo in _distinct(batch) if not _is_there(before[combo.identity])]
+        if config.cluster.kind == "local":
+            print(_plan_text(batch, before, todo), flush=True)
+            run_here(ledger, todo, metric)
+        else:
+            _submit(ledger, todo, before, config)
+            print(_plan_text(batch, before, todo), flush=True)
+    print(f"sweep directory {request.directory}", flush=True)
+    if config.cluster.kind != "local" and not config.cluster.wait:
+        print(f"next:\n  launcher sweep status {request.directory}\n  launcher sweep cancel {request.directory}")
+        return [Outcome() for _ in batch]
+    if config.cluster.kind != "local":
+        wait_for(ledger, metric, {combo.identity for combo in batch})
+    after = {run.entry.identity: run for run in survey(ledger, metric)}
+    return [outcome_of(after[combo.identity], metric) for combo in batch]
+
+
+def _check(request: Request, batch: Sequence[Combination]) -> None:
+    config = batch[0].config
+    found: dict[str, list[int]] = {}
+    answers: dict[str, list[str]] = {}
+    for number, combo in enumerate(batch):
+        # The cluster is asked once for all runs that want the same of it.
+        wish = resources(combo.config)
+        if wish not in answers:
+            answers[wish] = cluster_of(combo.config).check()
+        for text in answers[wish]:
+            found.setdefault(text, []).append(number)
+    texts = grouped(found, [combo.overrides for combo in batch])
+    if len({combo.config.cluster.kind for combo in batch}) > 1:
+        texts.append("A sweep over `cluster` runs partly here and partly on SLURM. HINT: make it two sweeps.")
+    if any(not combo.config.submit for combo in batch):
+        texts.append("`submit` (false) has no meaning in a sweep. HINT: leave it out.")
+    if request.is_optimising:
+        texts += _optimising_problems(config)
+    if texts:
+        raise ConfigError(texts)
+
+
+def _optimising_problems(config: Config) -> list[str]:
+    texts = []
+    if config.cluster.kind != "local" and not config.cluster.wait:
+        texts.append(
+            "`cluster.wait` (false) contradicts `hydra/sweeper`, which chooses the next runs by what the last ones"
+            " came to. HINT: set `cluster.wait=true`."
+        )
+    if config.sweep.zip:
+        texts.append(
+            f"`sweep.zip` ({', '.join(config.sweep.zip)}) is of no use to this `hydra/sweeper`. HINT: leave it out."
+        )
+    return texts
+
+
+def resources(config: Config) -> str:
+    """What a run wants of its cluster; equal for runs that can share a job array."""
+    layout = config.layout
+    return json.dumps([asdict(config.cluster), layout.nodes, layout.gpus_per_node, layout.device], default=str)
+
+
+def _find_lost_jobs(ledger: Ledger, metric: Metric) -> None:
+    """A process that was killed between ``sbatch`` and the ledger left jobs that the ledger does not know by number."""
+    entries = {entry.run_dir: entry for entry in ledger.entries().values() if entry.is_open and entry.run_dir}
+    for run_dir, entry in list(entries.items()):
+        job_id = read_progress(run_dir, metric).job_id
+        if job_id is not None:
+            ledger.append({"record": "job", "run": entry.identity, "job_id": job_id})
+            del entries[run_dir]
+    deadline = max((entry.submitted_at or 0.0 for entry in entries.values()), default=0.0) + UNDER_WAY_S
+    while entries:
+        for run_dir, job_id in find_jobs(list(entries)).items():
+            ledger.append({"record": "job", "run": entries.pop(run_dir).identity, "job_id": job_id})
+        if time.time() > deadline:
+            break
+        if entries:
+            print(f"launcher: looking for {len(entries)} jobs of a command that was killed ...", file=sys.stderr)
+            time.sleep(1.0)  # SLURM tells nobody of a new job
+
+
+def _enter(ledger: Ledger, batch: Sequence[Combination]) -> None:
+    known = ledger.entries()
+    new = [combo for combo in _distinct(batch) if combo.identity not in known]
+    records = [{"record": "run", "run": combo.identity, "overrides": combo.overrides} for combo in new]
+    if records:
+        ledger.append(*records)
+
+
+def _is_there(run: Run) -> bool:
+    return run.status is Status.DONE or run.status.is_active
+
+
+def _submit(ledger: Ledger, todo: Sequence[Combination], before: dict[str, Run], config: Config) -> None:
+    active = [run.entry.job_id for run in before.values() if run.status.is_active and run.entry.job_id]
+    limit = throttled(active, config.sweep.parallel)
+    starter = Starter(ledger)
+    for combo in todo:
+        _, job = starter.start(combo, limit.apply(combo.config))
+        limit.add(str(job.job_id))
+        print(f"submitted job {job.job_id}: {' '.join(combo.overrides)}", flush=True)
+
+
+def _distinct(batch: Sequence[Combination]) -> list[Combination]:
+    return list({combo.identity: combo for combo in batch}.values())
+
+
+def _plan_text(batch: Sequence[Combination], before: dict[str, Run], todo: Sequence[Combination]) -> str:
+    """``12 runs: 7 done, 2 running, 3 submitted``."""
+    runs = _distinct(batch)
+    there = [before[combo.identity].status for combo in runs if _is_there(before[combo.identity])]
+    word = "submitted" if runs[0].config.cluster.kind != "local" else "to do"
+    again = sum(before[combo.identity].status is not Status.MISSING for combo in todo)
+    new = [f"{len(todo)} {word}" + (f" ({again} of them again)" if again else "")] if todo else []
+    same = len(batch) - len(runs)
+    note = f" ({same} more combinations are the same as one of these)" if same else ""
+    return f"{len(runs)} run{'s' if len(runs) > 1 else ''}: {counted(there, new)}{note}"

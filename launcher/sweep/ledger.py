@@ -1,0 +1,164 @@
+"""The ledger of a sweep: which run stands for which configuration, one JSON object a line, never rewritten.
+
+Records, each with ``time`` and ``run`` (the identity): ``run`` (overrides), ``intent`` (run_dir, cluster; written
+before anything is submitted), ``job`` (job_id), ``refused``, ``ended`` (outcome), ``cancelled``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from launcher.errors import LauncherError
+
+LEDGER = "ledger.jsonl"
+LOCK = "lock"
+POLL_S = 0.2
+
+
+@dataclass(slots=True, kw_only=True)
+class Entry:
+    """What the ledger says of one run; a new submission starts it anew."""
+
+    identity: str
+    overrides: tuple[str, ...] = ()
+    run_dir: Path | None = None
+    cluster: str | None = None
+    job_id: str | None = None
+    submitted_at: float | None = None
+    outcome: str | None = None
+    """``completed``, ``failed`` or ``cancelled``, once somebody saw the end."""
+    earlier: list[Path] = field(default_factory=list)
+    """Run directories of earlier submissions."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was meant to be submitted, and nothing says that it was."""
+        return self.run_dir is not None and self.job_id is None and self.outcome is None and self.cluster == "slurm"
+
+
+class SweepBusy(LauncherError):
+    """Another process works on the same sweep."""
+
+
+class Ledger:
+    """Reads and extends the ledger in a sweep directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._path = directory / LEDGER
+
+    def exists(self) -> bool:
+        """Whether the directory holds a sweep."""
+        return self._path.exists()
+
+    def entries(self) -> dict[str, Entry]:
+        """All runs by identity, in the order in which they came to the sweep."""
+        found: dict[str, Entry] = {}
+        lines = self._path.read_text(encoding="utf-8").split("\n") if self.exists() else []
+        for line in lines:
+            record = _parse(line)
+            if record is not None:
+                _apply(found, record)
+        return found
+
+    def append(self, *records: dict[str, Any]) -> None:
+        """Adds records; they are on the disk when this returns. Call it with the lock held."""
+        now = time.time()
+        lines = [json.dumps({"time": now, **record}, separators=(",", ":"), default=str) + "\n" for record in records]
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        with os.fdopen(descriptor, "rb+") as file:
+            # A writer that was killed may have left half a line, which must not swallow the next one.
+            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                lines.insert(0, "\n")
+            file.write("".join(lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def lock(self, timeout_s: float) -> Iterator[None]:
+        """Holds the sweep for this process; the kernel gives it free when the process ends, however it ends.
+
+        Raises:
+            SweepBusy: another process still holds it after ``timeout_s``.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / LOCK).open("a+", encoding="utf-8") as file:
+            self._wait(file, timeout_s)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+    def holder(self) -> str | None:
+        """``process 17 on login1``, if another process holds the sweep now."""
+        try:
+            with (self.directory / LOCK).open("a+", encoding="utf-8") as file:
+                return None if _try_lock(file) else _who(file)
+        except OSError:
+            # Somebody else's directory: who cannot write there cannot ask. Nor does a directory without a sweep say.
+            return None
+
+    def _wait(self, file: IO[str], timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not _try_lock(file):
+            if time.monotonic() > deadline:
+                raise SweepBusy(
+                    f"Another command still works on the sweep {self.directory} after {timeout_s:g} s: {_who(file)}."
+                    " HINT: wait for it, or end it."
+                )
+            time.sleep(POLL_S)  # the kernel can wait for a lock, but not with a deadline
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _who(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read() or "a process that has not said its name"
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        # Half a line, of a writer that was killed: what it was about to say did not happen yet.
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("run"), str) else None
+
+
+def _apply(entries: dict[str, Entry], record: dict[str, Any]) -> None:
+    entry = entries.setdefault(record["run"], Entry(identity=record["run"]))
+    match record.get("record"):
+        case "run":
+            entry.overrides = _words(record.get("overrides"))
+        case "intent":
+            if entry.run_dir is not None:
+                entry.earlier.append(entry.run_dir)
+            entry.run_dir, entry.cluster = Path(record["run_dir"]), record["cluster"]
+            entry.job_id, entry.outcome, entry.submitted_at = None, None, record["time"]
+        case "job":
+            entry.job_id = record["job_id"]
+        case "refused":
+            entry.run_dir = None
+        case "ended":
+            entry.outcome = record["outcome"]
+        case "cancelled":
+            entry.outcome = "cancelled"
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else ()

@@ -1,0 +1,97 @@
+"""The state of every run of a sweep: from the ledger, the run directories, and one question to SLURM for all jobs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from launcher.clusters.slurm_query import job_states
+from launcher.clusters.slurm_state import JobState
+from launcher.sweep.ledger import Entry, Ledger
+from launcher.sweep.progress import Metric, Progress, read_progress
+
+
+class Status(StrEnum):
+    """What a person wants to know of a run."""
+
+    DONE = "done"
+    RUNNING = "running"
+    QUEUED = "queued"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    MISSING = "missing"
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it runs, or waits for its nodes."""
+        return self in (Status.RUNNING, Status.QUEUED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run of a sweep, now."""
+
+    entry: Entry
+    status: Status
+    progress: Progress
+    value: float | None
+    """The metric, as one number."""
+    why: str | None = None
+    """SLURM's word for an end that was not good."""
+
+
+def survey(ledger: Ledger, metric: Metric, *, is_held: bool | None = None) -> list[Run]:
+    """All runs, in the order of the ledger.
+
+    Args:
+        is_held: whether another process works on the sweep; looked up if None. What nobody works on is not under way.
+
+    Raises:
+        LauncherError: SLURM does not answer, so nobody knows.
+    """
+    entries = ledger.entries().values()
+    jobs = job_states(sorted(entry.job_id for entry in entries if entry.job_id is not None and entry.outcome is None))
+    is_held = ledger.holder() is not None if is_held is None else is_held
+    return [_run(entry, jobs.get(entry.job_id or ""), metric, is_held) for entry in entries]
+
+
+def counted(statuses: Iterable[Status], more: Sequence[str] = ()) -> str:
+    """``7 done, 2 running``."""
+    counts = Counter(statuses)
+    return ", ".join([*(f"{counts[status]} {status}" for status in Status if counts[status]), *more])
+
+
+def _run(entry: Entry, job: JobState | None, metric: Metric, is_held: bool) -> Run:
+    progress = Progress() if entry.run_dir is None else read_progress(entry.run_dir, metric)
+    status, why = _status(entry, job, progress, is_held)
+    return Run(entry=entry, status=status, progress=progress, value=metric.value(list(progress.curve)), why=why)
+
+
+def _status(entry: Entry, job: JobState | None, progress: Progress, is_held: bool) -> tuple[Status, str | None]:
+    if entry.run_dir is None:
+        return Status.MISSING, None
+    if job is not None:
+        # SLURM knows best: a job that its last attempt called failed may be in the queue again.
+        return _of_job(job)
+    if outcome := entry.outcome or progress.outcome:
+        return _of_outcome(outcome)
+    if entry.cluster == "local":
+        return (Status.RUNNING, None) if is_held else (Status.FAILED, "ended with the process that started it")
+    if entry.job_id is None:
+        return (Status.QUEUED, "being submitted") if is_held else (Status.MISSING, None)
+    return Status.FAILED, "no longer known to SLURM"
+
+
+def _of_job(job: JobState) -> tuple[Status, str | None]:
+    if not job.is_final:
+        return (Status.QUEUED if job.is_waiting else Status.RUNNING), None
+    if job.name == "COMPLETED":
+        return Status.DONE, None
+    return (Status.CANCELLED if job.name == "CANCELLED" else Status.FAILED), job.name
+
+
+def _of_outcome(outcome: str) -> tuple[Status, str | None]:
+    known = {"completed": Status.DONE, "cancelled": Status.CANCELLED, "failed": Status.FAILED}
+    return known.get(outcome, Status.FAILED), None if outcome in known else outcome

@@ -1,0 +1,94 @@
+"""Waits for the jobs of a sweep, and says of each what it came to."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Collection
+
+from launcher.agent.stop_request import StopRequest
+from launcher.errors import LauncherError, ProcessFailure
+from launcher.sweep.combo import Outcome
+from launcher.sweep.jobs import cancel_jobs
+from launcher.sweep.ledger import Ledger
+from launcher.sweep.progress import Metric
+from launcher.sweep.survey import Run, Status, counted, survey
+from launcher.view.text import number
+
+SHORTEST_S, LONGEST_S, GROWTH = 1.0, 30.0, 1.3
+"""Between two questions to SLURM: often after a change, seldom while nothing happens."""
+
+FAILED_CODE = 5
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(LauncherError):
+    """Somebody ended the sweep."""
+
+    def __init__(self, signum: signal.Signals) -> None:
+        super().__init__(f"{signum.name}; the sweep and its runs were ended. The same command goes on with it.")
+        self.exit_code = 128 + signum
+
+
+def wait_for(ledger: Ledger, metric: Metric, wanted: Collection[str]) -> None:
+    """Returns when none of the wanted runs is queued or runs; SIGINT and SIGTERM end them.
+
+    Raises:
+        Stopped: by a signal.
+    """
+    stop = StopRequest()
+    stop.listen(SIGNALS)
+    try:
+        _wait(ledger, metric, wanted, stop)
+    finally:
+        stop.restore()
+
+
+def outcome_of(run: Run, metric: Metric) -> Outcome:
+    """The exit code and the objective of a run that has ended."""
+    name = " ".join(run.entry.overrides) or run.entry.identity
+    if run.status is not Status.DONE:
+        why = f" ({run.why})" if run.why else ""
+        return Outcome(
+            code=FAILED_CODE,
+            error=ProcessFailure(f"The run {name} is {run.status}{why}. Run directory: {run.entry.run_dir}"),
+        )
+    if run.value is None:
+        hint = f"HINT: let the trainer report it, `emit('step', step=..., {metric.name}=...)`, or set `sweep.metric`."
+        return Outcome(error=ProcessFailure(f"The run {name} reported no `{metric.name}` (`sweep.metric`). {hint}"))
+    return Outcome(value=run.value)
+
+
+def end_text(run: Run, metric: Metric, left: str) -> str:
+    """One line about a run that has ended."""
+    value = f", {metric} {number(run.value)}" if run.value is not None else ""
+    why = f" ({run.why})" if run.why else ""
+    name = " ".join(run.entry.overrides) or run.entry.identity
+    return f"{time.strftime('%H:%M:%S')}  {run.status}{why}: {name}{value}   [{left}]"
+
+
+def _wait(ledger: Ledger, metric: Metric, wanted: Collection[str], stop: StopRequest) -> None:
+    seen: set[str] = set()
+    interval_s = SHORTEST_S
+    while True:
+        runs = [run for run in survey(ledger, metric) if run.entry.identity in wanted]
+        ended = [run for run in runs if not run.status.is_active and run.entry.identity not in seen]
+        for run in ended:
+            print(end_text(run, metric, counted(run.status for run in runs)), flush=True)
+        seen |= {run.entry.identity for run in ended}
+        if len(seen) == len(runs):
+            return
+        interval_s = SHORTEST_S if ended else min(interval_s * GROWTH, LONGEST_S)
+        deadline = time.monotonic() + interval_s
+        while time.monotonic() < deadline:
+            if stop.signal is not None:
+                _cancel(ledger, [run for run in runs if run.status.is_active])
+                raise Stopped(stop.signal)
+            time.sleep(min(0.2, interval_s))
+
+
+def _cancel(ledger: Ledger, runs: list[Run]) -> None:
+    print("\nlauncher: ending the runs of the sweep ...", file=sys.stderr, flush=True)
+    cancel_jobs([run.entry.job_id for run in runs if run.entry.job_id is not None])
+    ledger.append(*({"record": "cancelled", "run": run.entry.identity} for run in runs))
