@@ -103,17 +103,36 @@ def own_address(node: NodeEnvironment) -> str:
 
 def _slurm(environ: Mapping[str, str]) -> NodeEnvironment:
     # submitit's parser is right on `rack[0-1]n[01-04]`, and needs no `scontrol`, which containers lack.
-    from submitit.slurm.slurm import SlurmJobEnvironment
+    from submitit.slurm.slurm import _parse_node_list
 
-    hostnames = tuple(SlurmJobEnvironment().hostnames)
+    hostnames = tuple(name for nodelist in _nodelists(environ) for name in _parse_node_list(nodelist))
     return NodeEnvironment(
         node_rank=int(environ["SLURM_NODEID"]),
         hostnames=hostnames,
         gpus=_slurm_gpus(environ),
-        job_id=environ["SLURM_JOB_ID"],
+        job_id=_job_id(environ),
         attempt=int(environ.get("SLURM_RESTART_COUNT", "0")) + 1,
         is_local=False,
     )
+
+
+def _nodelists(environ: Mapping[str, str]) -> list[str]:
+    """The nodelist of each component of the job, in the order in which a step over all of them numbers its nodes.
+
+    ``SLURM_JOB_NODELIST`` holds all nodes of a heterogeneous step, too, but sorted by name.
+    """
+    # Another job's variables, inherited by a script that was submitted from inside it, do not count.
+    if environ.get("SLURM_JOB_ID_HET_GROUP_0") == environ["SLURM_JOB_ID"]:
+        size = int(environ["SLURM_HET_SIZE"])
+        return [environ[f"SLURM_JOB_NODELIST_HET_GROUP_{group}"] for group in range(size)]
+    return [environ["SLURM_JOB_NODELIST"]]
+
+
+def _job_id(environ: Mapping[str, str]) -> str:
+    """As SLURM's tools name the job: ``123``; ``123_4`` for an element of an array."""
+    if "SLURM_ARRAY_TASK_ID" in environ:
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    return environ["SLURM_JOB_ID"]
 
 
 def _slurm_gpus(environ: Mapping[str, str]) -> int | None:

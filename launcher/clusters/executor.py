@@ -40,10 +40,10 @@ class TemplateExecutor(submitit.SlurmExecutor):  # type: ignore[misc]
         folder: where submitit keeps what it pickles.
         script: the job; its command is replaced.
         template: a Jinja file.
-        python: shell text of the interpreter on the nodes; the one that runs here if None.
+        python: shell text of the interpreter on the nodes.
     """
 
-    def __init__(self, folder: Path, script: JobScript, template: Path, python: str | None) -> None:
+    def __init__(self, folder: Path, script: JobScript, template: Path, python: str) -> None:
         super().__init__(folder=folder, python=python)
         self._script = script
         self._template = template

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import __version__
+from launcher.clusters.requests import Options, request, requests, slurm_config
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.layout.shape import shape_of
-
-Options = Mapping[str, str | None]
-"""Options of ``sbatch`` in their order, without dashes; None for one without a value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
-    """Nodes that are asked for in the same way: all of the job's."""
+    """Nodes that are asked for in the same way: all of the job's, or those of one role in a heterogeneous job."""
+
+    what: str
+    """What they are for, for people."""
 
     nodes: int
     options: Options
@@ -27,29 +28,44 @@ class Component:
         """The options as they stand behind ``#SBATCH``."""
         return [_option(name, value) for name, value in self.options.items()]
 
+    @property
+    def srun(self) -> list[str]:
+        """Arguments of ``srun`` for these nodes alone."""
+        cpus = self.options.get("cpus-per-task")
+        # From 22.05 on srun does not take it over from the job.
+        return [] if cpus is None else [f"--cpus-per-task={cpus}"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobScript:
-    """The values that a template arranges; its fields are the variables of ``sbatch_templates/*.sbatch.j2``."""
+    """The values that a template arranges; its fields are the variables of ``sbatch_templates/*.sbatch.j2``.
+
+    Whatever is shell text is quoted as far as it needs to be.
+    """
 
     title: tuple[str, ...]
     """What this script is, for people; one line of comment each."""
 
     components: tuple[Component, ...]
+    """One; in a heterogeneous job one for each kind of nodes, in the order of their ranks."""
+
     setup: tuple[str, ...]
     """Shell commands of the site (``cluster.setup``)."""
 
-    environment: Mapping[str, str]
-    """Variables to export; the values are quoted for the shell."""
-
     run_dir: str
-    """Shell command that sets ``RUN_DIR``."""
+    """Shell commands that set ``RUN_DIR``."""
+
+    environment: Mapping[str, str]
+    """Variables to export, as shell text; they may refer to ``RUN_DIR``."""
+
+    directory: str | None
+    """Working directory of the nodes, as shell text; where ``sbatch`` starts the script if None."""
 
     srun: tuple[str, ...]
-    """Arguments of ``srun``, quoted for the shell."""
+    """Arguments of ``srun``, as shell text."""
 
     command: str
-    """Shell text of what each node runs."""
+    """What each node runs, as shell text."""
 
     @property
     def nodes(self) -> int:
@@ -62,52 +78,46 @@ def job_script(
     *,
     run_dir: str,
     command: str,
-    output: str | None,
+    log: str | None = None,
     title: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    directory: str | None = None,
     options: Options | None = None,
     srun: Sequence[str] = (),
 ) -> JobScript:
     """The job script of a run on SLURM; the same for ``sbatch``, ``sbatch --test-only`` and ``launcher render``.
 
     Args:
-        run_dir: shell command that sets ``RUN_DIR``.
-        command: shell text of what each node runs.
-        output: pattern of the log that the script itself writes; SLURM's own choice if None.
+        run_dir: shell commands that set ``RUN_DIR``.
+        command: what each node runs, as shell text.
+        log: pattern of the log that the script itself writes; SLURM's own choice if None.
         title: lines of comment at the head, behind the launcher's own.
-        environment: variables to export.
+        environment: variables to export, as shell text.
+        directory: working directory, as shell text.
         options: further options of ``sbatch``, which win.
-        srun: further arguments of ``srun``.
+        srun: further arguments of ``srun``, as shell text.
     """
-    log = {} if output is None else {"output": output}
     cluster = slurm_config(config)
+    asked = requests(config)
+    first = {**({} if log is None else {"output": log}), **(options or {})}
     return JobScript(
         title=(f"Written by launcher {__version__}: {config.name}, {_sizes(config)}.", *title),
-        components=(
-            Component(nodes=job_nodes(config), options={**_options(config, cluster), **log, **(options or {})}),
+        components=tuple(
+            Component(
+                what=nodes.what,
+                nodes=nodes.nodes,
+                # The first component speaks for the job.
+                options={**request(config, nodes), **(first if index == 0 else {})},
+            )
+            for index, nodes in enumerate(asked)
         ),
         setup=tuple(cluster.setup),
-        environment={name: shlex.quote(value) for name, value in (environment or {}).items()},
         run_dir=run_dir,
-        srun=tuple(shlex.quote(word) for word in [*srun, *_srun(cluster)]),
+        environment=environment or {},
+        directory=directory,
+        srun=(*srun, *_srun(config, cluster)),
         command=command,
     )
-
-
-def slurm_config(config: Config) -> SlurmClusterConfig:
-    """The part of ``config`` that is SLURM's.
-
-    Raises:
-        TypeError: the run is not for SLURM.
-    """
-    if not isinstance(config.cluster, SlurmClusterConfig):
-        raise TypeError(f"not a SLURM cluster: {config.cluster.kind}")
-    return config.cluster
-
-
-def job_nodes(config: Config) -> int:
-    """Nodes that SLURM is asked for."""
-    return config.layout.nodes
 
 
 def set_run_dir(run_dir: Path) -> str:
@@ -115,51 +125,30 @@ def set_run_dir(run_dir: Path) -> str:
     return f"RUN_DIR={shlex.quote(str(run_dir))}"
 
 
+def node_python(config: Config) -> str:
+    """Shell text of the interpreter on a node; in a container that SLURM does not start itself, with what starts it."""
+    from launcher.clusters.containers import apptainer
+
+    cluster = slurm_config(config)
+    if cluster.container is None:
+        import sys
+
+        return cluster.python or shlex.quote(sys.executable)
+    return " ".join([*map(shlex.quote, apptainer(config)), cluster.python or "python3"])
+
+
 def _sizes(config: Config) -> str:
     shape = shape_of(config)
-    trainers, ranks = shape.trainer_nodes, shape.trainer_nodes * shape.workers_per_node
-    return (
-        f"{job_nodes(config)} nodes, the first {trainers} of which train ({ranks} ranks);"
-        f" {shape.replicas} engines on the last {shape.engine_nodes}"
-    )
+    ranks = shape.trainer_nodes * shape.workers_per_node
+    engines = f"{shape.replicas} engine" if shape.replicas == 1 else f"{shape.replicas} engines"
+    if shape.local_mode:
+        return f"{shape.nodes} nodes with {ranks} trainer ranks and {engines}"
+    return f"{shape.trainer_nodes} nodes with {ranks} trainer ranks, {shape.engine_nodes} with {engines}"
 
 
-def _options(config: Config, cluster: SlurmClusterConfig) -> dict[str, str | None]:
-    """``#SBATCH`` options; what is null in the configuration is SLURM's to choose."""
-    options: dict[str, str | None] = {
-        "job-name": config.name,
-        "nodes": str(job_nodes(config)),
-        "ntasks-per-node": "1",
-    }
-    for name in ("time", "partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude", "mem"):
-        if (value := getattr(cluster, name)) is not None:
-            options[name] = value
-    if cluster.cpus_per_task is not None:
-        options["cpus-per-task"] = str(cluster.cpus_per_task)
-    options |= _gpus(config, cluster)
-    if cluster.exclusive:
-        options["exclusive"] = None
-    # What follows a lost node is the launcher's to decide, not SLURM's.
-    options["no-kill"] = None
-    options["requeue" if cluster.requeue else "no-requeue"] = None
-    # To the tasks, not to this script, which would die of it.
-    options["signal"] = f"USR2@{cluster.signal_s}"
-    # A requeued job goes on in the same log.
-    options["open-mode"] = "append"
-    for key, value in cluster.sbatch.items():
-        options[str(key).replace("_", "-")] = None if value is True else str(value)
-    return options
+def _srun(config: Config, cluster: SlurmClusterConfig) -> list[str]:
+    from launcher.clusters.containers import pyxis
 
-
-def _gpus(config: Config, cluster: SlurmClusterConfig) -> dict[str, str | None]:
-    gpus = config.layout.gpus_per_node
-    if config.layout.device != "cuda" or cluster.gpus == "none":
-        return {}
-    request = f"{cluster.gpu_type}:{gpus}" if cluster.gpu_type else str(gpus)
-    return {"gres": f"gpu:{request}"} if cluster.gpus == "gres" else {"gpus-per-node": request}
-
-
-def _srun(cluster: SlurmClusterConfig) -> list[str]:
     arguments = [
         # A node that ends badly, or is lost, does not end the others: the run's own leases decide what follows.
         "--kill-on-bad-exit=0",
@@ -168,14 +157,7 @@ def _srun(cluster: SlurmClusterConfig) -> list[str]:
         "--export=ALL",
         "--unbuffered",
     ]
-    if cluster.cpus_per_task is not None:
-        # From 22.05 on srun does not take it over from the job.
-        arguments.append(f"--cpus-per-task={cluster.cpus_per_task}")
-    if cluster.container is not None:
-        arguments.append(f"--container-image={cluster.container}")
-    if cluster.container_mounts is not None:
-        arguments.append(f"--container-mounts={cluster.container_mounts}")
-    return [*arguments, *cluster.srun_args]
+    return [shlex.quote(word) for word in [*arguments, *pyxis(config), *cluster.srun_args]]
 
 
 def _option(name: str, value: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.clusters.base import Cluster, Job, Outcome, job_environment
-from launcher.clusters.job_script import JobScript, job_script, set_run_dir, slurm_config
+from launcher.clusters.job_script import JobScript, job_script, node_python, set_run_dir
+from launcher.clusters.requests import slurm_config
 from launcher.clusters.slurm_watch import StateWatch
 from launcher.clusters.templates import render, template_path
 from launcher.config.schema import Config
@@ -49,14 +51,14 @@ class SlurmCluster(Cluster):
                     capture_output=True,
                     text=True,
                     timeout=TEST_TIMEOUT_S,
-                    env=_submission_environment(),
+                    env=_submission_environment(None),
                     check=False,
                 )
             except subprocess.TimeoutExpired:
                 return [f"`sbatch --test-only` did not answer within {TEST_TIMEOUT_S:g} s; is the controller up?"]
         if test.returncode == 0:
             return []
-        return [f"SLURM would refuse the job: {_last_words(test.stderr)}{self._hint(test.stderr)}"]
+        return [f"SLURM would refuse the job: {last_words(test.stderr)}{self._hint(test.stderr)}"]
 
     def submit(self, run_dir: Path) -> SlurmJob:
         """One job; the script is kept as ``job.sh``."""
@@ -65,12 +67,12 @@ class SlurmCluster(Cluster):
         from launcher.clusters.executor import AgentTask, TemplateExecutor
 
         template = template_path(self._cluster)
-        with _environment(_submission_environment(run_dir)):
-            executor = TemplateExecutor(run_dir / SUBMITIT, self.script(run_dir), template, self._cluster.python)
+        with submission_environment(run_dir):
+            executor = TemplateExecutor(run_dir / SUBMITIT, self.script(run_dir), template, node_python(self._config))
             try:
                 job = executor.submit(AgentTask(run_dir))
             except FailedJobError as error:
-                raise SubmissionError(f"sbatch refused the job: {_last_words(str(error))}") from error
+                raise SubmissionError(f"sbatch refused the job: {last_words(str(error))}") from error
         shutil.copyfile(job.paths.submission_file, run_dir / "job.sh")
         return SlurmJob(job.job_id, Path(job.paths.stdout))
 
@@ -83,11 +85,11 @@ class SlurmCluster(Cluster):
             run_dir=set_run_dir(run_dir),
             command=command,
             # As submitit names the log of the first task, so that it finds it.
-            output=str(folder / "%j_0_log.out"),
-            # `python -m` looks into the working directory first, so the guard, too, comes from the snapshot.
-            options={} if place is None else {"chdir": str(place.directory)},
-            srun=[f"--output={folder / '%j_%t_log.out'}"],
+            log=str(folder / "%j_0_log.out"),
             environment={"SUBMITIT_EXECUTOR": "slurm"},
+            # `python -m` looks into the working directory first, so the guard, too, comes from the snapshot.
+            directory=None if place is None else shlex.quote(str(place.directory)),
+            srun=[shlex.quote(f"--output={folder / '%j_%t_log.out'}")],
         )
 
     def _hint(self, stderr: str) -> str:
@@ -150,7 +152,7 @@ class SlurmJob(Job):
             check=False,
         )
         if done.returncode:
-            raise LauncherError(f"`scancel {self.job_id}` failed: {_last_words(done.stderr)}")
+            raise LauncherError(f"`scancel {self.job_id}` failed: {last_words(done.stderr)}")
 
     def record(self) -> dict[str, Any]:
         """Its id."""
@@ -161,7 +163,7 @@ class SlurmJob(Job):
         return [self._log]
 
 
-def _submission_environment(run_dir: Path | None = None) -> dict[str, str]:
+def _submission_environment(run_dir: Path | None) -> dict[str, str]:
     environ = job_environment(run_dir)
     # The GPUs of the login node are not those of the job.
     environ.pop("CUDA_VISIBLE_DEVICES", None)
@@ -169,9 +171,10 @@ def _submission_environment(run_dir: Path | None = None) -> dict[str, str]:
 
 
 @contextmanager
-def _environment(environ: dict[str, str]) -> Iterator[None]:
+def submission_environment(run_dir: Path | None) -> Iterator[None]:
     """This process's environment replaced for a while: submitit starts ``sbatch`` with whatever is in it."""
     before = dict(os.environ)
+    environ = _submission_environment(run_dir)
     os.environ.clear()
     os.environ.update(environ)
     try:
@@ -181,7 +184,7 @@ def _environment(environ: dict[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _last_words(stderr: str) -> str:
+def last_words(stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith("Try ")]
     errors = [line for line in lines if "error" in line.lower()]
     said = dict.fromkeys(line.split("error: ")[-1].removeprefix("sbatch: ") for line in errors or lines)

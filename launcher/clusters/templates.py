@@ -6,12 +6,12 @@ from dataclasses import fields
 from pathlib import Path
 
 from launcher.clusters.job_script import JobScript
+from launcher.config.rules.cluster import HETEROGENEOUS, is_heterogeneous
 from launcher.config.schema import SlurmClusterConfig
 from launcher.errors import ConfigError
 from launcher.paths import sbatch_templates_dir
 
 SUFFIX = ".sbatch.j2"
-DEFAULT = "plain"
 
 
 def template_names() -> list[str]:
@@ -21,8 +21,15 @@ def template_names() -> list[str]:
 
 def template_path(cluster: SlurmClusterConfig) -> Path:
     """The template that a configuration chooses: a shipped one by its name, or a file of the user's own."""
-    chosen = cluster.template or DEFAULT
-    return sbatch_templates_dir() / f"{chosen}{SUFFIX}" if chosen in template_names() else Path(chosen)
+    chosen = cluster.template
+    if chosen is None:
+        chosen = HETEROGENEOUS if is_heterogeneous(cluster) else "plain" if cluster.container is None else "container"
+    return shipped(chosen) if chosen in template_names() else Path(chosen)
+
+
+def shipped(name: str) -> Path:
+    """A template that comes with the launcher."""
+    return sbatch_templates_dir() / f"{name}{SUFFIX}"
 
 
 def render(script: JobScript, template: Path) -> str:

@@ -255,6 +255,41 @@ class LocalClusterConfig(ClusterConfig):
 
 
 @dataclass(kw_only=True)
+class NodesConfig:
+    """What one role's nodes are asked for where that differs from the other's. Null: what ``cluster`` says."""
+
+    partition: str | None = None
+    """Partition of these nodes (``--partition``)."""
+
+    account: str | None = None
+    """Account that is charged for them (``--account``)."""
+
+    qos: str | None = None
+    """Quality of service (``--qos``)."""
+
+    constraint: str | None = None
+    """Features that they must have (``--constraint``)."""
+
+    exclude: str | None = None
+    """Nodes never to use (``--exclude``)."""
+
+    nodelist: str | None = None
+    """Nodes to use (``--nodelist``)."""
+
+    reservation: str | None = None
+    """Reservation to draw from (``--reservation``)."""
+
+    mem: str | None = None
+    """Memory per node (``--mem``)."""
+
+    cpus_per_task: int | None = None
+    """CPU cores of a node for the job (``--cpus-per-task``)."""
+
+    gpu_type: str | None = None
+    """GPU type (``gpu:TYPE:N``)."""
+
+
+@dataclass(kw_only=True)
 class SlurmClusterConfig(ClusterConfig):
     """A SLURM cluster, reached with ``sbatch`` from this machine. Null leaves the choice to SLURM."""
 
@@ -310,11 +345,20 @@ class SlurmClusterConfig(ClusterConfig):
     template: str | None = None
     """Template of the job script: a shipped one by name, or a Jinja file of your own; the one that fits if null."""
 
+    trainer: NodesConfig = field(default_factory=NodesConfig)
+    """Where the nodes that train differ from those that infer; any value makes the job a heterogeneous one."""
+
+    inference: NodesConfig = field(default_factory=NodesConfig)
+    """Likewise for the nodes that infer."""
+
     container: str | None = None
-    """Image for ``srun --container-image`` (pyxis)."""
+    """Image that every node's part runs in; a path or what the runtime takes for one. It must hold the launcher."""
+
+    container_runtime: str = "pyxis"
+    """What starts the image: ``pyxis`` (``srun --container-image``, with enroot) or ``apptainer`` (``exec``)."""
 
     container_mounts: str | None = None
-    """Mounts for ``srun --container-mounts`` (pyxis)."""
+    """Further mounts, ``FROM:TO,...``. Output, code and model are always mounted where they are."""
 
     sbatch: dict[str, Any] = field(default_factory=dict)
     """Further ``#SBATCH`` options by name, without the dashes; ``true`` for one without a value."""
@@ -323,7 +367,7 @@ class SlurmClusterConfig(ClusterConfig):
     """Further arguments of the one ``srun``."""
 
     python: str | None = None
-    """Python interpreter on the nodes; the one that submits if null."""
+    """Python interpreter on the nodes, or in the container; if null the one that submits, or ``python3``."""
 
 
 @dataclass(kw_only=True)

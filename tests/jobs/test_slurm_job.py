@@ -6,19 +6,17 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from launcher.view.loading import load_state
-from tests.jobs.launched import ROOT, run_dir_of
+from tests.jobs.launched import ROOT
+from tests.jobs.submitted import Submitted, submit
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.conftest import NODES
 
@@ -41,38 +39,6 @@ POISON = {
     "MASTER_ADDR": "192.0.2.1",
 }
 SLEEPS = 'trainer.command=[sleep,"600"]'
-
-
-@dataclass(kw_only=True)
-class Submitted:
-    """One ``python -m launcher +cluster=slurm`` that has ended."""
-
-    code: int
-    output: str
-    seconds: float
-
-    @property
-    def run_dir(self) -> Path:
-        return run_dir_of(self.output)
-
-    @property
-    def job_id(self) -> str:
-        return self.output.partition("submitted job ")[2].split()[0]
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        path = self.run_dir / "attempts" / "1" / "events.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()]
-
-    def event(self, name: str, **fields: Any) -> dict[str, Any]:
-        return next(e for e in self.events if {"event": name, **fields}.items() <= e.items())
-
-
-def submit(cluster: SlurmCluster, folder: Path, *overrides: str, env: Mapping[str, str] | None = None) -> Submitted:
-    begin = time.monotonic()
-    words = [sys.executable, "-m", "launcher", "+cluster=slurm", f"output_dir={folder / 'runs'}", "cluster.mem=4G"]
-    done = cluster.run([*words, *overrides], timeout_s=300, check=False, PYTHONPATH=str(ROOT), **(env or {}))
-    return Submitted(code=done.returncode, output=done.stdout + done.stderr, seconds=time.monotonic() - begin)
 
 
 def release_seconds(cluster: SlurmCluster, job: Submitted) -> float:

@@ -103,3 +103,40 @@ def test_too_few_gpus_are_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> No
         check_allocation(node, layout())
     check_allocation(node, layout(gpus_per_node=4))
     check_allocation(node, layout(device="cpu"))
+
+
+def test_the_nodes_of_a_heterogeneous_job_are_numbered_component_after_component() -> None:
+    # As a real SLURM sets it: the nodelist of the step is sorted by name, but node 0 is rack1n01.
+    node = node_environment(
+        {
+            "SLURM_JOB_ID": "8",
+            "SLURM_NODEID": "2",
+            "SLURM_HET_SIZE": "2",
+            "SLURM_JOB_ID_HET_GROUP_0": "8",
+            "SLURM_JOB_NODELIST": "rack0n[01-02],rack1n[01-02]",
+            "SLURM_JOB_NODELIST_HET_GROUP_0": "rack1n[01-02]",
+            "SLURM_JOB_NODELIST_HET_GROUP_1": "rack0n[01-02]",
+        }
+    )
+    assert node.hostnames == ("rack1n01", "rack1n02", "rack0n01", "rack0n02")
+    assert node.hostname == "rack0n01"
+
+
+def test_variables_of_another_heterogeneous_job_do_not_count() -> None:
+    node = node_environment(
+        {
+            "SLURM_JOB_ID": "9",
+            "SLURM_NODEID": "0",
+            "SLURM_HET_SIZE": "2",
+            "SLURM_JOB_ID_HET_GROUP_0": "8",
+            "SLURM_JOB_NODELIST_HET_GROUP_0": "x",
+            "SLURM_JOB_NODELIST": "a,b",
+        }
+    )
+    assert node.hostnames == ("a", "b")
+
+
+def test_an_element_of_an_array_has_the_id_that_the_tools_show() -> None:
+    environ = {"SLURM_JOB_ID": "130", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "a"}
+    array = {"SLURM_ARRAY_JOB_ID": "123", "SLURM_ARRAY_TASK_ID": "4"}
+    assert node_environment({**environ, **array}).job_id == "123_4"

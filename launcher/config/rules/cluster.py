@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 
-from launcher.config.schema import Config, SlurmClusterConfig
+from launcher.config.schema import Config, NodesConfig, SlurmClusterConfig
 
 _TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}")
 _MEM = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
@@ -73,6 +74,15 @@ _SHORT_SRUN = {
 }
 
 
+HETEROGENEOUS, ARRAY = "heterogeneous", "array"
+"""Templates with a meaning of their own."""
+
+
+def is_heterogeneous(cluster: SlurmClusterConfig) -> bool:
+    """Whether the two roles' nodes are asked for separately."""
+    return cluster.template == HETEROGENEOUS or cluster.trainer != NodesConfig() or cluster.inference != NodesConfig()
+
+
 def problems(config: Config) -> Iterator[str]:
     """What SLURM, or the job script, would take wrongly."""
     cluster = config.cluster
@@ -84,6 +94,7 @@ def problems(config: Config) -> Iterator[str]:
             )
         return
     yield from _formats(cluster)
+    yield from _nodes(config, cluster)
     yield from _template(cluster)
     yield from _container(cluster)
     yield from _sbatch(cluster)
@@ -121,10 +132,40 @@ def _formats(cluster: SlurmClusterConfig) -> Iterator[str]:
         )
 
 
+def _nodes(config: Config, cluster: SlurmClusterConfig) -> Iterator[str]:
+    """What one role's nodes are asked for."""
+    for role in ("trainer", "inference"):
+        nodes: NodesConfig = getattr(cluster, role)
+        for field in fields(nodes):
+            value = getattr(nodes, field.name)
+            if isinstance(value, str) and (not value.strip() or "\n" in value):
+                yield f"`cluster.{role}.{field.name}` ({value!r}) is empty or has several lines. HINT: leave it null."
+        if nodes.mem is not None and not _MEM.fullmatch(nodes.mem):
+            yield (
+                f"`cluster.{role}.mem` ({nodes.mem}) is no amount of memory."
+                f" HINT: write `cluster.{role}.mem=64G`, or `0` for all of the node's."
+            )
+    if is_heterogeneous(cluster) and config.layout.inference_nodes == 0:
+        yield (
+            "`layout.inference_nodes` (0) lets every node do both, but `cluster.trainer` and `cluster.inference` ask"
+            " for different nodes. HINT: set `layout.inference_nodes=1` or more, or leave these settings out."
+        )
+
+
 def _template(cluster: SlurmClusterConfig) -> Iterator[str]:
     from launcher.clusters.templates import template_names, template_path
 
-    if not template_path(cluster).is_file():
+    if is_heterogeneous(cluster) and cluster.template in template_names() and cluster.template != HETEROGENEOUS:
+        yield (
+            f"`cluster.template` ({cluster.template}) asks for all nodes in the same way, but `cluster.trainer` or"
+            f" `cluster.inference` is set. HINT: leave it out, or set `cluster.template={HETEROGENEOUS}`."
+        )
+    elif cluster.template == ARRAY:
+        yield (
+            f"`cluster.template` ({ARRAY}) is for many runs at once. HINT: leave it out; a sweep (`-m`) with"
+            " `sweep.array=true` chooses it."
+        )
+    elif not template_path(cluster).is_file():
         yield (
             f"`cluster.template` ({cluster.template}) is neither a template of the launcher's"
             f" ({', '.join(template_names())}) nor a file. HINT: leave it out, or give the path of a file."

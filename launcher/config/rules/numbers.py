@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import Any
 
 from launcher.bridge.transport.choose import TRANSPORTS
@@ -42,6 +41,8 @@ AT_LEAST: dict[str, int] = {
     "checkpoint.every_steps": 0,
     "checkpoint.keep": 1,
     "sweep.parallel": 1,
+    "cluster.trainer.cpus_per_task": 1,
+    "cluster.inference.cpus_per_task": 1,
 }
 """Smallest value by setting."""
 
@@ -68,6 +69,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "bridge.transport": TRANSPORTS,
     "cluster.kind": ("local", "slurm"),
     "cluster.gpus": ("gpus-per-node", "gres", "none"),
+    "cluster.container_runtime": ("pyxis", "apptainer"),
     "preflight.action": ("fail", "warn", "off"),
 }
 """Settings that take one of a few words."""
@@ -104,5 +106,7 @@ def problems(config: Config) -> Iterator[str]:
 def _value(config: Config, path: str) -> Any:
     """The value at ``path``; None where this cluster has no such setting, or where null leaves it open."""
     *groups, name = path.split(".")
-    owner = attrgetter(".".join(groups))(config) if groups else config
+    owner: Any = config
+    for group in groups:
+        owner = getattr(owner, group, None)
     return getattr(owner, name, None)

@@ -1,0 +1,69 @@
+"""Job scripts, kept under ``golden``; ``python -m tests.unit.golden_scripts`` accepts them as they are now."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from launcher.clusters.arrays import array_script
+from launcher.clusters.job_script import JobScript, node_python
+from launcher.clusters.requests import slurm_config
+from launcher.clusters.slurm import SlurmCluster
+from launcher.clusters.templates import render, shipped, template_path
+from launcher.config import Config, compose
+
+GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[2]
+RUN_DIR = Path("/shared/runs/rl-20260101-120000-0a1b")
+
+GPUS = ("layout=gpu", "layout.nodes=4", "layout.inference_nodes=2", "name=rl", "output_dir=/shared/runs")
+SITE = (*GPUS, "cluster.python=/opt/rl/bin/python", "cluster.partition=gpu", "cluster.account=lab")
+CONTAINER = (
+    *("cluster.container=/images/rl.sqsh", "cluster.container_mounts=/data:/data", "cluster.python=python3"),
+    *("snapshot=false",),
+)
+SCENARIOS: dict[str, tuple[str, ...]] = {
+    "plain": (*SITE, "cluster.setup=['module load cuda/12.8']", "cluster.srun_args=['--mpi=none']"),
+    "container-pyxis": (*SITE, *CONTAINER),
+    "container-apptainer": (*SITE, *CONTAINER, "cluster.container_runtime=apptainer"),
+    "heterogeneous": (
+        *(*SITE, "cluster.trainer.gpu_type=h100", "cluster.trainer.cpus_per_task=96"),
+        *("cluster.inference.partition=inference", "cluster.inference.gpu_type=l40s"),
+    ),
+    "array": (*SITE, "cluster.qos=low", "+cluster.sbatch.comment='a sweep'"),
+}
+
+
+def config_of(scenario: str) -> Config:
+    """The configuration of a scenario."""
+    return compose(["+cluster=slurm", *SCENARIOS[scenario]])
+
+
+def script_of(scenario: str) -> str:
+    """The text of a scenario's job script, as the kept one should be."""
+    os.chdir(ROOT)
+    config = config_of(scenario)
+    how: dict[str, Callable[[Config], str]] = {"array": _array}
+    return how.get(scenario, _single)(config).replace(str(ROOT), "/home/me/checkout")
+
+
+def _single(config: Config) -> str:
+    command = f"{node_python(config)} -u -m submitit.core._submit {RUN_DIR}/submitit"
+    return render(SlurmCluster(config).script(RUN_DIR, command), template_path(slurm_config(config)))
+
+
+def _array(config: Config) -> str:
+    command = f'{node_python(config)} -u -m submitit.core._submit "$RUN_DIR"/submitit'
+    script: JobScript = array_script(config, RUN_DIR, RUN_DIR.parent / ".array-20260101-120000-2c3d", 12, 4, command)
+    return render(script, shipped("array"))
+
+
+def main() -> None:
+    """Writes all of them."""
+    for scenario in SCENARIOS:
+        (GOLDEN / f"{scenario}.sbatch").write_text(script_of(scenario))
+
+
+if __name__ == "__main__":
+    main()
