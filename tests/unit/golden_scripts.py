@@ -28,7 +28,7 @@ SCENARIOS: dict[str, tuple[str, ...]] = {
     "container-pyxis": (*SITE, *CONTAINER),
     "container-apptainer": (*SITE, *CONTAINER, "cluster.container_runtime=apptainer"),
     "heterogeneous": (
-        *(*SITE, "cluster.trainer.gpu_type=h100", "cluster.trainer.cpus_per_task=96"),
+        *(*SITE, "cluster.trainer.gpu_type=h100", "cluster.trainer.cpus_per_task=48"),
         *("cluster.inference.partition=inference", "cluster.inference.gpu_type=l40s"),
     ),
     "array": (*SITE, "cluster.qos=low", "+cluster.sbatch.comment='a sweep'"),
