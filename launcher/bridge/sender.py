@@ -18,6 +18,7 @@ from torch import nn
 
 from launcher.bridge import collective, joining
 from launcher.bridge.agreement import TrainerFacts
+from launcher.bridge.background import Publisher, Update
 from launcher.bridge.parallel import in_parallel
 from launcher.bridge.replica import ReplicaClient
 from launcher.bridge.reshard import Location
@@ -85,7 +86,9 @@ class Bridge:
 
     def __init__(self, settings: BridgeSettings) -> None:
         self._settings = settings
-        self._rank, self._world_size = collective.world()
+        self._ranks = collective.Ranks(settings.address, settings.timeout_s)
+        self._rank, self._world_size = self._ranks.rank, self._ranks.size
+        self._publisher = Publisher()
         key = bridge_key(settings.token)
         self._replicas = [ReplicaClient(index, url, key) for index, url in enumerate(settings.urls)]
         self._joined: dict[int, ReplicaSender] = {}
@@ -109,19 +112,57 @@ class Bridge:
                 replica that did not take it goes on serving what it had, and is asked to join again the next time.
             ValueError: a name is not in the module.
         """
-        begin = time.monotonic()
+        self._publisher.drain()
+        held = weights(model)
+        return self._publish(held, _owners(held, names), version, lambda: None)
+
+    def publish_async(self, model: nn.Module, version: int, *, names: Sequence[str] | None = None) -> Update:
+        """Begins to send the module's weights and returns; the next forward and backward may go on meanwhile.
+
+        Nothing may write the weights before :meth:`Update.wait_read` returns; :meth:`guard` sees to that for an
+        optimizer. Updates are carried out in order. Every trainer rank makes the same calls.
+
+        Args:
+            model: as for :meth:`publish`.
+            version: as for :meth:`publish`.
+            names: as for :meth:`publish`.
+
+        Raises:
+            TransferError: the update before has failed, and its result has not been asked for.
+            ValueError: a name is not in the module.
+        """
         held = weights(model)
         only = _owners(held, names)
+        # What the optimizer has enqueued comes before what the thread reads.
+        device = _device(held)
+        written = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+        def publish(read: Callable[[], None]) -> UpdateReport:
+            if written is not None:
+                written.synchronize()
+            return self._publish(held, only, version, read)
+
+        return self._publisher.submit(version, publish)
+
+    def guard(self, optimizer: torch.optim.Optimizer) -> None:
+        """From now on each of the optimizer's steps first waits until no update reads the weights any more."""
+        optimizer.register_step_pre_hook(lambda *_: self._publisher.wait_read())
+
+    def _publish(
+        self, held: Sequence[Weight], only: frozenset[str] | None, version: int, read: Callable[[], None]
+    ) -> UpdateReport:
+        begin = time.monotonic()
         self._device = _device(held)
         failures: dict[int, str] = {}
         self._join_missing(self._facts(held), failures)
         deadline = time.monotonic() + self._settings.timeout_s
         body = {"version": version, "names": None if only is None else sorted(only)}
         self._ask("prepare", body, deadline, failures)
-        for index in collective.share(sorted(failures)):
+        for index in self._ranks.share(sorted(failures)):
             failures.setdefault(index, f"Replica {index} failed; rank 0 says why.")
         self._drop(failures)
         sent = self._send({weight.name: weight.local for weight in held if weight.alias_of is None}, only, deadline)
+        read()
         sums, total_bytes = self._add_up(sent, failures)
         vote = {"version": version, "timeout_s": max(0.1, deadline - time.monotonic())}
         votes = self._ask("vote", vote, deadline, failures)
@@ -136,7 +177,7 @@ class Bridge:
                 len(answers),
             ],
         }
-        words = collective.share(words)
+        words = self._ranks.share(words)
         failures = {int(index): text for index, text in words["failures"].items()}
         self._drop(failures)
         seconds, pause_s, replicas = words["report"]
@@ -165,7 +206,13 @@ class Bridge:
         return in_parallel([partial(replica.call, "info", timeout_s=timeout_s) for replica in self._replicas])
 
     def close(self) -> None:
-        """Says goodbye; the engines go on serving what they have. Safe to call twice."""
+        """Says goodbye, after updates that are on their way; the engines go on serving what they have. Safe to call
+        twice.
+        """
+        self._publisher.close()
+        self._leave()
+
+    def _leave(self) -> None:
         self._ask("disconnect", {}, time.monotonic() + min(GOODBYE_TIMEOUT_S, self._settings.timeout_s), {})
         for sender in self._joined.values():
             sender.close()
@@ -178,7 +225,7 @@ class Bridge:
             manifest=manifest(held),
             shardings=shardings(held, self._world_size),
             locations=tuple(
-                Location(node=node, gpu=gpu) for node, gpu in collective.gather_pairs(self._settings.location)
+                Location(node=node, gpu=gpu) for node, gpu in self._ranks.gather_pairs(self._settings.location)
             ),
             round_bytes=self._settings.round_bytes,
         )
@@ -187,7 +234,7 @@ class Bridge:
         """Joins replicas that are not joined; all of them anew when the trainer's tensors are not those agreed on."""
         digest = hashlib.sha256(json.dumps(facts.to_json(), sort_keys=True).encode()).hexdigest()
         if digest != self._facts_digest:
-            self.close()
+            self._leave()
             self._facts_digest = digest
         missing = [replica for replica in self._replicas if replica.index not in self._joined]
         if not missing:
@@ -206,12 +253,12 @@ class Bridge:
                 "secret": secrets.token_hex(16),
                 "workers": {str(index): found[index] for index in sorted(found)},
             }
-        bound = collective.share(bound)
+        bound = self._ranks.share(bound)
         place = here(self._device)
         settings = joining.JoinSettings(
             address=self._settings.address,
             transport=self._settings.transport,
-            places=tuple(Place(*pair) for pair in collective.gather_pairs((place.host, place.device))),
+            places=tuple(Place(*pair) for pair in self._ranks.gather_pairs((place.host, place.device))),
             device=self._device,
             secret=bound["secret"],
             timeout_s=self._settings.timeout_s,
@@ -230,7 +277,7 @@ class Bridge:
         self._joined.update(joined)
         # A replica counts as joined only if every rank has joined it.
         flags = torch.tensor([int(replica.index in self._joined) for replica in self._replicas])
-        everywhere = (collective.add_up(flags) == self._world_size).tolist()
+        everywhere = (self._ranks.add_up(flags) == self._world_size).tolist()
         for replica, is_joined in zip(self._replicas, everywhere, strict=True):
             if not is_joined:
                 failures.setdefault(replica.index, f"Replica {replica.index} did not join every trainer rank.")
@@ -266,7 +313,7 @@ class Bridge:
                 table[index, 1] = result.bytes
                 digests = result.digests()
                 table[index, 2 : 2 + len(digests)] = digests
-        table = collective.add_up(table)
+        table = self._ranks.add_up(table)
         for index in [i for i in self._joined if table[i, 0]]:
             failures.setdefault(index, f"Replica {index} did not take what a trainer rank sent.")
         sums = {i: [v & MASK for v in table[i, 2 : 2 + s.workers].tolist()] for i, s in self._joined.items()}

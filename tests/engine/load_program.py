@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import torch
+from torch import distributed as dist
 from transformers import AutoModelForCausalLM
 
 from launcher import bridge
@@ -104,22 +105,38 @@ class Client(threading.Thread):
         return {"tokens": tokens, "asked": body["max_tokens"], "versions": declared}
 
 
+def compute(model: torch.nn.Module, ranks: int) -> None:
+    """What a trainer does while its weights are on their way: a forward, a backward, and a collective of its own."""
+    tokens = torch.randint(3, 19, (2, 32))
+    model(tokens, labels=tokens).loss.backward()
+    if ranks > 1:
+        dist.all_reduce(torch.ones(1000))
+
+
 def main(out: Path, updates: int) -> None:
-    """Publishes version after version; nothing waits for anything else."""
+    """Publishes version after version while it computes; only the optimizer's step waits until weights are read."""
     model = AutoModelForCausalLM.from_pretrained(os.environ["LAUNCHER_MODEL_PATH"], dtype=torch.float32)
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if ranks > 1:
+        dist.init_process_group("gloo")
     connection = bridge.connect()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    connection.guard(optimizer)
     write(model, 0)
     connection.publish(model, version=0)
     stop = threading.Event()
-    clients = [Client(number, inference_urls()[0], api_key(), stop) for number in range(CLIENTS)]
+    clients = [Client(number, inference_urls()[0], api_key(), stop) for number in range(CLIENTS if rank == 0 else 0)]
     for client in clients:
         client.start()
-    pauses, seconds = [], []
+    versions = []
     for version in range(1, updates + 1):
+        # The step that makes the next version; with a rate of 0, so that the version's own values are all that is new.
+        optimizer.step()
         write(model, version)
-        report = connection.publish(model, version=version)
-        pauses.append(report.pause_s)
-        seconds.append(report.seconds)
+        versions.append(connection.publish_async(model, version=version))
+        if version % 2 == 0:
+            compute(model, ranks)
+    reports = [version.result() for version in versions]
     stop.set()
     for client in clients:
         client.join()
@@ -127,10 +144,14 @@ def main(out: Path, updates: int) -> None:
     facts = {
         "answers": [answer for client in clients for answer in client.answers],
         "failures": [failure for client in clients for failure in client.failures],
-        "pauses": pauses,
-        "seconds": seconds,
+        "pauses": [report.pause_s for report in reports],
+        "seconds": [report.seconds for report in reports],
     }
-    out.write_text(json.dumps(facts))
+    if rank == 0:
+        out.write_text(json.dumps(facts))
+    if ranks > 1:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

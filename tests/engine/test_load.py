@@ -19,10 +19,12 @@ UPDATES = 100
 
 @pytest.mark.engine
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("architecture", "size", "dtype"), [("qwen3", 1, "float32"), ("llama", 2, "bfloat16")])
+@pytest.mark.parametrize(
+    ("architecture", "size", "dtype", "ranks"), [("qwen3", 1, "float32", 1), ("llama", 2, "bfloat16", 2)]
+)
 @pytest.mark.seed("D14", "D21")
 def test_every_token_is_of_the_version_that_its_answer_declares(
-    tmp_path: Path, architecture: str, size: int, dtype: str
+    tmp_path: Path, architecture: str, size: int, dtype: str, ranks: int
 ) -> None:
     model, out = tmp_path / "model", tmp_path / "facts.json"
     subprocess.run(
@@ -32,6 +34,7 @@ def test_every_token_is_of_the_version_that_its_answer_declares(
         capture_output=True,
     )
     shape = [f"inference.tensor_parallel_size={size}", f"layout.gpus_per_node={size}", f"model.dtype={dtype}"]
+    shape.append(f"trainer.workers_per_node={ranks}")
     run_job(tmp_path, model, ["tests.engine.load_program", str(out), str(UPDATES)], *shape)
     facts = json.loads(out.read_text())
     assert facts["failures"] == []
