@@ -39,6 +39,7 @@ _ALL = (
     Command(name="plan", group=START, usage="[overrides]", summary="who would be where; starts nothing"),
     Command(name="explain", group=START, usage="NODE|RANK [overrides]", summary="what one node or rank would execute"),
     Command(name="runs", group=LOOK, usage="[--all]", summary="all runs: state, steps, reward, job"),
+    Command(name="status", group=LOOK, usage="[RUN]", summary="where a run stands; live on a terminal"),
     Command(name="logs", group=LOOK, usage="RUN [-f]", summary="what its processes wrote, merged"),
     Command(name="attach", group=STEER, usage="RUN [-- COMMAND]", summary="a shell, or a command, on one of its nodes"),
     Command(name="cancel", group=STEER, usage="RUN ...", summary="end runs, and wait until they have ended"),

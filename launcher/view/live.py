@@ -21,6 +21,7 @@ from launcher.view.text import counted, duration, listed, sparkline
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 SPINNER_ASCII = "|/-\\"
 LABELS = {NODES: "nodes up", ENGINE: "replicas ready"}
+HAPPENINGS_SHOWN = 4
 SHORTEST_WAIT_SHOWN_S = 2.0
 """A phase that has lasted this long names the processes it waits for."""
 
@@ -65,6 +66,7 @@ def picture(state: RunState, *, now: float, width: int, ascii_only: bool = False
             parts.append(_phases(restarting, state, now, width, ascii_only))
     if state.steps:
         parts += _training(state, width, ascii_only)
+    parts += _supervised(state, ascii_only)
     parts += _ending(state, ascii_only)
     return Group(*parts)
 
@@ -142,6 +144,14 @@ def _training(state: RunState, width: int, ascii_only: bool) -> Iterator[Rendera
         yield line.append(curve, "cyan").append(f" {rewards[-1]:.3f}", "bold")
     figures = [figure for figure in step_figures(step) if not figure.startswith("reward")]
     yield from (Text(line, no_wrap=True, overflow=_cut(ascii_only)) for line in _flow(figures, width))
+
+
+def _supervised(state: RunState, ascii_only: bool) -> Iterator[RenderableType]:
+    """The last few things that supervision did, with their time."""
+    for happening in state.supervision.happenings[-HAPPENINGS_SHOWN:]:
+        at = time.strftime("%H:%M:%S", time.localtime(happening.time))
+        style = "yellow" if happening.is_bad else "dim"
+        yield Text(f"{at}  {happening.text}", style, no_wrap=True, overflow=_cut(ascii_only))
 
 
 def _eta(state: RunState) -> str:

@@ -29,6 +29,7 @@ class PlainDisplay:
         self._clock = clock
         self._step_time = 0.0
         self._step_line: Step | None = None
+        self._happenings = 0
         self._began_at: float | None = None
         self._forget()
 
@@ -39,7 +40,7 @@ class PlainDisplay:
         if state.began_at != self._began_at:
             self._forget()
             self._began_at = state.began_at
-        lines = [*self._startup(state), *self._training(state), *self._ending(state)]
+        lines = [*self._startup(state), *self._supervised(state), *self._training(state), *self._ending(state)]
         # Stable: what happened at the same moment stays in the order above.
         for at, line in sorted(lines, key=lambda item: item[0]):
             self._write(at, line)
@@ -88,6 +89,11 @@ class PlainDisplay:
             yield begin, _attempt_text(state)
         yield from self._replicas(state)
 
+    def _supervised(self, state: RunState) -> Iterator[tuple[float, str]]:
+        new = state.supervision.happenings[self._happenings :]
+        self._happenings += len(new)
+        yield from ((happening.time, happening.text) for happening in new)
+
     def _replicas(self, state: RunState) -> Iterator[tuple[float, str]]:
         ready = {p.who: p for p in state.phases if p.name == ENGINE and p.end is not None} if state.engines else {}
         total = max(state.replicas or 0, len(state.engines))
@@ -100,7 +106,8 @@ class PlainDisplay:
             yield at, f"replicas ready {len(self._engines)}/{total}: {phase.who}{at_url} after {took}"
         for replica in self._engines - state.engines.keys():
             self._engines.discard(replica)
-            if state.draining_at is None:
+            # Of one that is lost or dropped there is a line already, with the reason.
+            if state.draining_at is None and replica not in state.supervision.replica_states:
                 yield state.last_at, f"replicas ready {len(self._engines)}/{total}: inference-{replica} has ended"
 
     def _training(self, state: RunState) -> Iterator[tuple[float, str]]:

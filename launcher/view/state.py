@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from launcher.view.fields import integer, number, signal_of, text
 from launcher.view.records import Check, Failure, Phase, PhaseGroup, Step
+from launcher.view.supervision import Supervision
 from launcher.view.text import duration
 
 QUEUE = "queue"
@@ -54,10 +54,13 @@ class RunState:
     """Those of ``phases`` that last, by name and process."""
     nodes_up: dict[int, str] = field(default_factory=dict)
     """Hostname by node rank."""
+    node_roles: dict[int, str] = field(default_factory=dict)
     engines: dict[int, str] = field(default_factory=dict)
     """URL by replica, of the replicas that are ready now."""
     checks: list[Check] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    supervision: Supervision = field(default_factory=Supervision)
+    """Restarts, losses, checkpoints and the like; of all attempts, unlike the rest."""
 
     @property
     def last_step(self) -> Step | None:
@@ -106,7 +109,7 @@ class RunState:
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Folds one event. Unknown events, and fields that are missing or of another type, are passed over."""
-        time = _number(event.get("time"))
+        time = number(event.get("time"))
         if time is None:
             return
         self.last_at = max(self.last_at, time)
@@ -115,13 +118,14 @@ class RunState:
         handler = getattr(self, f"_on_{event.get('event')}", None)
         if handler is not None:
             handler(event, time)
+        self.supervision.apply(event, time, nodes=self.nodes)
 
     def _on_submitted(self, event: Mapping[str, Any], time: float) -> None:
         if self.outcome is not None:
             self._start_anew()
             self.began_at = time
-        self.cluster = _text(event.get("cluster"))
-        self.job_id = _text(event.get("job_id"))
+        self.cluster = text(event.get("cluster"))
+        self.job_id = text(event.get("job_id"))
         # The job may have started before the submitting host, who learns its id from sbatch, could write this.
         if self.attempt is None:
             self._begin(QUEUE if self.cluster == "slurm" else LAUNCH, JOB, time)
@@ -130,25 +134,39 @@ class RunState:
         if self.attempt is not None:
             self._start_anew()
             self.began_at = time
-        self.attempt = _integer(event.get("attempt")) or 1
-        self.nodes = _integer(event.get("nodes"))
-        self.trainer_nodes = _integer(event.get("trainer_nodes"))
-        self.inference_nodes = _integer(event.get("inference_nodes"))
-        self.world_size = _integer(event.get("world_size"))
-        self.replicas = _integer(event.get("replicas"))
+        self.attempt = integer(event.get("attempt")) or 1
+        self.job_id = text(event.get("job_id")) or self.job_id
+        self.nodes = integer(event.get("nodes"))
+        self.trainer_nodes = integer(event.get("trainer_nodes"))
+        self.inference_nodes = integer(event.get("inference_nodes"))
+        self.world_size = integer(event.get("world_size"))
+        self.replicas = integer(event.get("replicas"))
         self._end(QUEUE, JOB, time)
         self._end(LAUNCH, JOB, time)
         self._begin(NODES, JOB, time)
         self._end_nodes(time)
 
     def _on_node_up(self, event: Mapping[str, Any], time: float) -> None:
-        node_rank = _integer(event.get("node_rank"))
+        node_rank = integer(event.get("node_rank"))
         if node_rank is not None:
-            self.nodes_up[node_rank] = _text(event.get("hostname")) or f"node {node_rank}"
+            self.nodes_up[node_rank] = text(event.get("hostname")) or f"node {node_rank}"
+            self.node_roles[node_rank] = text(event.get("role")) or ""
         self._end_nodes(time)
 
+    def _on_replica(self, event: Mapping[str, Any], time: float) -> None:
+        replica = integer(event.get("replica"))
+        if replica is not None and event.get("state") in ("lost", "dropped"):
+            self.engines.pop(replica, None)
+
+    def _on_spare(self, event: Mapping[str, Any], time: float) -> None:
+        # The place in the layout stays; another machine fills it.
+        place = integer(event.get("takes"))
+        if place is not None:
+            self.nodes_up[place] = text(event.get("hostname")) or f"node {place}"
+            self.node_roles[place] = text(event.get("role")) or self.node_roles.get(place, "")
+
     def _on_phase(self, event: Mapping[str, Any], time: float) -> None:
-        name, who = _text(event.get("phase")), _text(event.get("who"))
+        name, who = text(event.get("phase")), text(event.get("who"))
         if name is None or who is None:
             return
         if event.get("state") == "begin":
@@ -157,7 +175,7 @@ class RunState:
             self._end(name, who, time)
 
     def _on_process(self, event: Mapping[str, Any], time: float) -> None:
-        rank = _integer(event.get("rank"))
+        rank = integer(event.get("rank"))
         if event.get("role") != "inference" or rank is None:
             return
         if event.get("state") == "ended":
@@ -166,19 +184,19 @@ class RunState:
             self._begin(ENGINE, f"inference-{rank}", time)
 
     def _on_engine_ready(self, event: Mapping[str, Any], time: float) -> None:
-        replica = _integer(event.get("replica"))
+        replica = integer(event.get("replica"))
         if replica is None:
             return
-        self.engines[replica] = _text(event.get("url")) or ""
-        who, seconds = f"inference-{replica}", _number(event.get("seconds"))
+        self.engines[replica] = text(event.get("url")) or ""
+        who, seconds = f"inference-{replica}", number(event.get("seconds"))
         if seconds is not None and not any(p.name == ENGINE and p.who == who for p in self.phases):
             self._begin(ENGINE, who, time - seconds)
         for name in [name for name, other in self.open_phases if other == who]:
             self._end(name, who, time)
 
     def _on_step(self, event: Mapping[str, Any], time: float) -> None:
-        number = _integer(event.get("step"))
-        if number is None:
+        index = integer(event.get("step"))
+        if index is None:
             return
         if self.first_step_at is None:
             self.first_step_at = time
@@ -186,49 +204,55 @@ class RunState:
                 if name == FIRST_STEP:
                     self._end(name, who, time)
         # After a restart from a checkpoint the steps since then are done again.
-        while self.steps and self.steps[-1].step >= number:
+        while self.steps and self.steps[-1].step >= index:
             self.steps.pop()
-        self.steps_planned = _integer(event.get("steps")) or self.steps_planned
+        self.steps_planned = integer(event.get("steps")) or self.steps_planned
         numbers = ("reward", "loss", "tokens_per_s", "sync_s", "mismatch", "mismatch_max")
-        found = {name: _number(event.get(name)) for name in numbers}
-        self.steps.append(Step(step=number, time=time, version=_integer(event.get("version")), **found))
+        found = {name: number(event.get(name)) for name in numbers}
+        version = integer(event.get("version"))
+        self.steps.append(Step(step=index, time=time, version=version, **found))
+        if version is not None:
+            self.supervision.stepped(version, self.engines)
 
     def _on_check(self, event: Mapping[str, Any], time: float) -> None:
-        name = _text(event.get("name")) or "check"
-        self.checks.append(Check(name=name, ok=event.get("ok") is True, text=_text(event.get("text")) or ""))
+        name = text(event.get("name")) or "check"
+        self.checks.append(Check(name=name, ok=event.get("ok") is True, text=text(event.get("text")) or ""))
 
     def _on_failure(self, event: Mapping[str, Any], time: float) -> None:
         tail = event.get("tail")
         lines = tail.splitlines() if isinstance(tail, str) else tail if isinstance(tail, list) else []
         self.failures.append(
             Failure(
-                message=_text(event.get("message")) or "a process failed",
+                message=text(event.get("message")) or "a process failed",
                 time=time,
-                role=_text(event.get("role")),
-                hostname=_text(event.get("hostname")),
-                log=_text(event.get("log")),
+                role=text(event.get("role")),
+                hostname=text(event.get("hostname")),
+                log=text(event.get("log")),
                 tail=tuple(str(line) for line in lines),
-                signal=_signal(event),
-                **{key: _integer(event.get(key)) for key in ("node_rank", "rank", "exit_code")},
+                signal=signal_of(event),
+                **{key: integer(event.get(key)) for key in ("node_rank", "rank", "exit_code")},
             )
         )
 
     def _on_cancelled(self, event: Mapping[str, Any], time: float) -> None:
-        self.cancel_reason = _text(event.get("message"))
+        self.cancel_reason = text(event.get("message"))
 
     def _on_draining(self, event: Mapping[str, Any], time: float) -> None:
         self.draining_at = time
 
     def _on_finished(self, event: Mapping[str, Any], time: float) -> None:
         self.finished_at = time
-        self.outcome = _text(event.get("outcome")) or "completed"
-        self.seconds = _number(event.get("seconds"))
+        self.outcome = text(event.get("outcome")) or "completed"
+        self.seconds = number(event.get("seconds"))
 
     def _start_anew(self) -> None:
+        if self.attempt is not None:
+            how = self.outcome or "ended without a word"
+            self.supervision.attempt_ended(self.attempt, how, self.last_step.step if self.last_step else None)
         fresh = RunState()
         for name in ("attempt", "first_step_at", "draining_at", "finished_at", "outcome", "cancel_reason", "seconds"):
             setattr(self, name, getattr(fresh, name))
-        for name in ("phases", "open_phases", "nodes_up", "engines", "checks", "failures"):
+        for name in ("phases", "open_phases", "nodes_up", "node_roles", "engines", "checks", "failures"):
             setattr(self, name, getattr(fresh, name))
 
     def _begin(self, name: str, who: str, time: float) -> None:
@@ -245,26 +269,3 @@ class RunState:
     def _end_nodes(self, time: float) -> None:
         if self.nodes is not None and len(self.nodes_up) >= self.nodes:
             self._end(NODES, JOB, time)
-
-
-def _number(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else None  # type: ignore[arg-type]
-
-
-def _integer(value: object) -> int | None:
-    number = _number(value)
-    return None if number is None or not math.isfinite(number) else int(number)
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-def _signal(event: Mapping[str, Any]) -> int | None:
-    value = event.get("signal")
-    if isinstance(value, str) and value in signal.Signals.__members__:
-        return int(signal.Signals[value])
-    exit_code = _integer(event.get("exit_code"))
-    # Popen's way of saying that a signal ended the process.
-    return -exit_code if exit_code is not None and exit_code < 0 else _integer(value)

@@ -67,6 +67,10 @@ def gather(run_dir: Path, state: RunState) -> dict[str, Any]:
             "mean": _mean(_values(state, "mismatch")),
             "max": max(_values(state, "mismatch_max") or _values(state, "mismatch"), default=None),
         },
+        "restarts": dict(state.supervision.restarts),
+        "lost_nodes": list(state.supervision.lost_nodes.values()),
+        "checkpoint_step": state.supervision.checkpoint,
+        "past_attempts": [asdict(past) for past in state.supervision.past],
         "tokens_per_s": _spread(_values(state, "tokens_per_s")),
         "checks": [asdict(check) for check in state.checks],
         "failure": asdict(state.failure) if state.failure is not None else None,
@@ -149,6 +153,13 @@ def _figures(facts: dict[str, Any]) -> Iterator[str]:
         yield _row("mismatch", f"{figures}   (|logp of trainer - logp of engine| of sampled tokens)")
     if facts["tokens_per_s"]["mean"] is not None:
         yield _row("speed", f"{number(facts['tokens_per_s']['mean'])} tokens/s on average")
+    restarts = ", ".join(f"{counted(count, what)}" for what, count in facts["restarts"].items())
+    lost = f"; lost nodes {', '.join(facts['lost_nodes'])}" if facts["lost_nodes"] else ""
+    if restarts or lost:
+        yield _row("restarts", (restarts or "none") + lost)
+    for past in facts["past_attempts"]:
+        at = f" at step {past['step']}" if past["step"] is not None else ""
+        yield _row(f"attempt {past['attempt']}", f"{past['outcome']}{at}")
     if facts["startup_s"] is not None:
         yield _row("start-up", f"{duration(facts['startup_s'])} from submission to the first step")
 

@@ -59,6 +59,15 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def size(count: float) -> str:
+    """``1.2 GB``, ``340 kB``; thousands are decimal."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
 def counted(count: int, noun: str, plural: str | None = None) -> str:
     """``1 node``, ``2 nodes``."""
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
