@@ -64,6 +64,10 @@ class ControlError(LauncherError):
     exit_code = 6
 
 
+STOPPED = 9
+"""Exit code of a run that was asked to stop, saved what it had, and can be resumed."""
+
+
 class BridgeError(LauncherError):
     """Weights did not arrive."""
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import run_dir as directory
 from launcher.agent.stop_request import StopRequest
 from launcher.clusters.base import Cluster, Job, Outcome
-from launcher.config import check
+from launcher.config import check, load_run_config
 from launcher.config.schema import Config
 from launcher.config.secrets import secret_values, unset_secrets
-from launcher.errors import ConfigError, SubmissionError
+from launcher.errors import STOPPED, ConfigError, SubmissionError
 from launcher.layout import Layout, plan
 from launcher.layout.table import render_table
 from launcher.paths import sbatch_templates_dir
+from launcher.runs.digest import newest_attempt
 from launcher.snapshot.anchor import anchored_settings, anchored_words
 from launcher.snapshot.take import Taken, take
 from launcher.snapshot.tree import STORE
@@ -53,12 +56,42 @@ def run(config: Config) -> int:
         path, job = _submit(config, cluster)
         print(_next_commands(path, job), flush=True)
         return 0
-    stop = StopRequest()
-    # From before there is anything to end until everything has ended.
-    stop.listen((signal.SIGINT, signal.SIGTERM))
-    try:
+    with _listening() as stop:
         path, job = _submit(config, cluster)
         return _follow(path, job, stop)
+
+
+def resume(path: Path) -> tuple[Job, int | None]:
+    """Starts the next attempt of a run that has ended; follows it if it is local or ``cluster.wait`` is true.
+
+    Returns:
+        The job, and the run's exit code if it was followed.
+
+    Raises:
+        ConfigError: it cannot run here, or not any more; nothing was started.
+        SubmissionError: the cluster refused the job.
+    """
+    config = load_run_config(path)
+    cluster = cluster_of(config)
+    problems = [*unset_secrets(config), *cluster.check()]
+    if problems:
+        raise ConfigError(problems)
+    before = newest_attempt(path) or 0
+    with _listening() as stop:
+        job = cluster.submit(path)
+        directory.record_job(path, config.cluster.kind, job.record())
+        if config.cluster.kind != "local" and not config.cluster.wait:
+            return job, None
+        return job, _follow(path, job, stop, after=before)
+
+
+@contextmanager
+def _listening() -> Iterator[StopRequest]:
+    """From before there is anything to end until everything has ended."""
+    stop = StopRequest()
+    stop.listen((signal.SIGINT, signal.SIGTERM, signal.SIGUSR2))
+    try:
+        yield stop
     finally:
         stop.restore()
 
@@ -130,24 +163,28 @@ def cluster_of(config: Config) -> Cluster:
     return LocalCluster(config)
 
 
-def _follow(path: Path, job: Job, stop: StopRequest) -> int:
-    """Shows the run until its end. Ctrl-C, or SIGTERM, ends the run and then this process; a second one is ignored."""
+def _follow(path: Path, job: Job, stop: StopRequest, *, after: int = 0) -> int:
+    """Shows the run until its end, from the first attempt later than ``after``.
+
+    Ctrl-C, or SIGTERM, ends the run and then this process; a second one is ignored. SIGUSR2 lets it save first.
+    """
     from launcher.view.follow import follow
     from launcher.view.pictures import write_pictures
     from launcher.view.summary import summary
 
-    is_cancelled = False
+    answered: set[signal.Signals] = set()
 
     def is_alive() -> bool:
-        nonlocal is_cancelled
-        if stop.signal is not None and not is_cancelled:
-            is_cancelled = True
-            print(f"\nlauncher: {stop.signal.name}; ending the run ...", file=sys.stderr, flush=True)
-            job.cancel()
+        for signum in stop.signals:
+            if signum not in answered:
+                answered.add(signum)
+                what = "saving a checkpoint and stopping" if signum is signal.SIGUSR2 else "ending the run"
+                print(f"\nlauncher: {signum.name}; {what} ...", file=sys.stderr, flush=True)
+                (job.stop if signum is signal.SIGUSR2 else job.cancel)()
         return job.is_alive()
 
     try:
-        state = follow(path, None, sys.stdout, is_alive, alive_interval_s=0.2)
+        state = follow(path, None, sys.stdout, is_alive, alive_interval_s=0.2, after=after)
         outcome = job.wait(END_TIMEOUT_S)
     except BaseException:
         if job.is_alive():
@@ -160,8 +197,11 @@ def _follow(path: Path, job: Job, stop: StopRequest) -> int:
 
 def _exit_code(path: Path, state: RunState, outcome: Outcome, job: Job, stop: StopRequest) -> int:
     """The job's own code, and a word about an end that the run itself had no chance to explain."""
-    if stop.signal is not None:
-        return 128 + stop.signal
+    ended_by = next((signum for signum in stop.signals if signum is not signal.SIGUSR2), None)
+    if ended_by is not None:
+        return 128 + ended_by
+    if outcome.exit_code == STOPPED:
+        print(f"\nStopped with a checkpoint. To go on:\n  python -m launcher resume {path}", flush=True)
     if state.outcome is None:
         words = f"launcher: the job ended ({outcome.text}) without a last word from its nodes."
         logs = [log for log in job.logs() if log.exists()]

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from launcher.attempts import ATTEMPT_VARIABLE
 from launcher.config.schema import LayoutConfig
 from launcher.errors import AllocationError
 
@@ -27,7 +28,7 @@ class NodeEnvironment:
 
     job_id: str | None
     attempt: int
-    """From 1; a requeue is one more."""
+    """From 1; a requeue is one more, and so is a resume."""
 
     is_local: bool
 
@@ -49,7 +50,7 @@ def node_environment(environ: Mapping[str, str] = os.environ) -> NodeEnvironment
             hostnames=tuple(environ[LOCAL_HOSTNAMES].split(",")),
             gpus=_visible_gpus(environ),
             job_id=None,
-            attempt=1,
+            attempt=int(environ.get(ATTEMPT_VARIABLE, "1")),
             is_local=True,
         )
     if "SLURM_JOB_ID" in environ and "SLURM_NODEID" in environ:
@@ -111,7 +112,8 @@ def _slurm(environ: Mapping[str, str]) -> NodeEnvironment:
         hostnames=hostnames,
         gpus=_slurm_gpus(environ),
         job_id=_job_id(environ),
-        attempt=int(environ.get("SLURM_RESTART_COUNT", "0")) + 1,
+        # A step of a person's own has no job script that took a number for all nodes.
+        attempt=int(environ.get(ATTEMPT_VARIABLE) or int(environ.get("SLURM_RESTART_COUNT", "0")) + 1),
         is_local=False,
     )
 

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable
+from signal import Signals
 from types import FrameType
 
 
 class StopRequest:
-    """The first signal that asked this process to end; later ones change nothing, so repeating them is harmless."""
+    """The signals that asked this process to end; one that comes again changes nothing, so repeating it is harmless."""
 
     def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        self._previous: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
+        self.signals: tuple[Signals, ...] = ()
+        """Each once, in the order in which they came."""
 
-    def listen(self, signals: Iterable[signal.Signals]) -> None:
+        self._previous: dict[Signals, Callable[[int, FrameType | None], object] | int | None] = {}
+
+    @property
+    def signal(self) -> Signals | None:
+        """The first one."""
+        return self.signals[0] if self.signals else None
+
+    def listen(self, signals: Iterable[Signals]) -> None:
         """Takes over the signals, those included that were blocked until now. Main thread only."""
         for signum in signals:
             self._previous[signum] = signal.signal(signum, self._on_signal)
@@ -27,5 +35,5 @@ class StopRequest:
         self._previous.clear()
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
-        if self.signal is None:
-            self.signal = signal.Signals(signum)
+        if signum not in self.signals:
+            self.signals = (*self.signals, Signals(signum))

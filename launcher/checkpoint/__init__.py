@@ -15,6 +15,18 @@ Any torchrun program can use it; every rank calls every method::
 
 from __future__ import annotations
 
-from launcher.checkpoint.checkpoints import CheckpointError, Checkpoints, Data
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from launcher.checkpoint.checkpoints import CheckpointError, Checkpoints, Data
 
 __all__ = ["CheckpointError", "Checkpoints", "Data"]
+
+
+def __getattr__(name: str) -> Any:
+    # Who only looks at checkpoints, on a login node, does not import torch.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from launcher.checkpoint import checkpoints
+
+    return getattr(checkpoints, name)

@@ -53,6 +53,10 @@ class Job(ABC):
         """Asks the job to end, and returns without waiting for it."""
 
     @abstractmethod
+    def stop(self) -> None:
+        """Asks the job to save a checkpoint and end, and returns without waiting for it."""
+
+    @abstractmethod
     def record(self) -> dict[str, Any]:
         """What another process needs to find the job again, as JSON; kept in the run directory."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.agent.node import LOCAL_HOSTNAMES, LOCAL_NODE_RANK
+from launcher.attempts import ATTEMPT_VARIABLE, claim
 from launcher.clusters.base import Cluster, Job, Outcome, job_environment
 from launcher.clusters.processes import start_of
 from launcher.config.schema import Config
@@ -40,6 +41,7 @@ class LocalCluster(Cluster):
         shared = {
             **job_environment(run_dir),
             TOKEN_VARIABLE: new_token(),
+            ATTEMPT_VARIABLE: str(claim(run_dir)),
             LOCAL_HOSTNAMES: ",".join(f"local-{rank}" for rank in range(nodes)),
         }
         guards = [
@@ -93,6 +95,12 @@ class LocalJob(Job):
         for guard in self._guards:
             if guard.poll() is None:
                 guard.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """SIGUSR2 to each node."""
+        for guard in self._guards:
+            if guard.poll() is None:
+                guard.send_signal(signal.SIGUSR2)
 
     def record(self) -> dict[str, Any]:
         """The guards, in the order of their nodes, on this host."""

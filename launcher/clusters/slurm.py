@@ -16,6 +16,7 @@ from typing import Any
 from launcher.clusters.base import Cluster, Job, Outcome, job_environment
 from launcher.clusters.job_script import JobScript, job_script, node_python, set_run_dir
 from launcher.clusters.requests import slurm_config
+from launcher.clusters.slurm_query import ask
 from launcher.clusters.slurm_watch import StateWatch
 from launcher.clusters.templates import render, template_path
 from launcher.config.schema import Config
@@ -153,6 +154,16 @@ class SlurmJob(Job):
         )
         if done.returncode:
             raise LauncherError(f"`scancel {self.job_id}` failed: {last_words(done.stderr)}")
+
+    def stop(self) -> None:
+        """``scancel --signal=USR2``, to the tasks.
+
+        Raises:
+            LauncherError: it failed.
+        """
+        done = ask(["scancel", "--signal=USR2", str(self.job_id)], TEST_TIMEOUT_S)
+        if done.returncode:
+            raise LauncherError(f"`scancel --signal=USR2 {self.job_id}` failed: {last_words(done.stderr)}")
 
     def record(self) -> dict[str, Any]:
         """Its id."""

@@ -38,6 +38,7 @@ _ALL = (
     Command(name="submit", group=START, usage="[overrides]", summary="the same with its name, as in scripts"),
     Command(name="plan", group=START, usage="[overrides]", summary="who would be where; starts nothing"),
     Command(name="explain", group=START, usage="NODE|RANK [overrides]", summary="what one node or rank would execute"),
+    Command(name="resume", group=START, usage="RUN", summary="go on with a run that has ended, from its checkpoint"),
     Command(name="runs", group=LOOK, usage="[--all]", summary="all runs: state, steps, reward, job"),
     Command(name="status", group=LOOK, usage="[RUN]", summary="where a run stands; live on a terminal"),
     Command(name="logs", group=LOOK, usage="RUN [-f]", summary="what its processes wrote, merged"),

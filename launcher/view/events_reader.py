@@ -16,10 +16,12 @@ logger = logging.getLogger(__name__)
 class EventReader:
     """Yields each event of a run once, in order, whenever it is asked for what is new.
 
-    With ``attempt=None`` it starts at the newest attempt and goes on with the next one when that has begun to write.
+    With ``attempt=None`` it starts at the newest attempt, if that is later than ``after``, and goes on with the next
+    one when that has begun to write.
     """
 
-    def __init__(self, run_dir: Path, attempt: int | None = None) -> None:
+    def __init__(self, run_dir: Path, attempt: int | None = None, *, after: int = 0) -> None:
+        self._after = after
         self._run_dir = run_dir
         self._is_pinned = attempt is not None
         self._attempt = attempt
@@ -34,7 +36,7 @@ class EventReader:
     def read(self) -> Iterator[dict[str, Any]]:
         """Yields the complete lines written since the last call; nothing when the log is not there yet. Never waits."""
         # What is newest is looked up before reading: an attempt's log is final once the next one exists.
-        newest = None if self._is_pinned else max(attempts(self._run_dir), default=None)
+        newest = None if self._is_pinned else max((n for n in attempts(self._run_dir) if n > self._after), default=None)
         if self._attempt is None:
             self._attempt = newest
         if self._attempt is None:

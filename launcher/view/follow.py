@@ -12,6 +12,9 @@ from launcher.view.events_reader import EventReader
 from launcher.view.loading import new_state
 from launcher.view.state import RunState
 
+REQUEUED = "requeued"
+"""Outcome of an attempt after which the job is queued again."""
+
 SHORTEST_INTERVAL_S = 0.2
 """No shorter interval: the log may lie on a filesystem that the whole site shares."""
 
@@ -24,6 +27,7 @@ def follow(
     *,
     interval_s: float = 0.25,
     alive_interval_s: float = 1.0,
+    after: int = 0,
     settle_s: float = 1.0,
     display: Display | None = None,
 ) -> RunState:
@@ -32,15 +36,18 @@ def follow(
     Args:
         attempt: The attempt to follow; None for the newest one and those after it.
         is_alive: Whether the run's processes, or its job, still exist; asked every ``alive_interval_s``.
+        after: With ``attempt=None``: only attempts later than this one.
         settle_s: Once they do not: how long the log may stay silent before it is taken as complete. A shared
             filesystem shows another node's last lines late.
         display: Shown on this instead of the one that fits ``stream``.
+
+    An attempt that ends by queueing the job again is followed by the next one.
 
     Returns:
         The last state; ``outcome`` is None when the run ended without saying so.
     """
     interval_s = max(interval_s, SHORTEST_INTERVAL_S)
-    reader = EventReader(run_dir, attempt)
+    reader = EventReader(run_dir, attempt, after=after)
     state = new_state(run_dir)
     display = display_for(stream) if display is None else display
     ask_at, silent_since, is_gone = 0.0, 0.0, False
@@ -54,7 +61,7 @@ def follow(
             now = time.monotonic()
             if is_news:
                 silent_since = now
-            if state.outcome is not None or (is_gone and now >= silent_since + settle_s):
+            if state.outcome not in (None, REQUEUED) or (is_gone and now >= silent_since + settle_s):
                 return state
             if not is_gone and now >= ask_at:
                 is_gone, ask_at = not is_alive(), now + alive_interval_s
