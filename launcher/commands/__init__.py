@@ -42,6 +42,7 @@ _ALL = (
     Command(name="runs", group=LOOK, usage="[--all]", summary="all runs: state, steps, reward, job"),
     Command(name="status", group=LOOK, usage="[RUN]", summary="where a run stands; live on a terminal"),
     Command(name="logs", group=LOOK, usage="RUN [-f]", summary="what its processes wrote, merged"),
+    Command(name="sweep", group=LOOK, usage="status|results|cancel DIR", summary="the runs of a sweep (launcher -m)"),
     Command(name="attach", group=STEER, usage="RUN [-- COMMAND]", summary="a shell, or a command, on one of its nodes"),
     Command(name="cancel", group=STEER, usage="RUN ...", summary="end runs, and wait until they have ended"),
 )

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from launcher.config.schema import Config
 from launcher.errors import ConfigError
 from launcher.run import cluster_of
+from launcher.run_dir import write_atomically
 from launcher.sweep.combo import Combination, Outcome, Request, grouped
-from launcher.sweep.jobs import find_jobs
-from launcher.sweep.ledger import Ledger
+from launcher.sweep.ledger import ABOUT, Ledger
 from launcher.sweep.local import run_here
-from launcher.sweep.progress import Metric, read_progress
+from launcher.sweep.progress import Metric
+from launcher.sweep.recover import find_lost_jobs
 from launcher.sweep.start import Starter
 from launcher.sweep.survey import Run, Status, counted, survey
 from launcher.sweep.throttle import throttled
 from launcher.sweep.waiting import outcome_of, wait_for
 
 LOCK_TIMEOUT_S = 120.0
-UNDER_WAY_S = 15.0
-"""An ``sbatch`` whose caller was killed may still be on its way for as long."""
 
 
 def launch(request: Request, batch: Sequence[Combination]) -> list[Outcome]:
@@ -43,8 +40,9 @@ def launch(request: Request, batch: Sequence[Combination]) -> list[Outcome]:
     ledger = Ledger(request.directory)
     metric = Metric.parse(config.sweep.metric)
     with ledger.lock(LOCK_TIMEOUT_S):
-        _find_lost_jobs(ledger, metric)
+        find_lost_jobs(ledger, metric)
         _enter(ledger, batch)
+        write_atomically(request.directory / ABOUT, {"metric": config.sweep.metric})
         before = {run.entry.identity: run for run in survey(ledger, metric, is_held=False)}
         todo = [combo for combo in _distinct(batch) if not _is_there(before[combo.identity])]
         if config.cluster.kind == "local":
@@ -103,25 +101,6 @@ def resources(config: Config) -> str:
     """What a run wants of its cluster; equal for runs that can share a job array."""
     layout = config.layout
     return json.dumps([asdict(config.cluster), layout.nodes, layout.gpus_per_node, layout.device], default=str)
-
-
-def _find_lost_jobs(ledger: Ledger, metric: Metric) -> None:
-    """A process that was killed between ``sbatch`` and the ledger left jobs that the ledger does not know by number."""
-    entries = {entry.run_dir: entry for entry in ledger.entries().values() if entry.is_open and entry.run_dir}
-    for run_dir, entry in list(entries.items()):
-        job_id = read_progress(run_dir, metric).job_id
-        if job_id is not None:
-            ledger.append({"record": "job", "run": entry.identity, "job_id": job_id})
-            del entries[run_dir]
-    deadline = max((entry.submitted_at or 0.0 for entry in entries.values()), default=0.0) + UNDER_WAY_S
-    while entries:
-        for run_dir, job_id in find_jobs(list(entries)).items():
-            ledger.append({"record": "job", "run": entries.pop(run_dir).identity, "job_id": job_id})
-        if time.time() > deadline:
-            break
-        if entries:
-            print(f"launcher: looking for {len(entries)} jobs of a command that was killed ...", file=sys.stderr)
-            time.sleep(1.0)  # SLURM tells nobody of a new job
 
 
 def _enter(ledger: Ledger, batch: Sequence[Combination]) -> None:

@@ -17,10 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from launcher.clusters.processes import Identity, start_of
 from launcher.errors import LauncherError
 
 LEDGER = "ledger.jsonl"
 LOCK = "lock"
+ABOUT = "sweep.json"
+"""What the sweep is judged by, as its last command said."""
+
 POLL_S = 0.2
 
 
@@ -43,6 +47,18 @@ class Entry:
     def is_open(self) -> bool:
         """Whether it was meant to be submitted, and nothing says that it was."""
         return self.run_dir is not None and self.job_id is None and self.outcome is None and self.cluster == "slurm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """The process that works on a sweep."""
+
+    host: str = "?"
+    process: Identity | None = None
+    """None in the moment before it has said its name."""
+
+    def __str__(self) -> str:
+        return f"process {self.process.pid if self.process else '?'} on {self.host}"
 
 
 class SweepBusy(LauncherError):
@@ -94,17 +110,18 @@ class Ledger:
         with (self.directory / LOCK).open("a+", encoding="utf-8") as file:
             self._wait(file, timeout_s)
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            holder = {"host": socket.gethostname(), "pid": os.getpid(), "start": start_of(os.getpid())}
+            file.write(json.dumps(holder))
             file.flush()
             yield
 
-    def holder(self) -> str | None:
-        """``process 17 on login1``, if another process holds the sweep now."""
+    def holder(self) -> Holder | None:
+        """Who holds the sweep now, if it is not free."""
         try:
-            with (self.directory / LOCK).open("a+", encoding="utf-8") as file:
+            with (self.directory / LOCK).open("r", encoding="utf-8") as file:
                 return None if _try_lock(file) else _who(file)
         except OSError:
-            # Somebody else's directory: who cannot write there cannot ask. Nor does a directory without a sweep say.
+            # No lock, no command. And who may not read somebody else's directory cannot know.
             return None
 
     def _wait(self, file: IO[str], timeout_s: float) -> None:
@@ -126,9 +143,13 @@ def _try_lock(file: IO[str]) -> bool:
     return True
 
 
-def _who(file: IO[str]) -> str:
+def _who(file: IO[str]) -> Holder:
     file.seek(0)
-    return file.read() or "a process that has not said its name"
+    try:
+        said = json.loads(file.read())
+    except ValueError:
+        return Holder()
+    return Holder(host=said["host"], process=Identity(pid=said["pid"], start=said["start"]))
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -75,8 +75,15 @@ def _status(entry: Entry, job: JobState | None, progress: Progress, is_held: boo
     if job is not None:
         # SLURM knows best: a job that its last attempt called failed may be in the queue again.
         return _of_job(job)
-    if outcome := entry.outcome or progress.outcome:
-        return _of_outcome(outcome)
+    # A run that was cancelled in the moment of its end has ended as it says.
+    outcome = progress.outcome if entry.outcome in (None, "cancelled") else entry.outcome
+    if outcome is not None or entry.outcome is not None:
+        return _of_outcome(outcome or entry.outcome or "")
+    return _without_a_word(entry, is_held)
+
+
+def _without_a_word(entry: Entry, is_held: bool) -> tuple[Status, str | None]:
+    """Of a run whose end nobody has seen."""
     if entry.cluster == "local":
         return (Status.RUNNING, None) if is_held else (Status.FAILED, "ended with the process that started it")
     if entry.job_id is None:

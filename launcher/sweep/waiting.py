@@ -8,9 +8,10 @@ import time
 from collections.abc import Collection
 
 from launcher.agent.stop_request import StopRequest
+from launcher.clusters.slurm_query import ControllerAway
 from launcher.errors import LauncherError, ProcessFailure
+from launcher.sweep.cancel import end_runs
 from launcher.sweep.combo import Outcome
-from launcher.sweep.jobs import cancel_jobs
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.progress import Metric
 from launcher.sweep.survey import Run, Status, counted, survey
@@ -20,6 +21,7 @@ SHORTEST_S, LONGEST_S, GROWTH = 1.0, 30.0, 1.3
 """Between two questions to SLURM: often after a change, seldom while nothing happens."""
 
 FAILED_CODE = 5
+END_TIMEOUT_S = 90.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -72,23 +74,32 @@ def _wait(ledger: Ledger, metric: Metric, wanted: Collection[str], stop: StopReq
     seen: set[str] = set()
     interval_s = SHORTEST_S
     while True:
-        runs = [run for run in survey(ledger, metric) if run.entry.identity in wanted]
-        ended = [run for run in runs if not run.status.is_active and run.entry.identity not in seen]
+        runs = _look(ledger, metric, wanted)
+        ended = [run for run in runs or () if not run.status.is_active and run.entry.identity not in seen]
         for run in ended:
-            print(end_text(run, metric, counted(run.status for run in runs)), flush=True)
+            print(end_text(run, metric, counted(run.status for run in runs or ())), flush=True)
         seen |= {run.entry.identity for run in ended}
-        if len(seen) == len(runs):
+        if len(seen) == len(wanted):
             return
         interval_s = SHORTEST_S if ended else min(interval_s * GROWTH, LONGEST_S)
         deadline = time.monotonic() + interval_s
         while time.monotonic() < deadline:
             if stop.signal is not None:
-                _cancel(ledger, [run for run in runs if run.status.is_active])
+                with ledger.lock(END_TIMEOUT_S):
+                    left = [run for run in survey(ledger, metric, is_held=False) if run.entry.identity in wanted]
+                    end_runs(ledger, [run for run in left if run.status.is_active], END_TIMEOUT_S, _tell)
                 raise Stopped(stop.signal)
             time.sleep(min(0.2, interval_s))
 
 
-def _cancel(ledger: Ledger, runs: list[Run]) -> None:
-    print("\nlauncher: ending the runs of the sweep ...", file=sys.stderr, flush=True)
-    cancel_jobs([run.entry.job_id for run in runs if run.entry.job_id is not None])
-    ledger.append(*({"record": "cancelled", "run": run.entry.identity} for run in runs))
+def _look(ledger: Ledger, metric: Metric, wanted: Collection[str]) -> list[Run] | None:
+    """The wanted runs; None while SLURM's controller is away, which ends no job."""
+    try:
+        return [run for run in survey(ledger, metric) if run.entry.identity in wanted]
+    except ControllerAway as error:
+        _tell(str(error))
+        return None
+
+
+def _tell(text: str) -> None:
+    print(f"launcher: {text}", file=sys.stderr, flush=True)

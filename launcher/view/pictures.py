@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from launcher.layout.model import Layout
+    from launcher.sweep.progress import Metric
+    from launcher.sweep.survey import Run
 
 MISSING = "No pictures: matplotlib is not installed. HINT: pip install 'launcher[view]'."
 DPI = 120
@@ -53,6 +56,16 @@ def write_layout_picture(layout: Layout, path: Path) -> Path | None:
     from launcher.view.picture_layout import draw_layout
 
     return _save(draw_layout(layout, title=path.parent.name), path)
+
+
+def write_sweep_picture(runs: Sequence[Run], metric: Metric, path: Path) -> Path | None:
+    """Draws the runs of a sweep that have a value, the best first; None if there are none, or no matplotlib."""
+    shown = [run for run in runs if run.value is not None]
+    if not shown or not _has_matplotlib():
+        return None
+    from launcher.view.picture_sweep import draw_sweep
+
+    return _save(draw_sweep(shown, metric, title=path.parent.name), path)
 
 
 def _read_layout(run_dir: Path, attempt: int | None) -> Layout | None:

@@ -1,0 +1,80 @@
+"""Jobs that were submitted by a command that was killed before it could write down their numbers."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from launcher.clusters.slurm_query import ask
+from launcher.errors import LauncherError
+from launcher.run_dir import last_job, record_job
+from launcher.sweep.ledger import Entry, Ledger
+from launcher.sweep.progress import Metric, read_progress
+
+UNDER_WAY_S = 15.0
+"""An ``sbatch`` whose caller was killed may still be on its way for as long."""
+
+CALL_TIMEOUT_S = 60.0
+ARRAY = ".array-"
+_ID_WIDTH, _PATH_WIDTH = 40, 1024
+
+
+def find_lost_jobs(ledger: Ledger, metric: Metric) -> None:
+    """Completes the ledger; returns when every run that was meant to be submitted has a job, or certainly none.
+
+    Call it with the lock held.
+
+    Raises:
+        LauncherError: SLURM does not answer, so nobody knows.
+    """
+    open_entries = {entry.run_dir: entry for entry in ledger.entries().values() if entry.is_open and entry.run_dir}
+    for run_dir in list(open_entries):
+        # The run's own record, or what the job itself wrote when it started.
+        job_id = (last_job(run_dir) or {}).get("job_id") or read_progress(run_dir, metric).job_id
+        if job_id is not None:
+            _found(ledger, open_entries.pop(run_dir), job_id)
+    deadline = max((entry.submitted_at or 0.0 for entry in open_entries.values()), default=0.0) + UNDER_WAY_S
+    while open_entries:
+        for run_dir, job_id in _jobs_by_log().items():
+            if run_dir in open_entries:
+                record_job(run_dir, "slurm", {"job_id": job_id})
+                _found(ledger, open_entries.pop(run_dir), job_id)
+        if time.time() > deadline:
+            break
+        if open_entries:
+            print(f"launcher: looking for {len(open_entries)} jobs of a command that was killed ...", file=sys.stderr)
+            time.sleep(1.0)  # SLURM tells nobody of a new job
+
+
+def _found(ledger: Ledger, entry: Entry, job_id: str) -> None:
+    assert entry.run_dir is not None
+    _hand_over(entry.run_dir / "submitit", job_id)
+    ledger.append({"record": "job", "run": entry.identity, "run_dir": str(entry.run_dir), "job_id": job_id})
+
+
+def _hand_over(folder: Path, job_id: str) -> None:
+    """Gives the job what it is to run, under the name by which it waits for it: submitit's last step."""
+    target = folder / f"{job_id}_submitted.pkl"
+    left = [path for path in folder.glob("*.pkl") if not path.stem.endswith(("_submitted", "_result"))]
+    if not target.exists() and len(left) == 1:
+        left[0].rename(target)
+
+
+def _jobs_by_log() -> dict[Path, str]:
+    """This user's jobs by run directory: each writes its log there, which no other job does."""
+    fields = f"--Format=JobArrayID:{_ID_WIDTH},STDOUT:{_PATH_WIDTH}"
+    done = ask(["squeue", "--noheader", "--states=all", "--array", "--me", fields], CALL_TIMEOUT_S)
+    if done.returncode:
+        raise LauncherError(f"`squeue` does not answer: {done.stderr.strip()}")
+    found: dict[Path, str] = {}
+    for line in done.stdout.splitlines():
+        job_id, log = line[:_ID_WIDTH].strip(), Path(line[_ID_WIDTH:].strip())
+        for parent in log.parents:
+            found[parent] = job_id
+            if parent.name.startswith(ARRAY):
+                # An array's log leads through a link to the run directory of each element.
+                link = parent / job_id.rpartition("_")[2]
+                if link.is_symlink():
+                    found[link.readlink()] = job_id
+    return found
