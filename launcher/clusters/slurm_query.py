@@ -35,7 +35,7 @@ def job_states(job_ids: Collection[str], *, timeout_s: float = CALL_TIMEOUT_S) -
         return {}
     found = _match(job_ids, _squeue(job_ids, timeout_s))
     if forgotten := [job_id for job_id in job_ids if job_id not in found]:
-        found |= _match(forgotten, _sacct(forgotten, timeout_s))
+        found |= accounted_states(forgotten, timeout_s=timeout_s)
     return found
 
 
@@ -46,6 +46,18 @@ def job_state(job_id: str, *, timeout_s: float = CALL_TIMEOUT_S) -> JobState | N
         ControllerAway: the controller does not answer.
     """
     return job_states([job_id], timeout_s=timeout_s).get(job_id)
+
+
+def accounted_states(job_ids: Collection[str], *, timeout_s: float = CALL_TIMEOUT_S) -> dict[str, JobState]:
+    """How jobs ended, as accounting knows; nothing where there is none, or where it is not ours to ask."""
+    fields = ["--noheader", "--allocations", "--parsable2", f"--jobs={','.join(job_ids)}"]
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        done = ask(["sacct", *fields, "--format=JobID,State,ExitCode,Start"], timeout_s)
+        if done.returncode == 0:
+            rows = [_accounted(line.split("|")) for line in done.stdout.splitlines() if line.count("|") == 3]
+            # The controller has forgotten the job, so it has ended; a record that still says RUNNING was never closed.
+            return _match(job_ids, [(job_id, state) for job_id, state in rows if state.is_final])
+    return {}
 
 
 def _squeue(job_ids: Collection[str], timeout_s: float) -> list[tuple[str, JobState]]:
@@ -74,18 +86,6 @@ def _rows(text: str) -> Iterator[tuple[str, JobState]]:
             code = _exit_code(int(status)) if status.isdecimal() else 0
             why = None if reason.upper() in UNSTARTED else reason
             yield job_id, JobState(name=name, exit_code=code, start=_time(start), reason=why)
-
-
-def _sacct(job_ids: Collection[str], timeout_s: float) -> list[tuple[str, JobState]]:
-    """What accounting knows; nothing where there is none, or where it is not ours to ask."""
-    fields = ["--noheader", "--allocations", "--parsable2", f"--jobs={','.join(job_ids)}"]
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        done = ask(["sacct", *fields, "--format=JobID,State,ExitCode,Start"], timeout_s)
-        if done.returncode == 0:
-            rows = [_accounted(line.split("|")) for line in done.stdout.splitlines() if line.count("|") == 3]
-            # The controller has forgotten the job, so it has ended; a record that still says RUNNING was never closed.
-            return [(job_id, state) for job_id, state in rows if state.is_final]
-    return []
 
 
 def _accounted(fields: list[str]) -> tuple[str, JobState]:

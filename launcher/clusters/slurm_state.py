@@ -17,9 +17,11 @@ WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV
 """It has no nodes, and will have some."""
 
 HELD = frozenset({"REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
-"""It waits until somebody releases it; so does a pending job whose reason begins with :data:`HELD_REASON`."""
+"""It waits until somebody releases it; so does a pending job whose reason holds :data:`HELD_REASON`."""
 
-HELD_REASON = "JobHeld"
+HELD_REASON = "held"
+"""In ``JobHeldUser``, ``JobHeldAdmin``, ``job requeued in held state`` and ``launch failed requeued held``."""
+
 BOOTING = frozenset({"CONFIGURING", "POWER_UP_NODE"})
 """It has nodes that are not up yet."""
 
@@ -59,7 +61,7 @@ class JobState:
     @property
     def is_held(self) -> bool:
         """True if it waits for a person."""
-        return self.name in HELD or (self.is_waiting and (self.reason or "").startswith(HELD_REASON))
+        return self.name in HELD or (self.is_waiting and HELD_REASON in (self.reason or "").lower())
 
     @property
     def outcome(self) -> int:

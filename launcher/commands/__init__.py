@@ -45,6 +45,7 @@ _ALL = (
     Command(name="sweep", group=LOOK, usage="status|results|cancel DIR", summary="the runs of a sweep (launcher -m)"),
     Command(name="attach", group=STEER, usage="RUN [-- COMMAND]", summary="a shell, or a command, on one of its nodes"),
     Command(name="cancel", group=STEER, usage="RUN ...", summary="end runs, and wait until they have ended"),
+    Command(name="completion", group=TOOLS, usage="bash|zsh|fish", summary="completion for a shell"),
 )
 
 COMMANDS: dict[str, Command] = {command.name: command for command in _ALL}

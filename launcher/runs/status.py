@@ -42,13 +42,23 @@ class RunStatus:
     """When ``job`` was answered."""
 
 
-def statuses(digests: Sequence[Digest], *, timeout_s: float = PATIENCE_S) -> tuple[list[RunStatus], str | None]:
-    """The state of each run, in the same order, and why some of them are uncertain, if they are."""
+def statuses(
+    digests: Sequence[Digest], *, timeout_s: float = PATIENCE_S, is_asking: bool = True
+) -> tuple[list[RunStatus], str | None]:
+    """The state of each run, in the same order, and why some of them are uncertain, if they are.
+
+    Args:
+        is_asking: whether SLURM may be asked; else its last known answers count.
+    """
     kept: dict[int, known.Known] = {}
     for index, run in enumerate(digests):
         if run.job_id is not None and (last := known.read(run.path, run.job_id, run.attempt)) is not None:
             kept[index] = last
-    asked = {i: run.job_id for i, run in enumerate(digests) if run.job_id is not None and not _is_final(kept.get(i))}
+    asked = {
+        i: run.job_id
+        for i, run in enumerate(digests)
+        if is_asking and run.job_id is not None and not _is_final(kept.get(i))
+    }
     problem: str | None = None
     answers: dict[str, JobState] = {}
     try:

@@ -112,7 +112,8 @@ def test_the_list_of_final_states_has_no_others() -> None:
 
 
 def test_a_pending_job_may_be_held() -> None:
-    assert JobState(name="PENDING", reason="JobHeldUser").is_held
+    for reason in ("JobHeldUser", "JobHeldAdmin", "job requeued in held state"):
+        assert JobState(name="PENDING", reason=reason).is_held
     assert not JobState(name="PENDING", reason="Priority").is_held
 
 
