@@ -49,7 +49,7 @@ def run(config: Config) -> int:
     if not config.submit:
         template = sbatch_templates_dir() / "plain.sbatch"
         path = directory.new_run_dir(config)
-        _create(config, path, take_code(config))
+        create(config, path, take_code(config))
         print(f"run directory {path}\nnext:\n  sbatch --nodes={config.layout.nodes} {template} {path}", flush=True)
         return 0
     if config.cluster.kind != "local" and not config.cluster.wait:
@@ -107,7 +107,7 @@ def create_and_submit(config: Config, cluster: Cluster, path: Path, taken: Taken
         SubmissionError: the cluster refused the job; nothing was left behind.
     """
     new = directory.missing_directories(path.parent)
-    layout = _create(config, path, taken)
+    layout = create(config, path, taken)
     try:
         job = cluster.submit(path)
     except SubmissionError:
@@ -142,8 +142,12 @@ def _submit(config: Config, cluster: Cluster) -> tuple[Path, Job]:
     return path, job
 
 
-def _create(config: Config, path: Path, taken: Taken | None) -> Layout:
-    """A run directory with the configuration, the layout, the code and the environment of the run."""
+def create(config: Config, path: Path, taken: Taken | None) -> Layout:
+    """A run directory with the configuration, the layout, the code and the environment of the run.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
     config = anchored_settings(config, Path.cwd())
     if taken is not None:
         config = anchored_words(config, taken)

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from launcher.clusters.job_script import JobScript, job_script, node_python
@@ -27,7 +28,9 @@ SAME = ("cluster", "layout")
 _WAITING = "waiting.pkl"
 
 
-def submit_array(run_dirs: Sequence[Path], *, parallel: int | None = None) -> list[SlurmJob]:
+def submit_array(
+    run_dirs: Sequence[Path], *, parallel: int | None = None, dependency: str | None = None
+) -> list[SlurmJob]:
     """Submits complete run directories as one job array. As with a single run, the caller records the jobs.
 
     Beside the first of them a directory ``.array-*`` is made, with one link per element. It is read when an element
@@ -36,6 +39,7 @@ def submit_array(run_dirs: Sequence[Path], *, parallel: int | None = None) -> li
     Args:
         run_dirs: one per element, in their order; each as :func:`launcher.run_dir.create` made it.
         parallel: elements that may run at the same time; all if None.
+        dependency: what the array waits for (``--dependency``), beside what the configuration says.
 
     Returns:
         The jobs ``123_0``, ``123_1``, ..., in the order of ``run_dirs``.
@@ -51,6 +55,8 @@ def submit_array(run_dirs: Sequence[Path], *, parallel: int | None = None) -> li
 
     first = run_dirs[0]
     config = load_run_config(first)
+    if dependency is not None:
+        config = with_dependency(config, dependency)
     if is_heterogeneous(slurm_config(config)):
         raise ConfigError(
             ["`cluster.trainer` and `cluster.inference` make a heterogeneous job, which SLURM takes in no array."]
@@ -81,6 +87,14 @@ def submit_array(run_dirs: Sequence[Path], *, parallel: int | None = None) -> li
         shutil.copyfile(job.paths.submission_file, run_dir / "job.sh")
         jobs.append(SlurmJob(job_id, run_dir / SUBMITIT / f"{job_id}_0_log.out"))
     return jobs
+
+
+def with_dependency(config: Config, dependency: str) -> Config:
+    """``config`` for a job that waits for others, too."""
+    cluster = slurm_config(config)
+    own = cluster.sbatch.get("dependency")
+    both = f"{own},{dependency}" if own else dependency
+    return replace(config, cluster=replace(cluster, sbatch={**cluster.sbatch, "dependency": both}))
 
 
 def array_script(

@@ -225,6 +225,9 @@ class SweepConfig:
     zip: list[str] = field(default_factory=list)
     """Settings whose values are paired, first with first, not combined: ``sweep.zip=[trainer.lr,trainer.seed]``."""
 
+    array: bool = False
+    """On SLURM: runs of the same ``layout`` and ``cluster`` as one job array, one request to the controller."""
+
     parallel: int | None = None
     """Runs at a time. Null: on SLURM as many as it starts, on this machine one after another."""
 

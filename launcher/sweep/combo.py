@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,12 +96,6 @@ def compose_all(
 def grouped(found: dict[str, list[int]], overrides: Sequence[tuple[str, ...]]) -> list[str]:
     """Each problem with the runs that have it."""
     return [f"{text}\n    in {_which(numbers, overrides)}" for text, numbers in found.items()]
-
-
-def with_sbatch(config: Config, **options: str) -> Config:
-    """``config`` with further options for ``sbatch``."""
-    cluster = config.cluster
-    return replace(config, cluster=replace(cluster, sbatch={**cluster.sbatch, **options}))  # type: ignore[attr-defined,call-arg]
 
 
 def _which(numbers: Sequence[int], overrides: Sequence[tuple[str, ...]]) -> str:

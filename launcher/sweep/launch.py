@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from launcher.config.schema import Config
+from launcher.config.rules.cluster import is_heterogeneous
+from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.errors import ConfigError
 from launcher.run import cluster_of
 from launcher.run_dir import write_atomically
@@ -21,6 +22,8 @@ from launcher.sweep.throttle import throttled
 from launcher.sweep.waiting import outcome_of, wait_for
 
 LOCK_TIMEOUT_S = 120.0
+LARGEST_ARRAY = 1000
+"""SLURM's own limit, unless a site changed `MaxArraySize`."""
 
 
 def launch(request: Request, batch: Sequence[Combination]) -> list[Outcome]:
@@ -77,10 +80,23 @@ def _check(request: Request, batch: Sequence[Combination]) -> None:
         texts.append("A sweep over `cluster` runs partly here and partly on SLURM. HINT: make it two sweeps.")
     if any(not combo.config.submit for combo in batch):
         texts.append("`submit` (false) has no meaning in a sweep. HINT: leave it out.")
+    if config.sweep.array:
+        texts += _array_problems(config)
     if request.is_optimising:
         texts += _optimising_problems(config)
     if texts:
         raise ConfigError(texts)
+
+
+def _array_problems(config: Config) -> list[str]:
+    if not isinstance(config.cluster, SlurmClusterConfig):
+        return ["`sweep.array` (true) needs SLURM. HINT: add `+cluster=slurm`, or leave it out."]
+    if is_heterogeneous(config.cluster):
+        return [
+            "`sweep.array` (true) contradicts `cluster.trainer` and `cluster.inference`: SLURM takes no heterogeneous"
+            " job in an array. HINT: leave `sweep.array` out; `sweep.parallel` works without it."
+        ]
+    return []
 
 
 def _optimising_problems(config: Config) -> list[str]:
@@ -99,8 +115,7 @@ def _optimising_problems(config: Config) -> list[str]:
 
 def resources(config: Config) -> str:
     """What a run wants of its cluster; equal for runs that can share a job array."""
-    layout = config.layout
-    return json.dumps([asdict(config.cluster), layout.nodes, layout.gpus_per_node, layout.device], default=str)
+    return json.dumps([asdict(config.cluster), asdict(config.layout)], default=str)
 
 
 def _enter(ledger: Ledger, batch: Sequence[Combination]) -> None:
@@ -119,10 +134,23 @@ def _submit(ledger: Ledger, todo: Sequence[Combination], before: dict[str, Run],
     active = [run.entry.job_id for run in before.values() if run.status.is_active and run.entry.job_id]
     limit = throttled(active, config.sweep.parallel)
     starter = Starter(ledger)
+    for group in _groups(todo) if config.sweep.array else [[combo] for combo in todo]:
+        if len(group) == 1:
+            _, job = starter.start(group[0], limit.dependency())
+            limit.add(str(job.job_id))
+            print(f"submitted job {job.job_id}: {' '.join(group[0].overrides)}", flush=True)
+        else:
+            job_ids = starter.start_array(group, config.sweep.parallel, limit.dependency_of_all())
+            limit.add(*job_ids)
+            print(f"submitted job array {job_ids[0].partition('_')[0]}: {len(group)} runs", flush=True)
+
+
+def _groups(todo: Sequence[Combination]) -> list[list[Combination]]:
+    """Runs that one array can hold: they want the same of the cluster."""
+    groups: dict[str, list[Combination]] = {}
     for combo in todo:
-        _, job = starter.start(combo, limit.apply(combo.config))
-        limit.add(str(job.job_id))
-        print(f"submitted job {job.job_id}: {' '.join(combo.overrides)}", flush=True)
+        groups.setdefault(resources(combo.config), []).append(combo)
+    return [group[i : i + LARGEST_ARRAY] for group in groups.values() for i in range(0, len(group), LARGEST_ARRAY)]
 
 
 def _distinct(batch: Sequence[Combination]) -> list[Combination]:

@@ -40,6 +40,8 @@ class Entry:
     submitted_at: float | None = None
     outcome: str | None = None
     """``completed``, ``failed`` or ``cancelled``, once somebody saw the end."""
+    settled_at: float | None = None
+    """When the job, or the outcome, was written here."""
     earlier: list[Path] = field(default_factory=list)
     """Run directories of earlier submissions."""
 
@@ -163,6 +165,8 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 def _apply(entries: dict[str, Entry], record: dict[str, Any]) -> None:
     entry = entries.setdefault(record["run"], Entry(identity=record["run"]))
+    if record.get("record") in ("job", "ended", "cancelled"):
+        entry.settled_at = record["time"]
     match record.get("record"):
         case "run":
             entry.overrides = _words(record.get("overrides"))
@@ -170,7 +174,7 @@ def _apply(entries: dict[str, Entry], record: dict[str, Any]) -> None:
             if entry.run_dir is not None:
                 entry.earlier.append(entry.run_dir)
             entry.run_dir, entry.cluster = Path(record["run_dir"]), record["cluster"]
-            entry.job_id, entry.outcome, entry.submitted_at = None, None, record["time"]
+            entry.job_id, entry.outcome, entry.submitted_at, entry.settled_at = None, None, record["time"], None
         case "job":
             entry.job_id = record["job_id"]
         case "refused":

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 
+from launcher.clusters.processes import living
 from launcher.clusters.slurm_query import job_states
 from launcher.clusters.slurm_state import JobState
+from launcher.run_dir import last_job
+from launcher.runs.status import guards_of
 from launcher.sweep.ledger import Entry, Ledger
 from launcher.sweep.progress import Metric, Progress, read_progress
 
@@ -51,7 +55,7 @@ def survey(ledger: Ledger, metric: Metric, *, is_held: bool | None = None) -> li
     Raises:
         LauncherError: SLURM does not answer, so nobody knows.
     """
-    entries = ledger.entries().values()
+    entries = [_resumed(entry) for entry in ledger.entries().values()]
     jobs = job_states(sorted(entry.job_id for entry in entries if entry.job_id is not None and entry.outcome is None))
     is_held = ledger.holder() is not None if is_held is None else is_held
     return [_run(entry, jobs.get(entry.job_id or ""), metric, is_held) for entry in entries]
@@ -61,6 +65,14 @@ def counted(statuses: Iterable[Status], more: Sequence[str] = ()) -> str:
     """``7 done, 2 running``."""
     counts = Counter(statuses)
     return ", ".join([*(f"{counts[status]} {status}" for status in Status if counts[status]), *more])
+
+
+def _resumed(entry: Entry) -> Entry:
+    """With the job of ``launcher resume``, which knows nothing of sweeps, if it is newer than what the ledger says."""
+    job = last_job(entry.run_dir) if entry.run_dir is not None else None
+    if job is None or entry.settled_at is None or job["time"] < entry.settled_at:
+        return entry
+    return replace(entry, job_id=job.get("job_id"), outcome=None)
 
 
 def _run(entry: Entry, job: JobState | None, metric: Metric, is_held: bool) -> Run:
@@ -85,7 +97,8 @@ def _status(entry: Entry, job: JobState | None, progress: Progress, is_held: boo
 def _without_a_word(entry: Entry, is_held: bool) -> tuple[Status, str | None]:
     """Of a run whose end nobody has seen."""
     if entry.cluster == "local":
-        return (Status.RUNNING, None) if is_held else (Status.FAILED, "ended with the process that started it")
+        is_alive = is_held or living(guards_of(last_job(entry.run_dir or Path()) or {}))
+        return (Status.RUNNING, None) if is_alive else (Status.FAILED, "ended with the process that started it")
     if entry.job_id is None:
         return (Status.QUEUED, "being submitted") if is_held else (Status.MISSING, None)
     return Status.FAILED, "no longer known to SLURM"

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from launcher.config.schema import Config
-from launcher.sweep.combo import with_sbatch
-
 
 @dataclass(slots=True, kw_only=True)
 class Throttle:
@@ -20,17 +17,19 @@ class Throttle:
     jobs: list[str] = field(default_factory=list)
     """Jobs that are queued or run, in the order of their submission."""
 
-    def apply(self, config: Config) -> Config:
-        """``config`` with the dependency of the next job, beside those that the user gave it."""
+    def dependency(self) -> str | None:
+        """What the next job waits for (``--dependency``)."""
         if self.parallel is None or len(self.jobs) < self.parallel:
-            return config
-        own = getattr(config.cluster, "sbatch", {}).get("dependency")
-        wanted = f"afterany:{self.jobs[-self.parallel]}"
-        return with_sbatch(config, dependency=f"{own},{wanted}" if own else wanted)
+            return None
+        return f"afterany:{self.jobs[-self.parallel]}"
 
-    def add(self, job_id: str) -> None:
-        """The next job was submitted."""
-        self.jobs.append(job_id)
+    def dependency_of_all(self) -> str | None:
+        """What an array waits for, which limits its own elements: the end of all jobs so far."""
+        return None if self.parallel is None or not self.jobs else "afterany:" + ":".join(self.jobs)
+
+    def add(self, *job_ids: str) -> None:
+        """The next job, or an array, was submitted."""
+        self.jobs += job_ids
 
 
 def throttled(active: Sequence[str], parallel: int | None) -> Throttle:

@@ -66,6 +66,16 @@ def wait_ended(cluster: SlurmCluster, wanted: int, timeout_s: float = 200) -> No
         time.sleep(0.3)
 
 
+def treacherous_path(cluster: SlurmCluster, folder: Path, nth: int) -> str:
+    """``PATH`` with an ``sbatch`` that kills its caller the ``nth`` time, after the job is queued."""
+    bin_dir, path = folder / "bin", cluster.env["PATH"]
+    bin_dir.mkdir()
+    script = TREACHEROUS_SBATCH.format(real=shutil.which("sbatch", path=path), count=folder / "count", nth=nth)
+    (bin_dir / "sbatch").write_text(script)
+    (bin_dir / "sbatch").chmod(0o755)
+    return f"{bin_dir}:{path}"
+
+
 @pytest.fixture
 def empty(slurm: SlurmCluster) -> SlurmCluster:
     """The shared cluster, with the number of its jobs before this test."""
@@ -78,18 +88,12 @@ def test_a_sweep_killed_in_the_middle_of_sbatch_is_finished_by_the_same_command(
     empty: SlurmCluster, tmp_path: Path, model: Path
 ) -> None:
     known = {job.job_id for job in empty.jobs()}
-    bin_dir = tmp_path / "bin"
-    bin_dir.mkdir()
-    path = empty.env["PATH"]
-    real = shutil.which("sbatch", path=path)
-    (bin_dir / "sbatch").write_text(TREACHEROUS_SBATCH.format(real=real, count=tmp_path / "count", nth=len(LRS) + 1))
-    (bin_dir / "sbatch").chmod(0o755)
     values = [f"trainer.lr={','.join(map(str, LRS))}", TRAINER]
     zipped = [f"layout.nodes={','.join(str(n) for n, _ in SHAPES)}", "sweep.zip=[layout.nodes,layout.inference_nodes]"]
     shapes = [*zipped, f"layout.inference_nodes={','.join(str(n) for _, n in SHAPES)}"]
     command = sweep_words(tmp_path, model, *values, *shapes)
 
-    first = sweep(empty, command, PATH=f"{bin_dir}:{path}")
+    first = sweep(empty, command, PATH=treacherous_path(empty, tmp_path, nth=len(LRS) + 1))
     assert first.returncode == KILLED, first.stdout + first.stderr
     assert len({job.job_id for job in empty.jobs()} - known) == len(LRS) + 1
     directory = sweep_dir(tmp_path)
@@ -134,3 +138,49 @@ def test_a_sweep_killed_in_the_middle_of_sbatch_is_finished_by_the_same_command(
     assert float(rows[0]["reward.max"]) > float(rows[-1]["reward.max"]) > 0
     assert (directory / "results.png").stat().st_size > 10_000
     empty.wait_empty()
+
+
+def states(cluster: SlurmCluster, known: set[str]) -> Counter[str]:
+    return Counter(job.state for job in cluster.jobs() if job.job_id not in known)
+
+
+def wait_states(cluster: SlurmCluster, known: set[str], wanted: dict[str, int], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while (found := states(cluster, known)) != wanted:
+        assert time.monotonic() < deadline, f"{found}, wanted {wanted}"
+        time.sleep(0.2)
+
+
+@pytest.mark.slurm
+def test_an_array_is_throttled_found_again_and_cancelled(empty: SlurmCluster, tmp_path: Path, model: Path) -> None:
+    known = {job.job_id for job in empty.jobs()}
+    words = ("trainer.seed=1,2,3,4", SLEEPS, "sweep.array=true", "sweep.parallel=2", "sweep.name=seeds")
+    command = sweep_words(tmp_path, model, *words)
+    assert sweep(empty, command, PATH=treacherous_path(empty, tmp_path, nth=1)).returncode == KILLED
+    again = sweep(empty, command)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "submitted" not in again.stdout.partition("4 runs: ")[2].splitlines()[0], again.stdout
+    wait_states(empty, known, {"RUNNING": 2, "PENDING": 2})
+    new = sorted(job.job_id for job in empty.jobs() if job.job_id not in known)
+    array = new[0].partition("_")[0]
+    assert new == [f"{array}_{index}" for index in range(4)]
+    directory = tmp_path / "runs" / "sweeps" / "seeds"
+    assert Counter(run["state"] for run in status(empty, directory)) == {"running": 2, "queued": 2}
+
+    # A run of another shape is no part of the array, and waits until there is room.
+    more = sweep(empty, sweep_words(tmp_path, model, *words[1:], "trainer.seed=1", "layout.nodes=3"))
+    assert more.returncode == 0, more.stdout + more.stderr
+    assert "1 run: 1 submitted" in more.stdout
+    (alone,) = {job.job_id for job in empty.jobs()} - known - set(new)
+    shown = empty.run(["squeue", "--noheader", "--jobs", alone, "--Format=Dependency:100"]).stdout
+    assert f"afterany:{array}_2" in shown
+
+    cancelled = sweep_command(empty, "cancel", directory)
+    assert "5 runs: 5 cancelled" in cancelled
+    # Elements that never ran share one line.
+    assert set(states(empty, known)) == {"CANCELLED"}
+    empty.wait_empty()
+    assert {run["state"] for run in status(empty, directory)} == {"cancelled"}
+    lines = [json.loads(line) for line in (directory / "ledger.jsonl").read_text().splitlines()]
+    assert sum(line["record"] == "cancelled" for line in lines) == 5
+    assert "nothing was queued or running" in sweep_command(empty, "cancel", directory)

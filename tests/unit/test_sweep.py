@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from launcher.clusters.arrays import with_dependency
 from launcher.config import compose
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.errors import ConfigError
@@ -184,19 +185,26 @@ def test_two_commands_do_not_work_on_one_sweep(tmp_path: Path) -> None:
 
 
 def test_a_throttled_job_waits_for_the_one_so_many_before_it() -> None:
-    config = compose(["+cluster=slurm", "+cluster.sbatch.dependency='singleton'"])
     throttle = throttled(["1"], 2)
     chosen = []
     for job in ("2", "3", "4"):
-        cluster = throttle.apply(config).cluster
-        assert isinstance(cluster, SlurmClusterConfig)
-        chosen.append(cluster.sbatch["dependency"])
+        chosen.append(throttle.dependency())
         throttle.add(job)
-    assert chosen == ["singleton", "singleton,afterany:1", "singleton,afterany:2"]
-    assert throttled(["1"], None).apply(config) is config
+    assert chosen == [None, "afterany:1", "afterany:2"]
+    assert throttle.dependency_of_all() == "afterany:1:2:3:4"
+    assert throttled(["1"], None).dependency() is None
+    assert throttled(["1"], None).dependency_of_all() is None
+    assert throttled([], 2).dependency_of_all() is None
+
+
+def test_a_dependency_is_added_to_the_users_own() -> None:
+    config = with_dependency(compose(["+cluster=slurm", "+cluster.sbatch.dependency=singleton"]), "afterany:7")
+    assert isinstance(config.cluster, SlurmClusterConfig)
+    assert config.cluster.sbatch["dependency"] == "singleton,afterany:7"
 
 
 def test_runs_that_want_the_same_of_slurm() -> None:
     base = ["+cluster=slurm", "layout.nodes=3"]
-    assert resources(compose(base)) == resources(compose([*base, "trainer.lr=7", "layout.inference_nodes=2"]))
-    assert resources(compose(base)) != resources(compose(["+cluster=slurm"]))
+    assert resources(compose(base)) == resources(compose([*base, "trainer.lr=7"]))
+    for other in ("layout.inference_nodes=2", "cluster.time=01:00:00"):
+        assert resources(compose(base)) != resources(compose([*base, other]))
