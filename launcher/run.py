@@ -19,6 +19,7 @@ from launcher.errors import STOPPED, ConfigError, SubmissionError
 from launcher.layout import Layout, plan
 from launcher.layout.table import render_table
 from launcher.paths import sbatch_templates_dir
+from launcher.preflight.exclude import leave_out_bad_nodes
 from launcher.runs.digest import newest_attempt
 from launcher.snapshot.anchor import anchored_settings, anchored_words
 from launcher.snapshot.take import Taken, take
@@ -42,6 +43,9 @@ def run(config: Config) -> int:
         SubmissionError: the cluster refused the job; nothing was left behind.
     """
     check(config)
+    config, left_out = leave_out_bad_nodes(config)
+    for line in left_out:
+        print(f"launcher: {line}", flush=True)
     cluster = cluster_of(config)
     problems = [*unset_secrets(config), *cluster.check()]
     if problems:

@@ -30,6 +30,7 @@ from launcher.events import EventLog
 from launcher.layout import Layout, layout_to_json, plan
 from launcher.ports import hold_free_port, port_of
 from launcher.preflight.gate import Gate
+from launcher.preflight.remember import remember
 from launcher.preflight.runner import Preflight
 from launcher.preflight.site import Site
 from launcher.run_dir import CONTROL, EVENTS, attempt_dir, read_submission, write_atomically
@@ -128,6 +129,7 @@ def _serve_control(
         check_timeout_s=2 * config.preflight.timeout_s + config.lease_timeout_s,
         bad_nodes_fail=config.preflight.action == "fail",
     )
+    cleanup.callback(lambda: remember(state.bad_nodes, config.preflight, run_dir))
     state.emit(
         "attempt",
         attempt=node.attempt,

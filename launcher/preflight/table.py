@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from launcher.preflight.model import BadNode
+from launcher.view.text import aligned
 
+HEADER = ("node", "hostname", "what is wrong")
 MOST_LINES = 64
 """Lines that are worth printing; the event log has all."""
 
@@ -20,9 +22,8 @@ def headline(bad: Sequence[BadNode], nodes: int) -> str:
 
 def table(bad: Sequence[BadNode]) -> list[str]:
     """The lines."""
-    rows = [("node", "hostname", "what is wrong"), *((str(b.node_rank), b.hostname, b.reason) for b in bad)]
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    lines = [f"{rank:<{widths[0]}}  {hostname:<{widths[1]}}  {reason}" for rank, hostname, reason in rows]
+    rows = [HEADER, *((str(node.node_rank), node.hostname, node.reason) for node in bad)]
+    lines = aligned(rows)
     if len(lines) > MOST_LINES + 1:
         lines[MOST_LINES + 1 :] = [f"... and {len(lines) - MOST_LINES - 1} more; see the `preflight` events"]
     return lines

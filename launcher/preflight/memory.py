@@ -1,0 +1,89 @@
+"""Bad nodes that are remembered for a while: one small file per node, per cluster, in the user's cache directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remembered:
+    """Why a node is left out, and for how long. Times are unix seconds."""
+
+    cluster: str
+    node: str
+    reason: str
+    time: float
+    expires: float
+    run_dir: str
+    """The run that found it."""
+
+
+def default_memory() -> Path:
+    """``launcher`` in the user's cache directory (``XDG_CACHE_HOME``), which clusters share between their nodes."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(cache) if cache.startswith("/") else Path.home() / ".cache") / "launcher"
+
+
+class NodeMemory:
+    """Bad nodes of all clusters. A file each, written whole, so that any number of runs may write at once.
+
+    Args:
+        root: made when first needed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "nodes"
+
+    def remember(self, entry: Remembered) -> None:
+        """Writes one; a later one about the same node replaces it.
+
+        Raises:
+            OSError: the directory cannot be written.
+            ValueError: a name that is no name of a node or a cluster.
+        """
+        path = self._path(entry.cluster, entry.node)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
+        draft.write_text(json.dumps(asdict(entry), indent=2) + "\n")
+        draft.replace(path)
+
+    def entries(self, cluster: str | None = None, *, now: float | None = None) -> list[Remembered]:
+        """What is remembered, of one cluster or of all, by name; what has expired is forgotten on the way."""
+        now = time.time() if now is None else now
+        found = []
+        for path, entry in self._read(cluster or "*"):
+            if entry.expires > now:
+                found.append(entry)
+            else:
+                path.unlink(missing_ok=True)
+        return sorted(found, key=lambda entry: (entry.cluster, entry.node))
+
+    def forget(self, node: str, cluster: str | None = None) -> int:
+        """Forgets a node, on one cluster or on all of them; how many entries that were."""
+        entries = [entry for entry in self.entries(cluster) if entry.node == node]
+        for entry in entries:
+            self._path(entry.cluster, entry.node).unlink(missing_ok=True)
+        return len(entries)
+
+    def _read(self, cluster: str) -> Iterator[tuple[Path, Remembered]]:
+        for path in self._root.glob(f"{cluster}/*.json"):
+            try:
+                yield path, Remembered(**json.loads(path.read_text()))
+            except FileNotFoundError:
+                continue  # forgotten just now
+            except (ValueError, TypeError):
+                continue  # written by another release; it will be replaced or forgotten by that
+
+    def _path(self, cluster: str, node: str) -> Path:
+        for name in (cluster, node):
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a node or a cluster")
+        return self._root / cluster / f"{node}.json"
