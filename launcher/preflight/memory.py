@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -51,7 +52,7 @@ class NodeMemory:
         """
         path = self._path(entry.cluster, entry.node)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         draft.write_text(json.dumps(asdict(entry), indent=2) + "\n")
         draft.replace(path)
 
