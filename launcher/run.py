@@ -199,7 +199,7 @@ def _follow(path: Path, job: Job, stop: StopRequest, *, after: int = 0) -> int:
             job.cancel()
         raise
     write_pictures(path, state)
-    print(summary(path, state), flush=True)
+    print(summary(path, state, outcome.text if job.job_id is not None else None), flush=True)
     return _exit_code(path, state, outcome, job, stop)
 
 

@@ -41,6 +41,7 @@ _ALL = (
     Command(name="resume", group=START, usage="RUN", summary="go on with a run that has ended, from its checkpoint"),
     Command(name="runs", group=LOOK, usage="[--all]", summary="all runs: state, steps, reward, job"),
     Command(name="status", group=LOOK, usage="[RUN]", summary="where a run stands; live on a terminal"),
+    Command(name="why", group=LOOK, usage="[RUN]", summary="which process failed first, and whether to retry"),
     Command(name="nodes", group=LOOK, usage="[forget NODE ...]", summary="nodes that were bad and are left out"),
     Command(name="logs", group=LOOK, usage="RUN [-f]", summary="what its processes wrote, merged"),
     Command(name="sweep", group=LOOK, usage="status|results|cancel DIR", summary="the runs of a sweep (launcher -m)"),

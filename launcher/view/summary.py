@@ -10,30 +10,32 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launcher.triage.explain import explain
+from launcher.triage.kinds import Kind
+from launcher.triage.render import cause_block
 from launcher.view.loading import load_state
-from launcher.view.plain import failure_text
 from launcher.view.state import RunState
 from launcher.view.text import counted, duration, number
 
 AVERAGED_STEPS = 5
 """First and last reward are means of this many steps: one step's reward is a throw of dice."""
 
-TAIL_LINES = 20
 PICTURES = ("reward.png", "startup.png", "layout.png")
 
 
-def summary(run_dir: Path, state: RunState | None = None) -> str:
+def summary(run_dir: Path, state: RunState | None = None, slurm: str | None = None) -> str:
     """The block to print when a run has ended; writes ``summary.json`` into the run directory.
 
     Args:
         state: What ``follow`` returned; read from the event log when None.
+        slurm: SLURM's word for the state of the job, if it was one.
     """
     state = load_state(run_dir) if state is None else state
     facts = gather(run_dir, state)
     temporary = run_dir / f".summary.json.{os.getpid()}"
     temporary.write_text(json.dumps(_finite(facts), indent=2) + "\n")
     temporary.replace(run_dir / "summary.json")
-    return "\n".join(_block(run_dir, state, facts))
+    return "\n".join(_block(run_dir, state, facts, slurm))
 
 
 def gather(run_dir: Path, state: RunState) -> dict[str, Any]:
@@ -94,12 +96,12 @@ def files(run_dir: Path, state: RunState) -> dict[str, Any]:
     return found
 
 
-def _block(run_dir: Path, state: RunState, facts: dict[str, Any]) -> Iterator[str]:
+def _block(run_dir: Path, state: RunState, facts: dict[str, Any], slurm: str | None) -> Iterator[str]:
     yield _headline(state, facts)
     yield from _figures(facts)
     for check in state.checks:
         yield _row("check", f"{'passed' if check.ok else 'FAILED'}: {check.name}: {check.text}")
-    yield from _failure(state)
+    yield from _cause(run_dir, slurm)
     places = facts["files"]
     yield ""
     yield "Where everything is"
@@ -164,19 +166,11 @@ def _figures(facts: dict[str, Any]) -> Iterator[str]:
         yield _row("start-up", f"{duration(facts['startup_s'])} from submission to the first step")
 
 
-def _failure(state: RunState) -> Iterator[str]:
-    failure = state.failure
-    if failure is None:
-        return
-    yield ""
-    yield f"Cause: {failure_text(failure)}"
-    if failure.log is not None:
-        yield _row("log", failure.log)
-    yield from (f"    | {line}" for line in failure.tail[-TAIL_LINES:])
-    if len(state.failures) > 1:
-        yield f"Failed because of it: {'; '.join(f.where or f.message for f in state.failures[1:6])}"
-        if len(state.failures) > 6:
-            yield f"  and {len(state.failures) - 6} more"
+def _cause(run_dir: Path, slurm: str | None) -> Iterator[str]:
+    """What ``launcher why`` says of the last attempt; nothing when somebody ended it on purpose."""
+    explained = explain(run_dir, lambda _: slurm).last
+    if explained is not None and explained.cause is not None and explained.cause.kind is not Kind.CANCELLED:
+        yield from cause_block(explained)
 
 
 def _next(state: RunState, places: dict[str, Any]) -> Iterator[str]:

@@ -1,0 +1,59 @@
+"""The caches on the node's own disk: a directory of this user alone, the same for all of its runs on the node."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import tempfile
+import time
+from pathlib import Path
+
+VARIABLES = {
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "VLLM_CACHE_ROOT": "vllm",
+    "CUDA_CACHE_PATH": "cuda",
+}
+"""Environment variables that say where caches lie, and the folder for each."""
+
+UNUSED_S = 14 * 86400.0
+"""Caches of a key that no run has used for so long are removed."""
+
+
+def local_root(parent: Path | None = None) -> Path | None:
+    """The directory for all keys; None if somebody else holds its name, or nothing can be written.
+
+    Not inside the run's scratch directory: compilers write absolute paths into their caches, so a cache that is used
+    again must lie where it was made.
+    """
+    root = (parent or Path(tempfile.gettempdir())) / f"launcher-caches-{os.getuid()}"
+    try:
+        root.mkdir(mode=0o700, parents=parent is not None, exist_ok=True)
+        status = root.lstat()
+    except OSError:
+        return None
+    # In a directory that everybody may write to, a stranger could have been first.
+    is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+    return root if is_ours else None
+
+
+def cache_environment(directory: Path) -> dict[str, str]:
+    """The variables that make every compiler use ``directory``; those that are set already are a person's choice."""
+    return {name: str(directory / folder) for name, folder in VARIABLES.items() if not os.environ.get(name)}
+
+
+def mark_used(directory: Path) -> None:
+    """Makes the directory of a key, and dates its use."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    os.utime(directory)
+
+
+def remove_unused(root: Path, *, now: float | None = None) -> None:
+    """Removes the caches of keys that nobody uses any more."""
+    now = time.time() if now is None else now
+    for path in root.iterdir():
+        with contextlib.suppress(OSError):
+            if path.is_dir() and now - path.stat().st_mtime > UNUSED_S:
+                shutil.rmtree(path)
