@@ -19,6 +19,7 @@ from launcher.agent.exit_file import node_0_has_ended
 from launcher.agent.node import NodeEnvironment, check_allocation, node_environment, own_address
 from launcher.agent.stop_request import StopRequest
 from launcher.agent.supervisor import Supervisor
+from launcher.caches.keeper import keeper_of
 from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.control.client import ControlClient
@@ -92,6 +93,9 @@ def run(run_dir: Path, stop: StopRequest, guard: int) -> int:
             token=token,
             guard=guard,
         )
+        caches = keeper_of(context)
+        caches.start()
+        cleanup.callback(caches.close)
         if config.preflight.action != "off":
             preflight = Preflight(_site(context, node), client, beats.wait_past)
             cleanup.callback(preflight.close)
@@ -99,6 +103,7 @@ def run(run_dir: Path, stop: StopRequest, guard: int) -> int:
         client.call("hello", node_rank=node.node_rank, hostname=node.hostname, address=address)
         beats.start()
         cleanup.callback(beats.close)
+        os.environ.update(caches.environment())
         Supervisor(context, client, beats).supervise(stop, POLL_S)
         return _conclude(client, began) if node.node_rank == 0 else 0
 

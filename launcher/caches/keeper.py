@@ -1,4 +1,4 @@
-"""One node's compile caches during a run: seeded before the first worker, saved while the run goes on and at its end."""
+"""One node's compile caches during a run: seeded before the first worker, saved now and then and at the end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+from launcher.agent.context import NodeContext
 from launcher.caches.key import cache_key
 from launcher.caches.local import cache_environment, local_root, mark_used, remove_unused
 from launcher.caches.store import GB, fingerprint, save, seed
@@ -27,6 +28,17 @@ FIRST_SAVE_S = 120.0
 SAVE_EVERY_S = 600.0
 LAST_SAVE_S = 5.0
 """A run that is over does not hold its nodes for longer than this."""
+
+
+def keeper_of(context: NodeContext) -> CacheKeeper:
+    """The keeper of one node of a run."""
+    shared = Path(context.config.output_dir)
+    return CacheKeeper(
+        context.config.compile_cache,
+        shared if shared.is_absolute() else context.run_dir.parent,
+        context.node.role.value,
+        is_saver=context.node.role_rank == 0,
+    )
 
 
 class CacheKeeper:

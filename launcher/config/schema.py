@@ -236,6 +236,20 @@ class SweepConfig:
 
 
 @dataclass(kw_only=True)
+class CompileCacheConfig:
+    """Caches of compilers (Triton, Inductor, vLLM, CUDA): on each node's own disk, kept between runs."""
+
+    enabled: bool = True
+    """Keep them on the nodes' disks and, in ``output_dir``, from run to run. Else every tool does as it likes."""
+
+    local: str | None = None
+    """Directory on the node's own disk; the system's one for temporary files if null."""
+
+    max_gb: float = 4.0
+    """Largest size of what one role keeps between runs, in GiB."""
+
+
+@dataclass(kw_only=True)
 class ClusterConfig:
     """Where the nodes come from; see the subclasses."""
 
@@ -409,5 +423,6 @@ class Config:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     bridge: WeightBridgeConfig = field(default_factory=WeightBridgeConfig)
     preflight: PreflightConfig = field(default_factory=PreflightConfig)
+    compile_cache: CompileCacheConfig = field(default_factory=CompileCacheConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)

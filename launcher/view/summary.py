@@ -10,9 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher.triage.explain import explain
-from launcher.triage.kinds import Kind
-from launcher.triage.render import cause_block
 from launcher.view.loading import load_state
 from launcher.view.state import RunState
 from launcher.view.text import counted, duration, number
@@ -168,6 +165,11 @@ def _figures(facts: dict[str, Any]) -> Iterator[str]:
 
 def _cause(run_dir: Path, slurm: str | None) -> Iterator[str]:
     """What ``launcher why`` says of the last attempt; nothing when somebody ended it on purpose."""
+    # Its text uses this package's words in turn.
+    from launcher.triage.explain import explain
+    from launcher.triage.kinds import Kind
+    from launcher.triage.render import cause_block
+
     explained = explain(run_dir, lambda _: slurm).last
     if explained is not None and explained.cause is not None and explained.cause.kind is not Kind.CANCELLED:
         yield from cause_block(explained)

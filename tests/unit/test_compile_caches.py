@@ -57,7 +57,9 @@ def test_an_archive_is_bounded_and_keeps_the_newest(tmp_path: Path) -> None:
 def test_runs_that_save_at_once_leave_one_whole_archive(tmp_path: Path) -> None:
     fill(tmp_path / "a", [f"f{i}" for i in range(50)], size=10_000)
     threads = [
-        threading.Thread(target=store.save, args=(tmp_path / "a", tmp_path / "s" / "x.tar"), kwargs={"most_bytes": 1 << 30})
+        threading.Thread(
+            target=store.save, args=(tmp_path / "a", tmp_path / "s" / "x.tar"), kwargs={"most_bytes": 1 << 30}
+        )
         for _ in range(4)
     ]
     for thread in threads:
@@ -143,9 +145,7 @@ def test_a_second_run_finds_what_the_first_compiled(tmp_path: Path) -> None:
     second.close()
 
 
-def test_a_damaged_archive_costs_nothing_but_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_archive_costs_nothing_but_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = keeper(tmp_path, "node")
     first.start()
     fill(Path(first.environment()["VLLM_CACHE_ROOT"]), ["x"])

@@ -37,6 +37,7 @@ AT_LEAST: dict[str, int] = {
     "preflight.min_disk_gb": 0,
     "preflight.max_clock_skew_s": 0,
     "preflight.remember_s": 0,
+    "compile_cache.max_gb": 0,
     "cluster.signal_s": 1,
     "checkpoint.every_steps": 0,
     "checkpoint.keep": 1,
