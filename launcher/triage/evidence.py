@@ -190,7 +190,7 @@ def _read_logs(found: Evidence, named: dict[str, Suspect], places: Mapping[str, 
         if name.startswith("agent-"):
             continue
         said = recorded(logs / f"{name}.error.json")
-        trouble = trouble_of(end_of(path), is_exit=False)
+        trouble = trouble_of(end_of(path), is_exit=False, at_the_end=name not in named)
         at = None
         if said is not None:
             at = said[1]
@@ -223,6 +223,7 @@ def _unreported(name: str, path: Path, trouble: Trouble, at: float | None, place
         kind=trouble.kind,
         is_symptom=trouble.is_symptom,
         line=trouble.line,
+        is_reported=False,
         time=at if at is not None else path.stat().st_mtime,
         error_s=FILE_ERROR_S,
         role=place.get("role"),

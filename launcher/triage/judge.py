@@ -33,7 +33,7 @@ def judge(suspects: Sequence[Suspect]) -> Judgement | None:
     causes = [suspect for suspect in suspects if not suspect.is_symptom] or list(suspects)
     bound = min(_time(suspect) + suspect.error_s for suspect in causes)
     tied = [suspect for suspect in causes if _time(suspect) - suspect.error_s <= bound]
-    cause = min(tied, key=lambda suspect: (_STRENGTH.get(suspect.kind, 0), _time(suspect)))
+    cause = min(tied, key=lambda suspect: (not suspect.is_reported, _STRENGTH.get(suspect.kind, 0), _time(suspect)))
     victims = sorted((suspect for suspect in suspects if suspect is not cause), key=_time)
     return Judgement(cause=cause, victims=tuple(victims))
 

@@ -19,6 +19,9 @@ class Suspect:
     """Its words tell of somebody else's failure."""
 
     line: str
+    is_reported: bool = True
+    """Its agent saw it fail; else only its log tells, and when that was is not well known."""
+
     time: float | None = None
     """When it failed, as unix seconds; None if nothing tells."""
 

@@ -41,7 +41,7 @@ class Trouble:
     """That line and those above it."""
 
 
-def trouble_of(text: str, *, is_exit: bool = True) -> Trouble | None:
+def trouble_of(text: str, *, is_exit: bool = True, at_the_end: bool = False) -> Trouble | None:
     """Reads the end of a log; None if there is nothing to say.
 
     The specific beats the general, and a cause beats what followed from it: of a chain of tracebacks the innermost
@@ -49,9 +49,13 @@ def trouble_of(text: str, *, is_exit: bool = True) -> Trouble | None:
 
     Args:
         is_exit: the process ended by itself. The last words of one that was killed may have nothing to do with it.
+        at_the_end: only trouble after which the process said next to nothing; of one that is not known to have
+            failed, anything else is something that it got over.
     """
     lines = [PREFIX.sub("", line.rstrip()) for line in text.splitlines()]
     begin = _begin(lines)
+    if at_the_end and _ordinary(lines[begin:]) > GAP:
+        return None
     found = [(index, rule) for index in range(begin, len(lines)) if (rule := _rule_of(lines[index])) is not None]
     causes = [(index, rule) for index, rule in found if not rule.is_symptom]
     special = [(index, rule) for index, rule in causes if rule.kind is not Kind.USER_CODE]
@@ -94,6 +98,12 @@ def end_of(log: Path) -> str:
             return file.read().decode(errors="replace")
     except OSError:
         return ""
+
+
+def _ordinary(lines: list[str]) -> int:
+    """How many lines of ordinary output follow the last trouble."""
+    last = max((index for index, line in enumerate(lines) if _rule_of(line) is not None), default=0)
+    return sum(1 for line in lines[last + 1 :] if not _TROUBLE.search(line))
 
 
 def _begin(lines: list[str]) -> int:

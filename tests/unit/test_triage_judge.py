@@ -155,6 +155,26 @@ def test_a_rank_that_nobody_reported_is_found_in_its_log(run: Recorded) -> None:
     assert (found.who, found.kind, found.rank, found.hostname) == ("trainer-0001", Kind.GPU_MEMORY, 1, "gpu-1")
 
 
+def test_a_traceback_that_a_process_got_over_is_no_failure(run: Recorded) -> None:
+    run.failure(0, "signal 9 (SIGKILL)", exit_code=-9)
+    run.event("finished", outcome="failed")
+    text = "Traceback (most recent call last):\n  x\nModuleNotFoundError: No module named 'plugin'\n"
+    path = run.log("inference-0", text + "".join(f"INFO request {n}\n" for n in range(20)))
+    os.utime(path, (run.time, run.time))
+    explanation = run.explain()
+    assert only(explanation).kind is Kind.KILLED
+    assert explanation.last is not None
+    assert explanation.last.victims == ()
+
+
+def test_what_an_agent_saw_comes_before_what_only_a_log_tells(run: Recorded) -> None:
+    run.failure(0, "signal 9 (SIGKILL)", exit_code=-9)
+    run.event("finished", outcome="failed")
+    path = run.log("inference-0", "Traceback (most recent call last):\n  x\nModuleNotFoundError: No module named 'x'\n")
+    os.utime(path, (run.time + 1, run.time + 1))
+    assert only(run.explain()).kind is Kind.KILLED
+
+
 def test_a_process_that_the_launcher_stopped_is_no_suspect(run: Recorded) -> None:
     run.event("process", name="trainer-0001", state="ended", exit_code=-15)
     run.failure(0, "exit code 1", tail=("ValueError: boom",), exit_code=1)
