@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -97,6 +98,11 @@ class WeightReceiver:
             state = "failed" if self._error else "received"
         return {"state": state, "version": self._version, "error": self._error, "digest": self._digest}
 
+    def wait(self, timeout_s: float) -> None:
+        """Returns once nothing is being received any more, or after ``timeout_s``."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
     def committed(self, version: int) -> None:
         """The caller is about to write this version; from now on parts of a version may follow.
 
@@ -156,13 +162,15 @@ class WeightReceiver:
             self._error = f"{type(error).__name__}: {error}"
 
     def _receive_rounds(self, only: frozenset[str] | None, deadline: float) -> int | None:
-        """Round by round, so that no more than one round's bytes are ever staged."""
+        """Round by round, the next one on its way while one is unpacked: no more than two are ever staged."""
         messages = [part for message in self._incoming if (part := restricted(message, only)) is not None]
+        rounds = [list(group) for _round, group in groupby(messages, key=lambda message: message.round)]
         total = torch.zeros((), dtype=torch.int64, device=self._device)
-        for _round, group in groupby(messages, key=lambda message: message.round):
-            in_round = list(group)
-            transfers = [self._post(message) for message in in_round]
-            for message, transfer in zip(in_round, transfers, strict=True):
+        posted: deque[list[tuple[Message, Transfer]]] = deque()
+        for number in range(len(rounds) + 1):
+            if number < len(rounds):
+                posted.append([(message, self._post(message)) for message in rounds[number]])
+            for message, transfer in posted.popleft() if number > 0 else ():
                 with _told(message):
                     buffer = transfer.poll(deadline)
                 with self._writing:

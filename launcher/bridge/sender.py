@@ -23,7 +23,7 @@ from launcher.bridge.parallel import in_parallel
 from launcher.bridge.replica import ReplicaClient
 from launcher.bridge.reshard import Location
 from launcher.bridge.sending import ReplicaSender, Sent
-from launcher.bridge.settings import BridgeSettings, settings_from_environment
+from launcher.bridge.settings import ROUND_BYTES, BridgeSettings, settings_from_environment
 from launcher.bridge.state import Weight, manifest, shardings, weights
 from launcher.bridge.transport.choose import Place, here
 from launcher.control.keys import bridge_key
@@ -227,7 +227,7 @@ class Bridge:
             locations=tuple(
                 Location(node=node, gpu=gpu) for node, gpu in self._ranks.gather_pairs(self._settings.location)
             ),
-            round_bytes=self._settings.round_bytes,
+            round_bytes=self._settings.round_bytes or ROUND_BYTES[self._device.type],
         )
 
     def _join_missing(self, facts: TrainerFacts, failures: dict[int, str]) -> None:

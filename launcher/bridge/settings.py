@@ -6,9 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.bridge.reshard import ROUND_BYTES
 from launcher.control.keys import token_from_environment
 from launcher.inference.client import inference_urls
+
+ROUND_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
+"""By where the trainer's weights lie. On CPUs small enough for caches; on GPUs so large that what each message costs on
+the host, where it is packed, hides behind the copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +35,9 @@ class BridgeSettings:
     min_replicas: int | None = None
     """Replicas that must take a version for it to count as published; all of them if None."""
 
-    round_bytes: int = ROUND_BYTES
-    """Most bytes that an engine's worker stages at a time."""
+    round_bytes: int | None = None
+    """Most bytes that an engine's worker takes in one round; it stages two rounds at a time. None: what is quick,
+    :data:`ROUND_BYTES`."""
 
     reset_prefix_cache: bool = True
     location: tuple[int, int] = (0, 0)

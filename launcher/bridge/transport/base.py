@@ -38,7 +38,7 @@ class Transfer(ABC):
 
 
 class SendWire(ABC):
-    """The trainer rank's end."""
+    """The trainer rank's end. Transfers are polled in the order in which they were posted."""
 
     @abstractmethod
     def buffer(self, nbytes: int, deadline: float) -> torch.Tensor:
@@ -62,7 +62,7 @@ class SendWire(ABC):
 
 
 class RecvWire(ABC):
-    """The engine worker's end."""
+    """The engine worker's end. Transfers are polled, and released, in the order in which they were posted."""
 
     @abstractmethod
     def post_recv(self, nbytes: int) -> Transfer:

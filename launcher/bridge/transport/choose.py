@@ -65,6 +65,16 @@ def choose(transport: str, pair: Pair, sender: Place, receiver: Place) -> str:
     return transport
 
 
+def possible(device_type: str) -> list[str]:
+    """The transports that there are between two ends on a ``cpu`` or on ``cuda``."""
+    return sorted(ON_HOST_MEMORY | (ON_GPU_MEMORY if device_type == "cuda" else frozenset()))
+
+
+def joins(transport: str, sender: Place, receiver: Place) -> bool:
+    """Whether a pair can have a transport."""
+    return _problem(transport, sender, receiver) is None
+
+
 def choose_all(transport: str, senders: Sequence[Place], receiver: int, place: Place) -> list[str]:
     """The transport from every trainer rank to one worker."""
     return [choose(transport, Pair(sender=i, receiver=receiver), sender, place) for i, sender in enumerate(senders)]

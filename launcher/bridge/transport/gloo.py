@@ -12,6 +12,7 @@ import torch
 from torch import distributed as dist
 
 from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire, Transfer
+from launcher.bridge.transport.buffers import Buffers
 from launcher.bridge.transport.meeting import at_store, explained
 from launcher.errors import TransferError
 
@@ -22,9 +23,10 @@ LONGEST = timedelta(days=365)
 class GlooTransfer(Transfer):
     """A posted operation of a group."""
 
-    def __init__(self, work: Any, buffer: torch.Tensor) -> None:
+    def __init__(self, work: Any, buffer: torch.Tensor, buffers: Buffers) -> None:
         self._work = work
         self._buffer = buffer
+        self._buffers = buffers
 
     def poll(self, deadline: float) -> torch.Tensor:
         # Point-to-point operations make progress only while somebody waits for them.
@@ -35,22 +37,36 @@ class GlooTransfer(Transfer):
         return self._buffer
 
 
+class _Sent(GlooTransfer):
+    def poll(self, deadline: float) -> torch.Tensor:
+        buffer = super().poll(deadline)
+        self._buffers.give(buffer)
+        return buffer
+
+
+class _Received(GlooTransfer):
+    def release(self) -> None:
+        self._buffers.give(self._buffer)
+
+
 class GlooSender(SendWire):
     """The sending end."""
 
     def __init__(self, group: Any) -> None:
         self._group = group
         self._tags = itertools.count()
+        self._buffers = Buffers(torch.device("cpu"))
 
     def buffer(self, nbytes: int, deadline: float) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8)
+        return self._buffers.take(nbytes)
 
     def post_send(self, buffer: torch.Tensor) -> Transfer:
         with explained():
-            return GlooTransfer(self._group.send([buffer], RECEIVER, next(self._tags)), buffer)
+            return _Sent(self._group.send([buffer], RECEIVER, next(self._tags)), buffer, self._buffers)
 
     def abort(self) -> None:
         self._group.abort()
+        self._buffers.clear()
 
 
 class GlooReceiver(RecvWire):
@@ -59,14 +75,16 @@ class GlooReceiver(RecvWire):
     def __init__(self, group: Any) -> None:
         self._group = group
         self._tags = itertools.count()
+        self._buffers = Buffers(torch.device("cpu"))
 
     def post_recv(self, nbytes: int) -> Transfer:
-        buffer = torch.empty(nbytes, dtype=torch.uint8)
+        buffer = self._buffers.take(nbytes)
         with explained():
-            return GlooTransfer(self._group.recv([buffer], SENDER, next(self._tags)), buffer)
+            return _Received(self._group.recv([buffer], SENDER, next(self._tags)), buffer, self._buffers)
 
     def abort(self) -> None:
         self._group.abort()
+        self._buffers.clear()
 
 
 def connect_sender(meeting: Meeting, pair: Pair) -> SendWire:

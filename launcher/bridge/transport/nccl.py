@@ -12,6 +12,7 @@ from torch import distributed as dist
 
 from launcher.bridge.groups import NEVER, errors_left_to_us
 from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire, Transfer
+from launcher.bridge.transport.buffers import Buffers
 from launcher.bridge.transport.meeting import at_store, explained
 from launcher.errors import TransferError
 
@@ -28,9 +29,10 @@ need more."""
 class NcclTransfer(Transfer):
     """A posted operation of a communicator."""
 
-    def __init__(self, work: Any, buffer: torch.Tensor) -> None:
+    def __init__(self, work: Any, buffer: torch.Tensor, buffers: Buffers) -> None:
         self._work = work
         self._buffer = buffer
+        self._buffers = buffers
 
     def poll(self, deadline: float) -> torch.Tensor:
         # NCCL's own wait only orders streams and never times out on the host.
@@ -45,23 +47,36 @@ class NcclTransfer(Transfer):
         return self._buffer
 
 
+class _Sent(NcclTransfer):
+    def poll(self, deadline: float) -> torch.Tensor:
+        buffer = super().poll(deadline)
+        self._buffers.give(buffer)
+        return buffer
+
+
+class _Received(NcclTransfer):
+    def release(self) -> None:
+        self._buffers.give(self._buffer)
+
+
 class NcclSender(SendWire):
     """The sending end."""
 
     def __init__(self, group: Any, device: torch.device) -> None:
         self._group = group
         self._tags = itertools.count()
-        self._device = device
+        self._buffers = Buffers(device)
 
     def buffer(self, nbytes: int, deadline: float) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+        return self._buffers.take(nbytes)
 
     def post_send(self, buffer: torch.Tensor) -> Transfer:
         with explained():
-            return NcclTransfer(self._group.send([buffer], RECEIVER, next(self._tags)), buffer)
+            return _Sent(self._group.send([buffer], RECEIVER, next(self._tags)), buffer, self._buffers)
 
     def abort(self) -> None:
         self._group.abort()
+        self._buffers.clear()
 
 
 class NcclReceiver(RecvWire):
@@ -70,15 +85,16 @@ class NcclReceiver(RecvWire):
     def __init__(self, group: Any, device: torch.device) -> None:
         self._group = group
         self._tags = itertools.count()
-        self._device = device
+        self._buffers = Buffers(device)
 
     def post_recv(self, nbytes: int) -> Transfer:
-        buffer = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+        buffer = self._buffers.take(nbytes)
         with explained():
-            return NcclTransfer(self._group.recv([buffer], SENDER, next(self._tags)), buffer)
+            return _Received(self._group.recv([buffer], SENDER, next(self._tags)), buffer, self._buffers)
 
     def abort(self) -> None:
         self._group.abort()
+        self._buffers.clear()
 
 
 def connect_sender(meeting: Meeting, pair: Pair, device: torch.device) -> SendWire:

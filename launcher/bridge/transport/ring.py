@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from launcher.bridge.transport.line import Line
 
-SLOTS = 2
+SLOTS = 4
 """So that the sender packs one message while the receiver unpacks another: staging is twice the largest message."""
 
 TOKEN = b"x"
