@@ -8,6 +8,7 @@ add up to the receiver's sum, modulo 2 ** 64.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 
@@ -17,13 +18,13 @@ from launcher.bridge.reshard.digest import partial, tensor_key
 
 def digest_sent(plan: Plan, message: Message, shards: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The sum over a message as its sender holds it: int64 scalar on the shards' device, not waited for."""
-    total: torch.Tensor | int = 0
+    values = []
     for segment in message.segments:
         assert isinstance(message.sender, int)
         held = plan.held(segment.source, message.sender)
         local = shards[segment.source][segment.box.within(held).slices()]
-        total = total + _weighted(plan, segment, local.to(getattr(torch, segment.wire)))
-    return torch.as_tensor(total, dtype=torch.int64)
+        values.append(_partial(plan, segment, local.to(getattr(torch, segment.wire))))
+    return _weighted(message, values)
 
 
 def digest_received(plan: Plan, message: Message, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -31,18 +32,36 @@ def digest_received(plan: Plan, message: Message, parameters: Mapping[str, torch
 
     A parameter of a larger type than the wire's holds the same values, so it is cast back, which is exact.
     """
-    total: torch.Tensor | int = 0
+    values = []
     for segment in message.segments:
         value = parameters[segment.parameter][segment.target.slices()]
         if segment.axes is not None:
             shape = [segment.box.shape[axis] for axis in segment.axes]
             value = value.reshape(shape).permute(*(segment.axes.index(axis) for axis in range(len(segment.axes))))
-        value = value.reshape(segment.box.shape).to(getattr(torch, segment.wire))
-        total = total + _weighted(plan, segment, value)
-    return torch.as_tensor(total, dtype=torch.int64)
+        values.append(_partial(plan, segment, _as_on_the_wire(value.reshape(segment.box.shape), segment.wire)))
+    return _weighted(message, values)
 
 
-def _weighted(plan: Plan, segment: Segment, value: torch.Tensor) -> torch.Tensor:
-    key = tensor_key(segment.source)
-    signed = key - (1 << 64) if key >> 63 else key
-    return partial(value.contiguous(), box=segment.box, shape=plan.sources[segment.source].shape) * signed
+def _as_on_the_wire(value: torch.Tensor, wire: str) -> torch.Tensor:
+    if value.dtype == torch.float32 and wire == "bfloat16" and value.dim() > 0:
+        # Its upper half. A cast back would make one pattern of all that are not a number.
+        return value.contiguous().view(torch.int16)[..., 1::2].contiguous().view(torch.bfloat16)
+    return value.to(getattr(torch, wire))
+
+
+def _partial(plan: Plan, segment: Segment, value: torch.Tensor) -> torch.Tensor:
+    return partial(value.contiguous(), box=segment.box, shape=plan.sources[segment.source].shape)
+
+
+def _weighted(message: Message, values: list[torch.Tensor]) -> torch.Tensor:
+    """All of a message's sums, each times its tensor's key, in one step."""
+    if not values:
+        return torch.zeros((), dtype=torch.int64)
+    keys = _keys(tuple(segment.source for segment in message.segments), values[0].device)
+    return (torch.stack(values) * keys).sum()
+
+
+@lru_cache(maxsize=4096)
+def _keys(names: tuple[str, ...], device: torch.device) -> torch.Tensor:
+    keys = [tensor_key(name) for name in names]
+    return torch.tensor([key - (1 << 64) if key >> 63 else key for key in keys], device=device)

@@ -69,6 +69,7 @@ class WeightReceiver:
         """Held while anything is written into ``received``."""
 
         self._closed = False
+        self._beside: Any = None
         self._refusal: BridgeError | None = None
         self._meeting = threading.Thread(target=self._meet, name="bridge-meeting", daemon=True)
         self._meeting.start()
@@ -152,9 +153,10 @@ class WeightReceiver:
                 raise self._refusal
             if self._device.type == "cuda":
                 torch.cuda.set_device(self._device)
-                # Not the engine's stream: it goes on decoding.
-                beside: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-                with torch.cuda.stream(beside):
+                # Not the engine's stream: it goes on decoding. One for all versions, as the digest keeps its weights.
+                if self._beside is None:
+                    self._beside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+                with torch.cuda.stream(self._beside):
                     self._digest = self._receive_rounds(only, deadline)
             else:
                 self._digest = self._receive_rounds(only, deadline)

@@ -9,7 +9,7 @@ from pathlib import Path
 from launcher.control.keys import token_from_environment
 from launcher.inference.client import inference_urls
 
-ROUND_BYTES = {"cpu": 8 << 20, "cuda": 128 << 20}
+ROUND_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 """By where the trainer's weights lie. On CPUs small enough for caches; on GPUs so large that what each message costs on
 the host, where it is packed, hides behind the copy."""
 

@@ -143,8 +143,9 @@ class WeightBridgeConfig:
     """The path of the weights from the trainer into the engines."""
 
     transport: str = "auto"
-    """How weights travel: ``gloo``, ``shm``, ``nccl``, or ``auto``, which picks for every pair of a trainer rank and an
-    engine worker: within one host ``shm`` on CPUs; else ``nccl`` between GPUs, ``gloo`` between CPUs."""
+    """How weights travel: ``auto`` picks for every pair of a trainer rank and an engine worker. Within one host that is
+    ``shm`` on CPUs, ``peer`` between two GPUs and ``ipc`` on one; between hosts ``nccl`` on GPUs and ``gloo`` on CPUs.
+    Any of these names: that one for all pairs."""
 
     timeout_s: float = 300.0
     """Deadline of each step of an update, and of joining."""

@@ -73,10 +73,15 @@ class Ends:
         return self.transport == "filesystem"
 
 
-@pytest.fixture(scope="module", params=["gloo", "shm", pytest.param("nccl", marks=pytest.mark.gpu)])
+TWO_GPUS, ONE_GPU = ("cuda:0", "cuda:1"), ("cuda:0", "cuda:0")
+DEVICES = {"nccl": TWO_GPUS, "peer": TWO_GPUS, "ipc": ONE_GPU}
+ON_GPUS = [pytest.param(name, marks=pytest.mark.gpu) for name in DEVICES]
+
+
+@pytest.fixture(scope="module", params=["gloo", "shm", *ON_GPUS])
 def ends(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ends]:
     """Processes that live as long as the tests of one transport need them."""
-    devices = {"nccl": ("cuda:0", "cuda:1")}.get(request.param, ("cpu", "cpu"))
+    devices = DEVICES.get(request.param, ("cpu", "cpu"))
     gpus = sum(device.startswith("cuda") for device in set(devices))
     if torch.cuda.device_count() < gpus:
         pytest.skip(f"{request.param} between two processes needs {gpus} GPUs, here are {torch.cuda.device_count()}")

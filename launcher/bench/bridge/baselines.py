@@ -8,6 +8,7 @@ import torch
 
 from launcher.bench.bridge.stage import SENDER, Stage, Way, weight
 from launcher.bridge.reshard import TensorSpec
+from launcher.bridge.transport import cudart
 
 
 class Baseline(Way):
@@ -45,10 +46,10 @@ class Coalesced(Baseline):
     def once(self) -> None:
         group, device = self.stage.group, self.stage.device
         if device.type == "cuda":
-            group._start_coalescing(device)
+            group._start_coalescing()
             for tensor in self.tensors:
                 group.broadcast(tensor, SENDER)
-            group._end_coalescing(device).wait()
+            group._end_coalescing().wait()
             return
         for work in [group.broadcast(tensor, SENDER) for tensor in self.tensors]:
             work.wait()
@@ -63,14 +64,14 @@ class SendReceive(Baseline):
         group, device = self.stage.group, self.stage.device
         gpu = device.type == "cuda"
         if gpu:
-            group._start_coalescing(device)
+            group._start_coalescing()
         if self.stage.is_sender:
             peers = range(1, self.stage.world_size)
             works = [group.send([tensor], peer, 0) for tensor in self.tensors for peer in peers]
         else:
             works = [group.recv([tensor], SENDER, 0) for tensor in self.tensors]
         if gpu:
-            works = [group._end_coalescing(device)]
+            works = [group._end_coalescing()]
         for work in works:
             work.wait()
 
@@ -156,8 +157,34 @@ class Copy(Baseline):
         self._copies = []
 
 
+class RawPeer(Baseline):
+    """Not a way but the ceiling between two GPUs of one host: the same number of bytes in large blocks."""
+
+    name = "ceiling: raw peer copy"
+    block = 2 << 30
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage)
+        self._bytes = sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+        pointer = cudart.allocate(stage.device, self.block)
+        handle = stage.ranks.share(cudart.handle(pointer).hex() if stage.is_sender else None)
+        self._own, self._theirs = pointer, 0
+        if not stage.is_sender:
+            self._theirs = cudart.map_handle(stage.device, bytes.fromhex(handle))
+
+    def once(self) -> None:
+        if self._theirs:
+            for begin in range(0, self._bytes, self.block):
+                nbytes = min(self.block, self._bytes - begin)
+                cudart.copy(self._own, self._theirs, nbytes, torch.cuda.current_stream())
+
+    def check(self) -> None:
+        """Its bytes are nobody's."""
+
+
 def baselines(stage: Stage) -> list[Way]:
     """All of them."""
     sizes = (256, 1024) if stage.device.type == "cuda" else (64,)
     found: list[Way] = [PerParameter(stage), Coalesced(stage), SendReceive(stage), Seed(stage)]
-    return [*found, *(Packed(stage, size) for size in sizes), Copy(stage)]
+    found += [*(Packed(stage, size) for size in sizes), Copy(stage)]
+    return [*found, RawPeer(stage)] if stage.device.type == "cuda" and stage.world_size == 2 else found

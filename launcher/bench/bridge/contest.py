@@ -19,7 +19,7 @@ from launcher.bench.bridge.models import MODELS
 from launcher.bench.bridge.ours import Ours, ours, plan_of
 from launcher.bench.bridge.report import Result, report
 from launcher.bench.bridge.stage import Stage, Way, weight
-from launcher.bridge.collective import share
+from launcher.bridge.collective import Ranks
 from launcher.bridge.groups import init_process_group
 from launcher.bridge.joining import serve_store
 
@@ -47,7 +47,8 @@ def _stage(options: argparse.Namespace) -> Stage:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
         torch.cuda.set_device(device)
     served = serve_store(os.environ["MASTER_ADDR"], TIMEOUT.total_seconds()) if rank == 0 else None
-    address: str = share(served[1] if served is not None else None)
+    ranks = Ranks(os.environ["MASTER_ADDR"], TIMEOUT.total_seconds())
+    address: str = ranks.share(served[1] if served is not None else None)
     host, _, port = address.rpartition(":")
     store = served[0] if served is not None else dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False)
     group = init_process_group(
@@ -65,6 +66,7 @@ def _stage(options: argparse.Namespace) -> Stage:
         world_size=size,
         device=device,
         group=group,
+        ranks=ranks,
         store=address,
         model=model,
         tensors={

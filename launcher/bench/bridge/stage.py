@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from launcher.bridge.collective import Ranks
 from launcher.bridge.reshard import TensorSpec
 from launcher.bridge.reshard.models import Model
 
@@ -26,6 +27,7 @@ class Stage:
     group: Any
     """A process group of all ranks, on the tensors' device."""
 
+    ranks: Ranks
     store: str
     """``host:port`` of a store."""
 

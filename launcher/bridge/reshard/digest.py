@@ -61,9 +61,9 @@ def partial(local: torch.Tensor, *, box: Box | None = None, shape: Sequence[int]
     if local.dim() < 2:
         local, box, shape = _as_row(local, box, shape)
     row = 0
-    rows = _row_indices(box, shape, local.device)
+    weights = _weights_of_rows(box.start[:-1], box.stop[:-1], shape[:-1], local.device)
     for matrix in _matrices(local.detach()):
-        total += _of_matrix(matrix, rows[row : row + matrix.shape[0]], box.start[-1] * local.element_size())
+        total += _of_matrix(matrix, weights[row : row + matrix.shape[0]], box.start[-1] * local.element_size())
         row += matrix.shape[0]
     return total
 
@@ -91,14 +91,13 @@ def row_weights(rows: torch.Tensor) -> torch.Tensor:
     return splitmix64(rows) | 1
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def column_weights(start: int, stop: int, device: torch.device) -> torch.Tensor:
     """b(c) for the words ``start`` to ``stop`` of a row, as int64 bit patterns."""
     return splitmix64(torch.arange(start, stop, device=device) ^ COLUMN_SALT) | 1
 
 
-def _of_matrix(matrix: torch.Tensor, rows: torch.Tensor, first_byte: int) -> torch.Tensor:
-    weights = row_weights(rows)
+def _of_matrix(matrix: torch.Tensor, weights: torch.Tensor, first_byte: int) -> torch.Tensor:
     if matrix.is_cuda:
         from launcher.bridge.reshard.digest_cuda import weighted_sum
 
@@ -143,11 +142,22 @@ def _matrices(local: torch.Tensor) -> list[torch.Tensor]:
         return [matrix for part in local for matrix in _matrices(part)]
 
 
-def _row_indices(box: Box, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+def _weights_of_rows(
+    start: tuple[int, ...], stop: tuple[int, ...], shape: tuple[int, ...], device: torch.device
+) -> torch.Tensor:
+    """a(r) of a box's rows."""
+    if len(shape) == 1:
+        return _weights_of_all_rows(shape[0], device)[start[0] : stop[0]]
     rows = torch.zeros(1, dtype=torch.int64, device=device)
-    for start, stop, size in zip(box.start[:-1], box.stop[:-1], shape[:-1], strict=True):
-        rows = (rows[:, None] * size + torch.arange(start, stop, device=device)).reshape(-1)
-    return rows
+    for first, last, size in zip(start, stop, shape, strict=True):
+        rows = (rows[:, None] * size + torch.arange(first, last, device=device)).reshape(-1)
+    return row_weights(rows)
+
+
+@lru_cache(maxsize=64)
+def _weights_of_all_rows(rows: int, device: torch.device) -> torch.Tensor:
+    """Models have few heights and many boxes, which come again with every version."""
+    return row_weights(torch.arange(rows, device=device))
 
 
 def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ class Buffers:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._free: list[torch.Tensor] = []
+        self.cleared = False
 
     def take(self, nbytes: int) -> torch.Tensor:
         """uint8, shape (nbytes,): a part of one that is free and large enough, or new."""
@@ -28,5 +29,6 @@ class Buffers:
         self._free = sorted([*self._free, whole], key=torch.Tensor.numel)[-KEPT:]
 
     def clear(self) -> None:
-        """Frees them."""
+        """Frees them, for good."""
+        self.cleared = True
         self._free = []

@@ -19,8 +19,8 @@ AUTO = "auto"
 ON_HOST_MEMORY = frozenset({"gloo", "shm"})
 """Transports whose messages lie in host memory; a GPU's tensors are copied there and from there while packing."""
 
-ON_GPU_MEMORY = frozenset({"nccl"})
-ON_ONE_HOST = frozenset({"shm"})
+ON_GPU_MEMORY = frozenset({"nccl", "peer", "ipc"})
+ON_ONE_HOST = frozenset({"shm", "peer", "ipc"})
 TRANSPORTS = (AUTO, *sorted(ON_HOST_MEMORY | ON_GPU_MEMORY))
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -83,7 +83,9 @@ def choose_all(transport: str, senders: Sequence[Place], receiver: int, place: P
 def _best(sender: Place, receiver: Place) -> str:
     if CPU in (sender.device, receiver.device):
         return "shm" if sender.host == receiver.host else "gloo"
-    return "shm" if sender.device == receiver.device and sender.host == receiver.host else "nccl"
+    if sender.host != receiver.host:
+        return "nccl"
+    return "ipc" if sender.device == receiver.device else "peer"
 
 
 def _problem(transport: str, sender: Place, receiver: Place) -> str | None:
@@ -93,8 +95,10 @@ def _problem(transport: str, sender: Place, receiver: Place) -> str | None:
         return "they are not on one host"
     if transport in ON_GPU_MEMORY and CPU in (sender.device, receiver.device):
         return "one of them has no GPU"
-    if transport == "nccl" and sender.device == receiver.device:
-        return "they share a GPU, which NCCL refuses"
+    if transport in ("nccl", "peer") and sender.device == receiver.device:
+        return "they share a GPU"
+    if transport == "ipc" and sender.device != receiver.device:
+        return "they are not on one GPU"
     return None
 
 

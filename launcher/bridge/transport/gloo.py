@@ -65,8 +65,8 @@ class GlooSender(SendWire):
             return _Sent(self._group.send([buffer], RECEIVER, next(self._tags)), buffer, self._buffers)
 
     def abort(self) -> None:
-        self._group.abort()
         self._buffers.clear()
+        self._group.abort()
 
 
 class GlooReceiver(RecvWire):
@@ -83,8 +83,8 @@ class GlooReceiver(RecvWire):
             return _Received(self._group.recv([buffer], SENDER, next(self._tags)), buffer, self._buffers)
 
     def abort(self) -> None:
-        self._group.abort()
         self._buffers.clear()
+        self._group.abort()
 
 
 def connect_sender(meeting: Meeting, pair: Pair) -> SendWire:

@@ -15,6 +15,7 @@ import hmac
 import json
 import os
 import secrets
+import select
 import socket
 import struct
 import threading
@@ -60,6 +61,16 @@ class Line:
         if not data:
             raise TransferError(GONE)
         return data
+
+    def waiting(self) -> int:
+        """How many bytes have come; they are taken. Never waits.
+
+        Raises:
+            TransferError: the other end is gone.
+        """
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        return len(self.receive(time.monotonic())) if poller.poll(0) else 0
 
     def receive_all(self, size: int, deadline: float) -> bytes:
         """Exactly ``size`` bytes.

@@ -44,6 +44,8 @@ class NcclTransfer(Transfer):
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_POLL_S)
             self._work.wait()
+            if self._buffers.cleared:  # An operation that is aborted counts as complete.
+                raise TransferError("failed: this end has left.")
         return self._buffer
 
 
@@ -75,8 +77,8 @@ class NcclSender(SendWire):
             return _Sent(self._group.send([buffer], RECEIVER, next(self._tags)), buffer, self._buffers)
 
     def abort(self) -> None:
-        self._group.abort()
         self._buffers.clear()
+        self._group.abort()
 
 
 class NcclReceiver(RecvWire):
@@ -93,8 +95,8 @@ class NcclReceiver(RecvWire):
             return _Received(self._group.recv([buffer], SENDER, next(self._tags)), buffer, self._buffers)
 
     def abort(self) -> None:
-        self._group.abort()
         self._buffers.clear()
+        self._group.abort()
 
 
 def connect_sender(meeting: Meeting, pair: Pair, device: torch.device) -> SendWire:

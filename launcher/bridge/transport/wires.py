@@ -63,6 +63,10 @@ def _sender(name: str, meeting: Meeting, pair: Pair, largest: int, device: torch
             from launcher.bridge.transport import shm
 
             return shm.connect_sender(meeting, pair, largest)
+        case "peer" | "ipc":
+            from launcher.bridge.transport import device as gpus
+
+            return gpus.connect_sender(meeting, pair, largest, device)
     raise BridgeError(f"No transport is called {name!r}.")
 
 
@@ -80,6 +84,10 @@ def _receiver(name: str, meeting: Meeting, pair: Pair, device: torch.device) -> 
             from launcher.bridge.transport import shm
 
             return shm.connect_receiver(meeting, pair)
+        case "peer" | "ipc":
+            from launcher.bridge.transport import device as gpus
+
+            return gpus.connect_receiver(meeting, pair, device, same_gpu=name == "ipc")
     raise BridgeError(f"No transport is called {name!r}.")
 
 
