@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +44,9 @@ class JoinSettings:
 
     secret: str
     """Made for this group, by rank 0."""
+
+    directory: Path | None
+    """That trainer and engines share, for ``filesystem``."""
 
     timeout_s: float
     verify: bool
@@ -92,7 +96,12 @@ def join(
     chosen = [choose_all(settings.transport, settings.places, index, place) for index, place in enumerate(places)]
     group = f"bridge-{settings.generation}-replica-{replica.index}"
     meeting = Meeting(
-        group=group, secret=settings.secret, store=store, address=settings.address, timeout_s=settings.timeout_s
+        group=group,
+        secret=settings.secret,
+        store=store,
+        directory=settings.directory,
+        address=settings.address,
+        timeout_s=settings.timeout_s,
     )
 
     def ask() -> Any:
@@ -102,6 +111,7 @@ def join(
             "transport": settings.transport,
             "places": [[place.host, place.device] for place in settings.places],
             "store": store,
+            "directory": None if settings.directory is None else str(settings.directory),
             "group": group,
             "secret": settings.secret,
             "timeout_s": settings.timeout_s,

@@ -261,6 +261,7 @@ class Bridge:
             places=tuple(Place(*pair) for pair in self._ranks.gather_pairs((place.host, place.device))),
             device=self._device,
             secret=bound["secret"],
+            directory=self._settings.directory,
             timeout_s=self._settings.timeout_s,
             verify=self._settings.verify,
             generation=self._generation,

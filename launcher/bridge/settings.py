@@ -26,6 +26,9 @@ class BridgeSettings:
     transport: str = "auto"
     """How messages travel; ``auto`` picks for every pair of a trainer rank and a worker."""
 
+    directory: Path | None = None
+    """That trainer and engines share; ``filesystem`` needs it."""
+
     timeout_s: float = 300.0
     """Deadline of joining and of each update."""
 
@@ -54,6 +57,7 @@ def settings_from_environment() -> BridgeSettings:
         token=token_from_environment(),
         address=os.environ.get("LAUNCHER_ADDRESS", "127.0.0.1"),
         transport=config.bridge.transport,
+        directory=Path(config.bridge.directory or Path(os.environ["LAUNCHER_RUN_DIR"]) / "bridge"),
         timeout_s=config.bridge.timeout_s,
         verify=config.bridge.verify,
         reset_prefix_cache=config.bridge.reset_prefix_cache,

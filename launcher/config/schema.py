@@ -145,7 +145,10 @@ class WeightBridgeConfig:
     transport: str = "auto"
     """How weights travel: ``auto`` picks for every pair of a trainer rank and an engine worker. Within one host that is
     ``shm`` on CPUs, ``peer`` between two GPUs and ``ipc`` on one; between hosts ``nccl`` on GPUs and ``gloo`` on CPUs.
-    Any of these names: that one for all pairs."""
+    Any of these names, or ``filesystem``: that one for all pairs."""
+
+    directory: str | None = None
+    """Directory that trainers and engines share, through which ``filesystem`` goes; null: in the run directory."""
 
     timeout_s: float = 300.0
     """Deadline of each step of an update, and of joining."""

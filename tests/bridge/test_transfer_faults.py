@@ -280,6 +280,7 @@ def test_joining_ends_with_the_name_of_the_first_tensor_that_the_sides_differ_in
         places=(here(CPU), here(CPU)),
         device=CPU,
         secret="secret",
+        directory=None,
         timeout_s=1.0,
         verify=True,
         generation=1,

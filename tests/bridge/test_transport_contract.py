@@ -78,7 +78,7 @@ DEVICES = {"nccl": TWO_GPUS, "peer": TWO_GPUS, "ipc": ONE_GPU}
 ON_GPUS = [pytest.param(name, marks=pytest.mark.gpu) for name in DEVICES]
 
 
-@pytest.fixture(scope="module", params=["gloo", "shm", *ON_GPUS])
+@pytest.fixture(scope="module", params=["gloo", "shm", "filesystem", *ON_GPUS])
 def ends(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ends]:
     """Processes that live as long as the tests of one transport need them."""
     devices = DEVICES.get(request.param, ("cpu", "cpu"))

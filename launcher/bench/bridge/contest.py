@@ -6,10 +6,12 @@ import argparse
 import os
 import random
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import distributed as dist
@@ -31,16 +33,21 @@ def contest(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=TIMEOUT)
     try:
-        stage = _stage(options)
-        results = _measure(stage, _ways(stage, options.only), options.repeats, random.Random(options.seed))
-        if stage.is_sender:
-            report(results, options, sum(t.numel() * t.element_size() for t in stage.tensors.values()))
-        stage.barrier()
+        with tempfile.TemporaryDirectory(prefix="launcher-bench-") as directory:
+            _contest(options, directory)
     finally:
         dist.destroy_process_group()
 
 
-def _stage(options: argparse.Namespace) -> Stage:
+def _contest(options: argparse.Namespace, directory: str) -> None:
+    stage = _stage(options, directory)
+    results = _measure(stage, _ways(stage, options.only), options.repeats, random.Random(options.seed))
+    if stage.is_sender:
+        report(results, options, sum(t.numel() * t.element_size() for t in stage.tensors.values()))
+    stage.barrier()
+
+
+def _stage(options: argparse.Namespace, directory: str) -> Stage:
     rank, size = dist.get_rank(), dist.get_world_size()
     device = torch.device("cpu")
     if options.device == "cuda":
@@ -48,7 +55,8 @@ def _stage(options: argparse.Namespace) -> Stage:
         torch.cuda.set_device(device)
     served = serve_store(os.environ["MASTER_ADDR"], TIMEOUT.total_seconds()) if rank == 0 else None
     ranks = Ranks(os.environ["MASTER_ADDR"], TIMEOUT.total_seconds())
-    address: str = ranks.share(served[1] if served is not None else None)
+    words: list[str] = ranks.share([served[1], directory] if served is not None else None)
+    address, shared = words
     host, _, port = address.rpartition(":")
     store = served[0] if served is not None else dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False)
     group = init_process_group(
@@ -68,6 +76,7 @@ def _stage(options: argparse.Namespace) -> Stage:
         group=group,
         ranks=ranks,
         store=address,
+        directory=Path(shared),
         model=model,
         tensors={
             spec.name: weight(spec, device) if rank == 0 else weight(spec, device).zero_() for spec in model.tensors()

@@ -32,7 +32,12 @@ class Ours(Way):
         self._version = 0
         self._digests = torch.zeros(stage.world_size - 1, dtype=torch.int64)
         meeting = Meeting(
-            group=self.name, secret="measured", store=stage.store, address="127.0.0.1", timeout_s=TIMEOUT_S
+            group=self.name,
+            secret="measured",
+            store=stage.store,
+            directory=stage.directory,
+            address="127.0.0.1",
+            timeout_s=TIMEOUT_S,
         )
         workers = range(stage.world_size - 1)
         if stage.is_sender:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ class Stage:
     ranks: Ranks
     store: str
     """``host:port`` of a store."""
+
+    directory: Path
+    """That all ranks share."""
 
     model: Model
     tensors: dict[str, torch.Tensor]

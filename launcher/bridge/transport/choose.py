@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 AUTO = "auto"
-ON_HOST_MEMORY = frozenset({"gloo", "shm"})
+ON_HOST_MEMORY = frozenset({"gloo", "shm", "filesystem"})
 """Transports whose messages lie in host memory; a GPU's tensors are copied there and from there while packing."""
 
 ON_GPU_MEMORY = frozenset({"nccl", "peer", "ipc"})

@@ -63,6 +63,10 @@ def _sender(name: str, meeting: Meeting, pair: Pair, largest: int, device: torch
             from launcher.bridge.transport import shm
 
             return shm.connect_sender(meeting, pair, largest)
+        case "filesystem":
+            from launcher.bridge.transport import filesystem
+
+            return filesystem.connect_sender(meeting, pair)
         case "peer" | "ipc":
             from launcher.bridge.transport import device as gpus
 
@@ -84,6 +88,10 @@ def _receiver(name: str, meeting: Meeting, pair: Pair, device: torch.device) -> 
             from launcher.bridge.transport import shm
 
             return shm.connect_receiver(meeting, pair)
+        case "filesystem":
+            from launcher.bridge.transport import filesystem
+
+            return filesystem.connect_receiver(meeting, pair)
         case "peer" | "ipc":
             from launcher.bridge.transport import device as gpus
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,6 +99,7 @@ class BridgeWorker:
                 group=request["group"],
                 secret=request["secret"],
                 store=request["store"],
+                directory=None if request["directory"] is None else Path(request["directory"]),
                 address=os.environ.get("LAUNCHER_ADDRESS"),
                 timeout_s=float(request["timeout_s"]),
             ),

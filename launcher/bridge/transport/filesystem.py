@@ -1,0 +1,266 @@
+"""``filesystem``: a safetensors file for each message, in a directory that both sides share.
+
+For trainers and engines between which there is nothing but HTTP and a shared directory: the engines are told over HTTP
+that a version comes, and take its files as they appear. A file appears whole, holds a digest of its bytes, and is
+removed as soon as it has been read; a wire's directory goes with the wire.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launcher.bridge.reshard.digest import digest
+from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire, Transfer
+from launcher.bridge.transport.buffers import Buffers
+from launcher.errors import BridgeError, RendezvousTimeout, TransferError
+
+HELLO, ANSWER = "hello.json", "answer.json"
+POLL_S = 0.002
+LONGEST_POLL_S = 0.1
+LOOK_AGAIN_S = 1.0
+"""Between two ways of asking; see :func:`_look_again`."""
+
+ALIGNMENT = 16
+LARGEST_HEADER = 1 << 16
+LEFT = "failed: this end has left."
+
+
+class FileSender(SendWire):
+    """The sending end. A message has gone once its file is there: files wait for a receiver that is slow."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._buffers = Buffers(torch.device("cpu"))
+        self._posted = 0
+
+    def buffer(self, nbytes: int, deadline: float) -> torch.Tensor:
+        return self._buffers.take(nbytes)
+
+    def post_send(self, buffer: torch.Tensor) -> Transfer:
+        if self._buffers.cleared:
+            raise TransferError(LEFT)
+        try:
+            write(_file(self._directory, self._posted), buffer)
+        except OSError as error:
+            raise TransferError(f"failed: {error}.") from error
+        self._posted += 1
+        return _Written(self._buffers, buffer)
+
+    def abort(self) -> None:
+        self._buffers.clear()
+        _remove(self._directory)
+
+
+class _Written(Transfer):
+    def __init__(self, buffers: Buffers, buffer: torch.Tensor) -> None:
+        self._buffers = buffers
+        self._buffer = buffer
+
+    def poll(self, deadline: float) -> torch.Tensor:
+        self._buffers.give(self._buffer)
+        return self._buffer
+
+
+class FileReceiver(RecvWire):
+    """The receiving end."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._buffers = Buffers(torch.device("cpu"))
+        self._posted = 0
+
+    def post_recv(self, nbytes: int) -> Transfer:
+        if self._buffers.cleared:
+            raise TransferError(LEFT)
+        self._posted += 1
+        return _Awaited(_file(self._directory, self._posted - 1), nbytes, self._buffers)
+
+    def abort(self) -> None:
+        self._buffers.clear()
+        _remove(self._directory)
+
+
+class _Awaited(Transfer):
+    def __init__(self, path: Path, nbytes: int, buffers: Buffers) -> None:
+        self._path = path
+        self._nbytes = nbytes
+        self._buffers = buffers
+        self._buffer: torch.Tensor | None = None
+
+    def poll(self, deadline: float) -> torch.Tensor:
+        _await(self._path, deadline, lambda: self._buffers.cleared)
+        buffer = self._buffers.take(self._nbytes)
+        try:
+            read(self._path, buffer)
+        except OSError as error:
+            raise TransferError(f"failed: {error}.") from error
+        self._buffer = buffer
+        return buffer
+
+    def release(self) -> None:
+        self._path.unlink(missing_ok=True)
+        if self._buffer is not None:
+            self._buffers.give(self._buffer)
+
+
+def connect_sender(meeting: Meeting, pair: Pair) -> SendWire:
+    """Waits until the receiver answers in the same directory.
+
+    Raises:
+        RendezvousTimeout: it does not.
+    """
+    directory, deadline = _directory(meeting, pair), time.monotonic() + meeting.timeout_s
+    nonce = secrets.token_hex(16)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _say(directory / HELLO, {"nonce": nonce, "proof": _proof(meeting, pair, f"sender {nonce}")})
+        words = _hear(directory / ANSWER, deadline)
+        _check(words, meeting, pair, f"receiver {nonce}")
+        for name in (HELLO, ANSWER):
+            (directory / name).unlink(missing_ok=True)
+    except (OSError, TransferError, BridgeError) as error:
+        _remove(directory)
+        raise _nobody(meeting, pair, error) from error
+    return FileSender(directory)
+
+
+def connect_receiver(meeting: Meeting, pair: Pair) -> RecvWire:
+    """Waits until the sender says something in the directory.
+
+    Raises:
+        RendezvousTimeout: it does not.
+    """
+    directory, deadline = _directory(meeting, pair), time.monotonic() + meeting.timeout_s
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        words = _hear(directory / HELLO, deadline)
+        nonce = str(words["nonce"])
+        _check(words, meeting, pair, f"sender {nonce}")
+        _say(directory / ANSWER, {"proof": _proof(meeting, pair, f"receiver {nonce}")})
+    except (OSError, TransferError, BridgeError) as error:
+        _remove(directory)
+        raise _nobody(meeting, pair, error) from error
+    return FileReceiver(directory)
+
+
+def write(path: Path, message: torch.Tensor) -> None:
+    """Writes a message as a safetensors file with one tensor, ``message``; it appears whole or not at all.
+
+    Args:
+        message: uint8, shape (bytes,).
+    """
+    header = {
+        "__metadata__": {"digest": f"{digest(message):016x}"},
+        "message": {"dtype": "U8", "shape": [message.numel()], "data_offsets": [0, message.numel()]},
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    hidden = path.with_name(f".{path.name}")
+    with hidden.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(message.numpy().data)
+    hidden.replace(path)
+
+
+def read(path: Path, message: torch.Tensor) -> None:
+    """Reads such a file.
+
+    Args:
+        message: uint8, shape (bytes,): where the bytes go.
+
+    Raises:
+        TransferError: it is not that long, or its bytes are not those of its digest.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(size, LARGEST_HEADER)))
+            shape, wanted = header["message"]["shape"], header["__metadata__"]["digest"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise TransferError(f"failed: {path} is damaged.") from error
+        if shape != [message.numel()]:
+            raise TransferError(f"failed: {path} holds {shape} bytes, not {message.numel()}.")
+        count = file.readinto(message.numpy().data)
+    if count != message.numel() or f"{digest(message):016x}" != wanted:
+        raise TransferError(f"failed: {path} is damaged.")
+
+
+def _await(path: Path, deadline: float, is_over: Callable[[], bool]) -> None:
+    pause, looked = POLL_S, time.monotonic()
+    while not path.exists():
+        now = time.monotonic()
+        if is_over():
+            raise TransferError(LEFT)
+        if not path.parent.exists():
+            raise TransferError("failed: the other end is gone.")
+        if now > deadline:
+            raise TransferError("did not complete within its deadline.")
+        if now > looked + LOOK_AGAIN_S:
+            _look_again(path.parent)
+            looked = now
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_POLL_S)
+
+
+def _look_again(directory: Path) -> None:
+    """A network filesystem may remember for half a minute that a file is not there, unless the directory changes."""
+    probe = directory / f".look-{os.getpid()}"
+    with contextlib.suppress(OSError):
+        probe.touch()
+        probe.unlink()
+
+
+def _file(directory: Path, number: int) -> Path:
+    return directory / f"{number:09}.safetensors"
+
+
+def _directory(meeting: Meeting, pair: Pair) -> Path:
+    if meeting.directory is None:
+        raise BridgeError("`bridge.transport` (filesystem) needs `bridge.directory`, which both sides share.")
+    return meeting.directory / meeting.group / str(pair)
+
+
+def _remove(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    with contextlib.suppress(OSError):  # Others of the group are still there, or have done it.
+        directory.parent.rmdir()
+
+
+def _say(path: Path, words: dict[str, Any]) -> None:
+    hidden = path.with_name(f".{path.name}")
+    hidden.write_text(json.dumps(words))
+    hidden.replace(path)
+
+
+def _hear(path: Path, deadline: float) -> dict[str, Any]:
+    _await(path, deadline, lambda: False)
+    words: dict[str, Any] = json.loads(path.read_text())
+    return words
+
+
+def _proof(meeting: Meeting, pair: Pair, text: str) -> str:
+    return hmac.new(meeting.secret.encode(), f"{meeting.group}/{pair} {text}".encode(), hashlib.sha256).hexdigest()
+
+
+def _check(words: dict[str, Any], meeting: Meeting, pair: Pair, text: str) -> None:
+    if not hmac.compare_digest(str(words.get("proof")), _proof(meeting, pair, text)):
+        raise BridgeError(f"Somebody else is at the wire {pair} of {meeting.group}.")
+
+
+def _nobody(meeting: Meeting, pair: Pair, error: Exception) -> RendezvousTimeout:
+    return RendezvousTimeout(
+        f"Trainer rank {pair.sender} and worker {pair.receiver} did not meet in {meeting.directory} within"
+        f" {meeting.timeout_s:g} s: {error}"
+    )
