@@ -54,7 +54,8 @@ def run(config: Config) -> int:
         template = sbatch_templates_dir() / "plain.sbatch"
         path = directory.new_run_dir(config)
         create(config, path, take_code(config))
-        print(f"run directory {path}\nnext:\n  sbatch --nodes={config.layout.nodes} {template} {path}", flush=True)
+        nodes = config.layout.nodes + config.layout.spares
+        print(f"run directory {path}\nnext:\n  sbatch --nodes={nodes} {template} {path}", flush=True)
         return 0
     if config.cluster.kind != "local" and not config.cluster.wait:
         path, job = _submit(config, cluster)

@@ -60,7 +60,7 @@ def create(config: Config, layout: Layout, taken: Taken | None = None, run_dir: 
             "time": time.time(),
             "cluster": config.cluster.kind,
             "run_dir": str(run_dir),
-            "nodes": config.layout.nodes,
+            "nodes": config.layout.nodes + config.layout.spares,
         }
         write_atomically(run_dir / SUBMISSION, submission)
     return run_dir

@@ -17,6 +17,7 @@ from launcher.agent.context import NodeContext
 from launcher.agent.environment import SCRATCH_VARIABLE
 from launcher.agent.exit_file import node_0_has_ended
 from launcher.agent.node import NodeEnvironment, check_allocation, node_environment, own_address
+from launcher.agent.outbox import Outbox
 from launcher.agent.stop_request import StopRequest
 from launcher.agent.supervisor import Supervisor
 from launcher.caches.keeper import keeper_of
@@ -85,7 +86,8 @@ def run(run_dir: Path, stop: StopRequest, guard: int) -> int:
         context = NodeContext(
             config=config,
             layout=layout,
-            node=layout.nodes[node.node_rank],
+            node_rank=node.node_rank,
+            hostname=node.hostname,
             run_dir=run_dir,
             attempt=node.attempt,
             address=address,
@@ -104,7 +106,9 @@ def run(run_dir: Path, stop: StopRequest, guard: int) -> int:
         beats.start()
         cleanup.callback(beats.close)
         os.environ.update(caches.environment())
-        Supervisor(context, client, beats).supervise(stop, POLL_S)
+        outbox = Outbox(ControlClient(control, token))
+        cleanup.callback(outbox.close)
+        Supervisor(context, outbox, beats).supervise(stop, POLL_S)
         return _conclude(client, began) if node.node_rank == 0 else 0
 
 
@@ -130,9 +134,11 @@ def _serve_control(
         events.append,
         start_timeout_s=config.start_timeout_s,
         lease_timeout_s=config.lease_timeout_s,
-        gate=None if config.preflight.action == "off" else Gate([n.hostname for n in layout.nodes]),
+        gate=None if config.preflight.action == "off" else Gate([n.hostname for n in layout.everybody]),
         check_timeout_s=2 * config.preflight.timeout_s + config.lease_timeout_s,
         bad_nodes_fail=config.preflight.action == "fail",
+        restart=config.restart,
+        min_replicas=config.inference.min_replicas,
     )
     cleanup.callback(lambda: remember(state.bad_nodes, config.preflight, run_dir))
     state.emit(
@@ -140,6 +146,7 @@ def _serve_control(
         attempt=node.attempt,
         job_id=node.job_id,
         nodes=len(layout.nodes),
+        spares=len(layout.spares),
         trainer_nodes=len(layout.trainer_nodes),
         inference_nodes=len(layout.inference_nodes),
         world_size=layout.world_size,
@@ -158,7 +165,7 @@ def _site(context: NodeContext, node: NodeEnvironment) -> Site:
     return Site(
         config=context.config,
         layout=context.layout,
-        node=context.node,
+        node=context.layout.everybody[context.node_rank],
         run_dir=context.run_dir,
         attempt_dir=context.attempt_dir,
         model_path=context.model_path if context.config.model.path else None,

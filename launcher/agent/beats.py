@@ -1,4 +1,4 @@
-"""The agent's heartbeat: renews its lease and learns the run's phase, from a thread with a connection of its own."""
+"""The agent's heartbeat: renews its lease and learns what it is to do, from a thread with a connection of its own."""
 
 from __future__ import annotations
 
@@ -7,30 +7,44 @@ import time
 from typing import Any
 
 from launcher.control.client import ControlClient
-from launcher.control.state import Phase
+from launcher.control.orders import Orders
+from launcher.control.phase import Phase
 from launcher.errors import ControlError
 
 BEAT_S = 1.0
+ANSWER_S = 2.0
+"""Longest wait for an answer that is due; after that a new connection is tried, which finds a healed network sooner."""
 
 
 class Beats:
-    """Keeps :attr:`phase` up to date. A change of phase arrives at once, not at the next beat."""
+    """Keeps :attr:`phase` and :attr:`orders` up to date. A change arrives at once, not at the next beat."""
 
     def __init__(self, client: ControlClient, node_rank: int, lease_timeout_s: float) -> None:
         self.phase = Phase.STARTING
+        self.orders = Orders()
         self.failure: dict[str, Any] | None = None
-        self.lost: str | None = None
-        """Why the control service counts as gone; None while it answers."""
-
+        self._error = ""
         self._client = client
         self._node_rank = node_rank
         self._lease_timeout_s = lease_timeout_s
+        self._answered = time.monotonic()
         self._stop = threading.Event()
         self._news = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="beats", daemon=True)
 
+    @property
+    def lost(self) -> str | None:
+        """Why the control service counts as gone; None while this node's lease lasts.
+
+        The lease is counted from when an answered request was sent, so that it runs out here before it does there.
+        """
+        if time.monotonic() - self._answered <= self._lease_timeout_s:
+            return None
+        return self._error or f"no answer within `lease_timeout_s` ({self._lease_timeout_s:g})"
+
     def start(self) -> None:
         """Starts beating."""
+        self._answered = time.monotonic()
         self._thread.start()
 
     def wait_past(self, phase: Phase) -> Phase:
@@ -48,26 +62,25 @@ class Beats:
         self._client.close()
 
     def _run(self) -> None:
-        answered = time.monotonic()
         while not self._stop.is_set():
+            sent = time.monotonic()
             try:
                 reply = self._client.call(
                     "beat",
                     node_rank=self._node_rank,
                     phase=self.phase.value,
+                    revision=self.orders.revision,
                     wait_s=BEAT_S,
-                    timeout_s=self._lease_timeout_s,
+                    timeout_s=BEAT_S + ANSWER_S,
                 )
             except ControlError as error:
-                if time.monotonic() - answered > self._lease_timeout_s:
-                    with self._news:
-                        self.lost = str(error)
-                        self._news.notify_all()
-                    return
+                self._error = str(error)
                 self._stop.wait(BEAT_S / 4)
                 continue
-            answered = time.monotonic()
+            self._answered = sent
             self.failure = reply["failure"]
+            if "orders" in reply:
+                self.orders = Orders.from_json(reply["orders"])
             with self._news:
                 self.phase = Phase(reply["phase"])
                 self._news.notify_all()

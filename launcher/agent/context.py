@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.schema import Config
-from launcher.layout import Layout, Node
+from launcher.layout import Layout
 from launcher.run_dir import attempt_dir, model_path
 
 
@@ -16,7 +16,10 @@ class NodeContext:
 
     config: Config
     layout: Layout
-    node: Node
+    node_rank: int
+    """Index of this node in the nodelist; which place of the layout it holds, the orders say."""
+
+    hostname: str
     run_dir: Path
     attempt: int
     address: str

@@ -29,6 +29,7 @@ def worker_environment(context: NodeContext, process: Process, runtime: Mapping[
         **inherited,
         **context.config.cluster.env,
         **process.env,
+        "LAUNCHER_HOSTNAME": context.hostname,
         "LAUNCHER_RUN_DIR": str(context.run_dir),
         "LAUNCHER_ATTEMPT": str(context.attempt),
         "LAUNCHER_ATTEMPT_DIR": str(context.attempt_dir),

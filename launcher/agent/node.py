@@ -67,12 +67,14 @@ def check_allocation(node: NodeEnvironment, layout: LayoutConfig) -> None:
     Raises:
         AllocationError: a wrong number of nodes, or too few GPUs here.
     """
-    given = len(node.hostnames)
-    if given != layout.nodes:
+    given, wanted = len(node.hostnames), layout.nodes + layout.spares
+    if given != wanted:
         names = ", ".join(node.hostnames[:8]) + (", ..." if given > 8 else "")
+        spares = f" and `layout.spares` is {layout.spares}" if layout.spares else ""
         raise AllocationError(
             f"The allocation has {given} {'node' if given == 1 else 'nodes'} ({names}), but `layout.nodes` is"
-            f" {layout.nodes}. HINT: set `layout.nodes={given}`, or ask SLURM for {layout.nodes} nodes."
+            f" {layout.nodes}{spares}. HINT: set `layout.nodes={given - layout.spares}`, or ask SLURM for {wanted}"
+            " nodes."
         )
     if layout.device == "cuda" and node.gpus is not None and node.gpus < layout.gpus_per_node:
         raise AllocationError(

@@ -18,7 +18,7 @@ CALL_TIMEOUT_S = 3.0
 
 
 def report_failure(run_dir: Path, message: str, exit_code: int, **fields: Any) -> int:
-    """Tells the run that this node has failed and is gone; later than a first failure it changes nothing.
+    """Tells the run that this node is lost and gone; what follows from it, the run decides.
 
     Returns:
         The exit code of the node: 0 if node 0 knows, because node 0 answers for the run; ``exit_code`` otherwise.
@@ -33,7 +33,7 @@ def report_failure(run_dir: Path, message: str, exit_code: int, **fields: Any) -
         address = json.loads((directory / CONTROL).read_text())["control"]
         client = ControlClient(address, token_from_environment())
         told = {**failure, "launcher_exit_code": exit_code}
-        client.call("fail", timeout_s=CALL_TIMEOUT_S, failure=told)
+        client.call("lost", timeout_s=CALL_TIMEOUT_S, node_rank=node.node_rank, failure=told)
         client.call("gone", timeout_s=CALL_TIMEOUT_S, node_rank=node.node_rank)
         client.close()
     except (OSError, LauncherError):

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -40,14 +41,43 @@ def descendants(root: int) -> list[int]:
     return found
 
 
-def has_other_members(group: int) -> bool:
-    """True if a process group has living members beside its leader."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """One process at one moment."""
+
+    pid: int
+    parent: int
+    group: int
+    state: str
+    """``R``, ``S``, ``T`` for stopped, ... (``proc_pid_stat(5)``); never ``Z``."""
+
+    born: int
+    """When it started, in the kernel's ticks: with the number, it names one process for good."""
+
+
+def look_around() -> dict[int, Look]:
+    """Every process of this machine that is not a zombie, by its number."""
+    found: dict[int, Look] = {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != group and (fields := _stat(entry)) is not None:
-            state, _, its_group = fields[:3]
-            if int(its_group) == group and state != "Z":
-                return True
-    return False
+        if entry.name.isdigit() and (fields := _stat(entry)) is not None and fields[0] != "Z":
+            pid = int(entry.name)
+            found[pid] = Look(
+                pid=pid, state=fields[0], parent=int(fields[1]), group=int(fields[2]), born=int(fields[19])
+            )
+    return found
+
+
+def members(group: int) -> list[int]:
+    """The living members of a process group beside its leader."""
+    return [look.pid for look in look_around().values() if look.group == group and look.pid != group]
+
+
+def is_resource_tracker(pid: int) -> bool:
+    """Whether a process is Python's resource tracker, which removes shared memory when those who made it have ended."""
+    try:
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def end_descendants(grace_s: float, deadline_s: float = 10.0) -> list[int]:

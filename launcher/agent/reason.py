@@ -19,13 +19,14 @@ _VICTIM = re.compile(r"See root cause above|See stack trace \(above\)|CancelledE
 _NOISE = re.compile(r"resource_tracker|warnings\.warn|Warning: |^\s*\^+\s*$|errors\.pydantic\.dev")
 
 
-def reason(log: Path, error_file: Path, *, is_exit: bool) -> str | None:
+def reason(log: Path, error_file: Path, *, is_exit: bool, begin: int = 0) -> str | None:
     """In one line: the exception that torch's ``@record`` left, else the last one in the log, else its last line.
 
     Args:
+        begin: the byte of the log at which this start of the process begins.
         is_exit: the process ended by itself. The last line of one that was killed says what it did, not why it ended.
     """
-    lines = _recorded(error_file) or _last_lines(log)
+    lines = _recorded(error_file) or _last_lines(log, begin)
     exceptions = [index for index, line in enumerate(lines) if _EXCEPTION.match(line) and not _VICTIM.search(line)]
     if exceptions:
         return _shortened(_exception(lines, exceptions[-1]))
@@ -41,10 +42,10 @@ def _recorded(error_file: Path) -> list[str]:
         return []
 
 
-def _last_lines(log: Path) -> list[str]:
+def _last_lines(log: Path, begin: int) -> list[str]:
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - READ_BYTES))
+            file.seek(max(begin, log.stat().st_size - READ_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:
         return []

@@ -1,107 +1,91 @@
-"""Starts a node's processes, each as soon as what it needs to know is known."""
+"""Starts a node's processes, as its orders say, as soon as what they need to know is known."""
 
 from __future__ import annotations
 
 import logging
-import time
+from collections.abc import Mapping
 
 from launcher.agent.context import NodeContext
 from launcher.agent.environment import worker_environment
 from launcher.agent.reports import Reports
+from launcher.agent.unit import Unit
 from launcher.agent.worker import Worker
-from launcher.control.client import ControlClient
-from launcher.control.state import ALL_URLS, MODEL_READY, STORE, replica_key
+from launcher.control.orders import ReplicaOrder, TrainerOrder
+from launcher.control.values import STORE_HELPER
 from launcher.layout import Process, Role
 from launcher.ports import hold_free_port, port_of
 
 logger = logging.getLogger(__name__)
 
-LOOK_S = 0.5
-"""Pause between questions to the control service while something is still to be started."""
-
 MODEL_HELPER = "model"
 
 
 class Starter:
-    """Knows what is still to be started. Engines and trainers load side by side, so nothing waits longer than it must.
+    """Starts processes. Engines and trainers load side by side, so nothing waits longer than it must.
 
     Main thread only, like :class:`~launcher.agent.worker.Worker`.
     """
 
-    def __init__(self, context: NodeContext, client: ControlClient, reports: Reports) -> None:
+    def __init__(self, context: NodeContext, reports: Reports) -> None:
         self._context = context
-        self._client = client
         self._reports = reports
-        self._waiting = list(context.node.processes)
-        self._next_look = 0.0
-        self._has_helpers = False
+        self._masters_told: dict[int, int] = {}
 
-    def _start_helpers(self) -> list[Worker]:
-        """Node 0 only: the trainers' store, and what makes the tiny model if no model was given."""
+    def start_store(self, start: int) -> Worker:
+        """Node 0 only: the trainers' store."""
+        return self._start(self._helper(STORE_HELPER, "launcher.agent.store"), {}, start)
+
+    def start_model(self) -> Worker | None:
+        """Node 0 only: what makes the tiny model, if no model was given."""
         config = self._context.config
-        helpers = [self._start(self._helper("store", "launcher.agent.store"), {})]
         if config.model.path is not None:
             self._reports.model_ready(made=False)
-            return helpers
-        arguments = (str(self._context.model_path), "--seed", str(config.model.seed))
+            return None
         self._reports.model_begins()
-        return [*helpers, self._start(self._helper(MODEL_HELPER, "launcher.grpo.tiny_model", *arguments), {})]
+        arguments = (str(self._context.model_path), "--seed", str(config.model.seed))
+        return self._start(self._helper(MODEL_HELPER, "launcher.grpo.tiny_model", *arguments), {}, 0)
 
-    def start_ready(self, *, all_nodes_up: bool) -> list[Worker]:
-        """Starts what can be started now; often nothing."""
-        started: list[Worker] = []
-        if not self._has_helpers:
-            self._has_helpers = True
-            started += self._start_helpers() if self._context.node.node_rank == 0 else []
-        if not self._waiting or time.monotonic() < self._next_look:
-            return started
-        self._next_look = time.monotonic() + LOOK_S
-        for process in list(self._waiting):
-            if process.role is Role.INFERENCE:
-                runtime = self._engine_runtime(process)
-            else:
-                runtime = self._trainer_runtime() if all_nodes_up else None
-            if runtime is not None:
-                self._waiting.remove(process)
-                started.append(self._start(process, runtime))
-        return started
-
-    def _engine_runtime(self, process: Process) -> dict[str, str] | None:
-        """What an engine learns at run time; None while the head of its replica is not known."""
+    def start_engine(self, unit: Unit, order: ReplicaOrder) -> bool:
+        """Starts this node's part of a replica; False while the head of a replica over several nodes is not known."""
+        (process,) = unit.processes
         replica = self._context.layout.replicas[process.rank]
-        master = replica_key(replica.index, "master")
-        values = self._client.call("get", keys=[MODEL_READY, master])["values"]
-        if MODEL_READY not in values:
-            return None
-        runtime = {"LAUNCHER_PORT": str(replica.port)}
-        if len(replica.node_ranks) == 1:
-            return runtime
-        if master not in values:
-            if process.replica_rank > 0:
-                return None
-            # vLLM binds this port itself, so it can only be held until just before.
-            with hold_free_port(self._context.address) as sock:
-                values[master] = f"{self._context.address}:{port_of(sock)}"
-            self._client.put(master, values[master])
-        return {**runtime, "LAUNCHER_ENGINE_MASTER": values[master]}
+        runtime = {
+            "LAUNCHER_PORT": str(replica.port),
+            "LAUNCHER_GENERATION": str(order.start),
+            "LAUNCHER_AWAITS_WEIGHTS": str(int(order.awaits_weights)),
+        }
+        if len(replica.node_ranks) > 1:
+            if order.master is None:
+                if process.replica_rank == 0 and self._masters_told.get(replica.index) != order.start:
+                    self._masters_told[replica.index] = order.start
+                    # vLLM binds this port itself, so it can only be held until just before.
+                    with hold_free_port(self._context.address) as sock:
+                        address = f"{self._context.address}:{port_of(sock)}"
+                    self._reports.master(replica.index, order.start, address)
+                return False
+            runtime["LAUNCHER_ENGINE_MASTER"] = order.master
+        unit.started(order.start, [self._start(process, runtime, order.start)])
+        return True
 
-    def _trainer_runtime(self) -> dict[str, str] | None:
-        """What a trainer rank learns at run time; None while engines have not said where they listen."""
-        needed = [MODEL_READY, STORE, ALL_URLS]
-        values = self._client.call("get", keys=needed)["values"]
-        if len(values) < len(needed):
-            return None
-        host, _, port = values[STORE].rpartition(":")
-        return {
+    def start_trainers(self, unit: Unit, order: TrainerOrder) -> None:
+        """Starts this node's trainer ranks."""
+        assert order.store is not None
+        host, _, port = order.store.rpartition(":")
+        runtime = {
             "MASTER_ADDR": host,
             "MASTER_PORT": port,
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "TORCHELASTIC_RUN_ID": self._context.run_dir.name,
-            "LAUNCHER_INFERENCE_URLS": ",".join(values[ALL_URLS]),
+            # torch puts it before every key in the store: ranks of an earlier start are never met there.
+            "TORCHELASTIC_RESTART_COUNT": str(order.start),
+            "LAUNCHER_RESTART": str(order.start),
+            "LAUNCHER_INFERENCE_URLS": ",".join(order.urls),
         }
+        unit.started(order.start, [self._start(process, runtime, order.start) for process in unit.processes])
 
-    def _start(self, process: Process, runtime: dict[str, str]) -> Worker:
-        worker = Worker(process, worker_environment(self._context, process, runtime), self._context.log_dir)
+    def _start(self, process: Process, runtime: Mapping[str, str], start: int) -> Worker:
+        environ = worker_environment(self._context, process, runtime)
+        worker = Worker(process, environ, self._context.log_dir, start)
         logger.info("started %s, pid %d, log %s", process.name, worker.pid, worker.log)
         self._reports.started(worker)
         return worker
@@ -110,7 +94,7 @@ class Starter:
         return Process(
             name=name,
             role=Role.HELPER,
-            node_rank=self._context.node.node_rank,
+            node_rank=self._context.node_rank,
             local_rank=0,
             rank=0,
             replica_rank=0,

@@ -1,4 +1,4 @@
-"""Watches a node's processes and ends them; in this form any failure ends the whole run."""
+"""Makes a node run what its orders say, reports what happens, and leaves nothing behind when it is over."""
 
 from __future__ import annotations
 
@@ -9,136 +9,220 @@ import time
 
 from launcher.agent.beats import Beats
 from launcher.agent.context import NodeContext
+from launcher.agent.health import Health
+from launcher.agent.outbox import Outbox
 from launcher.agent.proctree import reap_adopted
-from launcher.agent.readiness import Readiness
 from launcher.agent.reports import Reports
 from launcher.agent.starter import MODEL_HELPER, Starter
 from launcher.agent.stop_request import StopRequest
+from launcher.agent.unit import Unit
+from launcher.agent.watch import Watch
 from launcher.agent.worker import Worker, stop
-from launcher.control.client import ControlClient
-from launcher.control.state import ENDED, Phase, replica_key
-from launcher.errors import ControlError, ProcessFailure
+from launcher.control.orders import Orders, ReplicaOrder, TrainerOrder
+from launcher.control.phase import ENDED, Phase
+from launcher.errors import ControlError
 from launcher.layout import Role
 
 logger = logging.getLogger(__name__)
+
+LAST_WORDS_S = 5.0
+"""Longest wait, after everything has ended here, until the run has been told."""
 
 
 class Supervisor:
     """One node's part of the run, as a loop over a few questions; each is answered quickly, so that none waits."""
 
-    def __init__(self, context: NodeContext, client: ControlClient, beats: Beats) -> None:
+    def __init__(self, context: NodeContext, outbox: Outbox, beats: Beats) -> None:
         self._context = context
         self._config = context.config
-        self._client = client
+        self._outbox = outbox
         self._beats = beats
-        self._reports = Reports(context, client)
-        self._starter = Starter(context, client, self._reports)
-        self._workers: list[Worker] = []
-        self._running: list[Worker] = []
-        self._readiness: dict[int, Readiness] = {}
-        self._ready: set[int] = set()
-        self._is_done = False
+        self._reports = Reports(context, outbox)
+        self._starter = Starter(context, self._reports)
+        self._watch = Watch()
+        self._helpers: list[Worker] = []
+        self._has_helpers = False
+        self._trainers: Unit | None = None
+        self._engines: dict[int, Unit] = {}
+        self._health: dict[int, Health] = {}
+        self._done: int | None = None
+        """The incarnation of the trainers whose good end has been told."""
 
     def supervise(self, request: StopRequest, poll_s: float) -> None:
         """Runs until the job has ended, well or badly; nothing that was started here is left then.
 
         Raises:
-            ControlError: node 0 fell silent.
+            ControlError: node 0 fell silent, or counts this node as lost.
         """
         has_asked = False
+        grace_s = self._config.stop_grace_s
         try:
             while True:
                 if request.signal is not None and not has_asked:
                     has_asked = True
                     self._ask_for_the_end(request.signal)
-                if self._beats.lost is not None:
-                    raise ControlError(f"Node 0 is lost: {self._beats.lost}")
-                phase = self._beats.phase
+                # Before anything is started: an agent that was stopped for long must not go on where it was.
+                if (lost := self._beats.lost) is not None:
+                    raise ControlError(f"Node 0 is lost: {lost}")
+                phase, orders = self._beats.phase, self._beats.orders
+                if orders.is_fenced:
+                    raise ControlError("The run counts this node as lost, and goes on without it.")
                 if phase in ENDED:
                     break
                 if phase is Phase.DRAINING:
                     self._drain()
                     break
-                try:
-                    if phase is Phase.RUNNING or self._config.preflight.action == "off":
-                        self._watch(self._starter.start_ready(all_nodes_up=phase is Phase.RUNNING))
-                    self._check_workers()
-                    self._check_engines()
-                except ProcessFailure as error:
-                    logger.error("%s", error)
-                    break
-                reap_adopted({worker.pid for worker in self._running})
+                if phase is Phase.RUNNING or self._config.preflight.action == "off":
+                    self._start_helpers()
+                    self._obey(orders)
+                self._check_helpers()
+                self._check_units()
+                self._check_engines()
+                self._check_stopped()
+                reap_adopted({worker.pid for worker in self._running()})
                 time.sleep(poll_s)
+        except ControlError:
+            # Others may have taken this node's place: what runs here must not go on beside them.
+            grace_s = 0.0
+            raise
         finally:
-            stop(self._workers, self._config.stop_grace_s)
-            for readiness in self._readiness.values():
-                readiness.close()
-        self._client.call("gone", node_rank=self._context.node.node_rank)
+            self._end_everything(grace_s)
+        self._outbox.send("gone", node_rank=self._context.node_rank)
+        self._outbox.flush(LAST_WORDS_S)
 
-    def _watch(self, started: list[Worker]) -> None:
-        self._workers += started
-        self._running += started
+    def _start_helpers(self) -> None:
+        """Node 0 only, once: the trainers' store, and what makes the model if none was given."""
+        if self._has_helpers or self._context.node_rank != 0:
+            return
+        self._has_helpers = True
+        self._helpers.append(self._starter.start_store(0))
+        if (model := self._starter.start_model()) is not None:
+            self._helpers.append(model)
 
     def _ask_for_the_end(self, signum: signal.Signals) -> None:
         if os.getppid() != self._context.guard:
             self._reports.guard_killed()
             return
         hint = ", time limit or preemption" if signum is signal.SIGUSR2 else ""
-        self._client.call("cancel", reason=f"{signum.name}{hint}")
+        self._reports.cancelled(f"{signum.name}{hint}")
 
-    def _check_workers(self) -> None:
-        """Notices every end. A trainer or a helper may end with 0; an engine may not end at all before the drain.
+    def _obey(self, orders: Orders) -> None:
+        """Ends what is of an earlier start, and starts what may be."""
+        if orders.place is None:
+            return
+        if self._trainers is None and not self._engines:
+            self._take_place(orders.place)
+        if (
+            self._trainers is not None
+            and orders.trainers is not None
+            and self._is_free(self._trainers, orders.trainers)
+        ):
+            self._starter.start_trainers(self._trainers, orders.trainers)
+        for index, unit in self._engines.items():
+            order = orders.replicas[index]
+            if unit.start != order.start and index in self._health:
+                self._health.pop(index).close()
+            if self._is_free(unit, order):
+                self._starter.start_engine(unit, order)
 
-        Raises:
-            ProcessFailure: a worker ended badly; the run has been told.
-        """
-        for worker in list(self._running):
-            code = worker.poll()
-            if code is None:
+    def _take_place(self, place: int) -> None:
+        processes = self._context.layout.nodes[place].processes
+        trainers = [process for process in processes if process.role is Role.TRAINER]
+        self._trainers = Unit(Role.TRAINER, trainers) if trainers else None
+        for process in processes:
+            if process.role is Role.INFERENCE:
+                self._engines[process.rank] = Unit(Role.INFERENCE, [process])
+
+    def _is_free(self, unit: Unit, order: TrainerOrder | ReplicaOrder) -> bool:
+        """Whether a unit can be started anew; an earlier start of it is asked to end."""
+        if unit.start == order.start:
+            return False
+        if unit.running:
+            unit.stop(self._config.stop_grace_s)
+            return False
+        return order.runs
+
+    def _check_helpers(self) -> None:
+        for worker in list(self._helpers):
+            if worker.poll() is None:
                 continue
-            self._running.remove(worker)
+            self._helpers.remove(worker)
             self._reports.ended(worker)
-            if code != 0 or worker.process.role is Role.INFERENCE:
-                raise self._reports.ended_badly(worker)
-            if worker.process.name == MODEL_HELPER:
+            if worker.process.name == MODEL_HELPER and worker.poll() == 0:
                 self._reports.model_ready(made=True)
-        if not self._is_done and self._trainers_have_ended():
-            self._is_done = True
-            self._client.call("done", node_rank=self._context.node.node_rank)
+                continue
+            logger.error("%s", self._reports.ended_badly(worker))
+            if worker.process.name != MODEL_HELPER:
+                self._helpers.append(self._starter.start_store(worker.start + 1))
 
-    def _trainers_have_ended(self) -> bool:
-        planned = [process for process in self._context.node.processes if process.role is Role.TRAINER]
-        started = [worker for worker in self._workers if worker.process.role is Role.TRAINER]
-        return bool(planned) and len(started) == len(planned) and not set(started) & set(self._running)
+    def _check_units(self) -> None:
+        """Notices every end. A trainer may end with 0; an engine may not end at all before the drain."""
+        for unit in self._units():
+            was_stopping = unit.is_stopping
+            for worker in unit.advance():
+                self._reports.ended(worker)
+                self._watch.ended(worker)
+                if not was_stopping and (worker.poll() != 0 or unit.role is Role.INFERENCE):
+                    logger.error("%s", self._reports.ended_badly(worker))
+        trainers = self._trainers
+        if trainers is not None and self._done != trainers.start and trainers.has_ended_well:
+            self._done = trainers.start
+            assert trainers.start is not None
+            self._reports.done(trainers.start)
 
     def _check_engines(self) -> None:
-        """Follows engines that are starting.
+        """Follows the engines whose HTTP server is on this node."""
+        inference, restart = self._config.inference, self._config.restart
+        for index, unit in self._engines.items():
+            order = self._beats.orders.replicas.get(index)
+            if order is None or unit.is_stopping or unit.start != order.start:
+                continue
+            for worker in unit.running:
+                if worker.process.replica_rank != 0:
+                    continue
+                health = self._health.get(index)
+                if health is None and order.url is not None:
+                    health = self._health[index] = Health(order.url)
+                if health is not None and health.is_ready:
+                    if not unit.is_ready:
+                        unit.is_ready = True
+                        self._reports.engine_ready(worker, health.url)
+                    if health.silent_s() > restart.engine_hang_s:
+                        logger.error("%s", self._reports.hangs(worker, health.silent_s()))
+                        unit.stop(0.0)
+                elif worker.age_s() > inference.ready_timeout_s:
+                    logger.error("%s", self._reports.not_ready(worker, inference.ready_timeout_s))
+                    unit.stop(0.0)
 
-        Raises:
-            EngineTimeout: one is not ready within ``inference.ready_timeout_s``; the run has been told.
-        """
-        timeout_s = self._config.inference.ready_timeout_s
-        for worker in self._running:
-            process = worker.process
-            if process.role is not Role.INFERENCE or process.replica_rank != 0 or process.rank in self._ready:
-                continue
-            readiness = self._readiness.get(process.rank)
-            if readiness is None:
-                key = replica_key(process.rank, "url")
-                if (url := self._client.call("get", keys=[key])["values"].get(key)) is not None:
-                    self._readiness[process.rank] = Readiness(url)
-            elif readiness.is_ready:
-                self._ready.add(process.rank)
-                self._reports.engine_ready(worker, readiness.url)
-                continue
-            if worker.age_s() > timeout_s:
-                raise self._reports.not_ready(worker, timeout_s)
+    def _check_stopped(self) -> None:
+        stopped_s = self._config.restart.stopped_s
+        for worker in self._watch.look(self._running(), stopped_s):
+            unit = next((unit for unit in self._units() if worker in unit.running), None)
+            if unit is None:
+                worker.kill()  # a helper, whose end is noticed
+            elif not unit.is_stopping:
+                logger.error("%s", self._reports.stopped(worker, stopped_s))
+                unit.stop(0.0)
 
     def _drain(self) -> None:
         """The trainer is done: engines end first and by themselves, so that nothing of theirs is cut off."""
-        engines = [worker for worker in self._running if worker.process.role is Role.INFERENCE]
+        engines = [worker for unit in self._engines.values() for worker in unit.running]
         if engines:
             logger.info("the trainer is done; stopping %d engine processes", len(engines))
         stop(engines, self._config.inference.drain_timeout_s)
         for worker in engines:
             self._reports.ended(worker)
+
+    def _end_everything(self, grace_s: float) -> None:
+        workers = [*(worker for unit in self._units() for worker in unit.running), *self._helpers]
+        stop(workers, grace_s)
+        for worker in workers:
+            self._watch.ended(worker)
+        for health in self._health.values():
+            health.close()
+
+    def _units(self) -> list[Unit]:
+        return [*([] if self._trainers is None else [self._trainers]), *self._engines.values()]
+
+    def _running(self) -> list[Worker]:
+        return [*(worker for unit in self._units() for worker in unit.running), *self._helpers]

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from launcher.agent.proctree import has_other_members
+from launcher.agent.proctree import is_resource_tracker, members
 from launcher.layout.model import Process
 
 TAIL_LINES = 20
@@ -36,12 +36,17 @@ class Worker:
         process: what to run.
         environ: the complete environment of the process.
         log_dir: where ``NAME.log`` is written; appended to, if it exists.
+        start: how often it has been started before.
     """
 
-    def __init__(self, process: Process, environ: Mapping[str, str], log_dir: Path) -> None:
+    def __init__(self, process: Process, environ: Mapping[str, str], log_dir: Path, start: int = 0) -> None:
         self.process = process
+        self.start = start
         self.log = log_dir / f"{process.name}.log"
         self.error_file = log_dir / f"{process.name}.error.json"
+        # Of an earlier start of the same process.
+        self.error_file.unlink(missing_ok=True)
+        self.log_start = self.log.stat().st_size if self.log.exists() else 0
         program = sys.executable if process.argv[0] == "python" else process.argv[0]
         with self.log.open("ab") as log:
             self._popen = subprocess.Popen(
@@ -69,7 +74,7 @@ class Worker:
         if self._popen.returncode is None and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             self._ended = self._ended or time.monotonic()
             # Python's resource tracker, for one, removes its parent's shared memory after the parent's end.
-            if time.monotonic() - self._ended < GROUP_GRACE_S and has_other_members(self.pid):
+            if time.monotonic() - self._ended < GROUP_GRACE_S and members(self.pid):
                 return None
             # Before it is reaped: from then on its number may become another process's.
             self._kill_group()
@@ -82,8 +87,15 @@ class Worker:
             self._popen.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Ends the whole process group, if it has not ended."""
+        """Ends the whole process group, if it has not ended; those who clean up after the others come last."""
         if self.poll() is None:
+            for pid in [*members(self.pid), self.pid]:
+                if not is_resource_tracker(pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + GROUP_GRACE_S
+            while time.monotonic() < deadline and self.poll() is None:
+                time.sleep(0.02)
             self._kill_group()
             with contextlib.suppress(subprocess.TimeoutExpired):  # the guard names what cannot be ended
                 self._popen.wait(timeout=KILL_TIMEOUT_S)
@@ -102,11 +114,11 @@ class Worker:
         return f"exit code {code}"
 
 
-def tail(path: Path, lines: int = TAIL_LINES) -> list[str]:
-    """The last lines of a log, without reading more than its end."""
+def tail(path: Path, lines: int = TAIL_LINES, *, begin: int = 0) -> list[str]:
+    """The last lines of a log, without reading more than its end, and nothing before the byte ``begin``."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 65536))
+            file.seek(max(begin, path.stat().st_size - 65536))
             return [line.decode(errors="replace").rstrip() for line in deque(file, maxlen=lines)]
     except OSError:
         return []

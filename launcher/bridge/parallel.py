@@ -13,15 +13,29 @@ from launcher.errors import TransferError
 T = TypeVar("T")
 
 
-def in_parallel(calls: Sequence[Callable[[], T]], *, timeout_s: float | None = None) -> list[T]:
+LOOK_S = 2.0
+"""How often a call that takes long is asked whether it should be given up."""
+
+
+def in_parallel(
+    calls: Sequence[Callable[[], T]],
+    *,
+    timeout_s: float | None = None,
+    why_stop: Callable[[], str | None] = lambda: None,
+) -> list[T]:
     """Results in the order of the calls.
 
     The threads are daemons: a call that hangs, in a library that knows no deadlines, keeps neither the caller nor the
     program.
 
+    Args:
+        calls: what is to be done.
+        timeout_s: longest wait; None for any.
+        why_stop: asked now and then while a call takes long; a reason to wait no longer.
+
     Raises:
         BaseException: what the first failing call raised.
-        TransferError: a call has not returned after ``timeout_s``; it is left behind.
+        TransferError: a call has not returned after ``timeout_s``, or need not be waited for; it is left behind.
     """
     done: queue.SimpleQueue[tuple[int, T | None, BaseException | None]] = queue.SimpleQueue()
 
@@ -36,11 +50,15 @@ def in_parallel(calls: Sequence[Callable[[], T]], *, timeout_s: float | None = N
     results: dict[int, T] = {}
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while len(results) < len(calls):
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        left = LOOK_S if deadline is None else max(0.0, min(LOOK_S, deadline - time.monotonic()))
         try:
             index, result, error = done.get(timeout=left)
         except queue.Empty:
-            raise TransferError(f"No end after {timeout_s:g} s.") from None
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TransferError(f"No end after {timeout_s:g} s.") from None
+            if (reason := why_stop()) is not None:
+                raise TransferError(reason) from None
+            continue
         if error is not None:
             raise error
         results[index] = result  # type: ignore[assignment]

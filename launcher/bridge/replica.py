@@ -16,12 +16,16 @@ class ReplicaClient:
     Args:
         url: base URL of the engine.
         key: the run's bridge key.
+        generation: which start of the engine this is.
+        incarnation: how often the trainers have been restarted; an engine refuses those older than it has seen.
     """
 
-    def __init__(self, index: int, url: str, key: str) -> None:
+    def __init__(self, index: int, url: str, key: str, *, generation: int = 0, incarnation: int = 0) -> None:
         self.index = index
         self.url = url
+        self.generation = generation
         self._key = key
+        self._incarnation = incarnation
 
     def call(self, route: str, body: dict[str, Any] | None = None, *, timeout_s: float) -> dict[str, Any]:
         """POST with a body, GET without; the JSON answer.
@@ -31,7 +35,7 @@ class ReplicaClient:
         """
         request = urllib.request.Request(
             f"{self.url}/bridge/{route}",
-            data=None if body is None else json.dumps(body).encode(),
+            data=None if body is None else json.dumps({**body, "incarnation": self._incarnation}).encode(),
             headers={"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
         )
         try:

@@ -19,6 +19,7 @@ from torch import nn
 from launcher.bridge import collective, joining
 from launcher.bridge.agreement import TrainerFacts
 from launcher.bridge.background import Publisher, Update
+from launcher.bridge.membership import Known, Membership, too_few
 from launcher.bridge.parallel import in_parallel
 from launcher.bridge.replica import ReplicaClient
 from launcher.bridge.reshard import Location
@@ -26,8 +27,7 @@ from launcher.bridge.sending import ReplicaSender, Sent
 from launcher.bridge.settings import ROUND_BYTES, BridgeSettings, settings_from_environment
 from launcher.bridge.state import Weight, manifest, shardings, weights
 from launcher.bridge.transport.choose import Place, here
-from launcher.control.keys import bridge_key
-from launcher.errors import LauncherError, TransferError
+from launcher.errors import LauncherError
 from launcher.inference.client import wait_ready
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,9 @@ def connect(settings: BridgeSettings | None = None, *, ready_timeout_s: float = 
         settings = settings_from_environment()
         if collective.world()[0] == 0:
             wait_ready(ready_timeout_s)
-    return Bridge(settings)
+    bridge = Bridge(settings)
+    bridge.begin()
+    return bridge
 
 
 class Bridge:
@@ -89,9 +91,12 @@ class Bridge:
         self._ranks = collective.Ranks(settings.address, settings.timeout_s)
         self._rank, self._world_size = self._ranks.rank, self._ranks.size
         self._publisher = Publisher()
-        key = bridge_key(settings.token)
-        self._replicas = [ReplicaClient(index, url, key) for index, url in enumerate(settings.urls)]
+        self._members = Membership(settings)
+        self._replicas: list[ReplicaClient] = []
         self._joined: dict[int, ReplicaSender] = {}
+        self._served: dict[int, int] = {}
+        """Replicas that serve the version that is being sent, or was sent last, with their generations."""
+
         self._facts_digest: str | None = None
         self._store: tuple[dist.TCPStore, str] | None = None
         self._generation = 0
@@ -151,10 +156,101 @@ class Bridge:
     def _publish(
         self, held: Sequence[Weight], only: frozenset[str] | None, version: int, read: Callable[[], None]
     ) -> UpdateReport:
+        self._served = {}
+        report = self._bring(held, only, version)
+        self.version = version
+        # Not before: a replica that comes back is sent the weights once more.
+        read()
+        return report
+
+    def rejoin(self, model: nn.Module) -> int:
+        """Gives the last version to replicas that came back since, and waits until enough replicas serve it.
+
+        Costs a few small messages if there is nothing to do. Every trainer rank calls it, with the weights as they were
+        published last: at the start of a step, and whenever no engine is left to answer.
+
+        Args:
+            model: as it was given to :meth:`publish`.
+
+        Returns:
+            How many replicas took the version now.
+
+        Raises:
+            TransferError: fewer replicas than ``min_replicas`` serve it, and no other comes.
+        """
+        self._publisher.drain()
+        if self.version is None:
+            return 0
+        before = dict(self._served)
+        self._refresh()
+        lacking = [replica for replica in self._replicas if self._served.get(replica.index) != replica.generation]
+        if lacking or len(self._served) < self._members.min_replicas:
+            self._bring(weights(model), None, self.version)
+        return sum(before.get(index) != generation for index, generation in self._served.items())
+
+    def begin(self) -> None:
+        """Tells the run that weights will come; every trainer rank calls it."""
+        if self._rank == 0:
+            self._members.connected()
+
+    def _bring(self, held: Sequence[Weight], only: frozenset[str] | None, version: int) -> UpdateReport:
+        """Offers a version to all replicas that lack it, again to those that come back, until enough serve it."""
         begin = time.monotonic()
         self._device = _device(held)
         failures: dict[int, str] = {}
+        tries: dict[tuple[int, int], int] = {}
+        total_bytes, pause_s = 0, 0.0
+        while True:
+            self._refresh()
+            for replica in self._replicas:
+                if replica.index not in self._served:
+                    tries[replica.index, replica.generation] = tries.get((replica.index, replica.generation), 0) + 1
+            failures, sent_bytes, paused_s = self._round(held, only, version)
+            total_bytes, pause_s = total_bytes + sent_bytes, max(pause_s, paused_s)
+            if len(self._served) >= self._members.min_replicas:
+                break
+            if not self._wait_for_another(tries):
+                known = len(self._replicas)
+                raise too_few(version, len(self._served), known, self._members.min_replicas, failures)
+        for text in failures.values():
+            logger.warning("version %d: %s", version, text)
+        seconds = float(self._ranks.share(time.monotonic() - begin))
+        if self._rank == 0:
+            self._members.published(version, self._served, {"seconds": seconds, "bytes": total_bytes})
+        return UpdateReport(
+            version=version, seconds=seconds, bytes=total_bytes, pause_s=pause_s, replicas=len(self._served)
+        )
+
+    def _refresh(self) -> None:
+        """Learns which replicas there are now; what is gone, or was restarted, is not joined any more."""
+        found = self._members.ready() if self._rank == 0 else []
+        shared = self._ranks.share([[known.replica, known.generation, known.url] for known in found])
+        now = [Known(replica=index, generation=generation, url=url) for index, generation, url in shared]
+        same = {(replica.index, replica.generation, replica.url): replica for replica in self._replicas}
+        self._replicas = [
+            same.get((known.replica, known.generation, known.url)) or self._members.client(known) for known in now
+        ]
+        kept = {replica.index for replica in self._replicas if replica in same.values()}
+        self._drop({index: "" for index in self._joined if index not in kept})
+        self._served = {index: generation for index, generation in self._served.items() if index in kept}
+
+    def _wait_for_another(self, tries: Mapping[tuple[int, int], int]) -> bool:
+        """Waits until a replica can be offered the version that is being sent; False if none will come."""
+        while True:
+            answer = self._members.wait_for_another(self._served, tries) if self._rank == 0 else None
+            answer = self._ranks.share(answer)
+            if answer is not None:
+                return bool(answer)
+
+    def _round(
+        self, held: Sequence[Weight], only: frozenset[str] | None, version: int
+    ) -> tuple[dict[int, str], int, float]:
+        """Offers a version once to every replica that lacks it; failures, bytes sent, and the longest pause."""
+        failures: dict[int, str] = {}
+        joined_before = set(self._joined)
         self._join_missing(self._facts(held), failures)
+        if set(self._joined) - joined_before:
+            only = None  # whoever is new knows nothing of the other tensors
         deadline = time.monotonic() + self._settings.timeout_s
         body = {"version": version, "names": None if only is None else sorted(only)}
         self._ask("prepare", body, deadline, failures)
@@ -162,7 +258,6 @@ class Bridge:
             failures.setdefault(index, f"Replica {index} failed; rank 0 says why.")
         self._drop(failures)
         sent = self._send({weight.name: weight.local for weight in held if weight.alias_of is None}, only, deadline)
-        read()
         sums, total_bytes = self._add_up(sent, failures)
         vote = {"version": version, "timeout_s": max(0.1, deadline - time.monotonic())}
         votes = self._ask("vote", vote, deadline, failures)
@@ -171,28 +266,15 @@ class Bridge:
         answers = self._ask("commit", commit, time.monotonic() + self._settings.timeout_s, failures)
         words = {
             "failures": {str(index): text for index, text in failures.items()},
-            "report": [
-                time.monotonic() - begin,
-                max((float(answer["pause_s"]) for answer in answers.values()), default=0.0),
-                len(answers),
-            ],
+            "pause_s": max((float(answer["pause_s"]) for answer in answers.values()), default=0.0),
+            "served": sorted(answers),
         }
         words = self._ranks.share(words)
         failures = {int(index): text for index, text in words["failures"].items()}
         self._drop(failures)
-        seconds, pause_s, replicas = words["report"]
-        wanted = self._settings.min_replicas if self._settings.min_replicas is not None else len(self._replicas)
-        if replicas < wanted:
-            raise TransferError(
-                f"Version {version} was taken by {replicas} of {len(self._replicas)} replicas, but {wanted} must:"
-                f" {' '.join(failures.values())}"
-            )
-        for text in failures.values():
-            logger.warning("version %d: %s", version, text)
-        self.version = version
-        return UpdateReport(
-            version=version, seconds=seconds, bytes=total_bytes, pause_s=pause_s, replicas=int(replicas)
-        )
+        generations = {replica.index: replica.generation for replica in self._replicas}
+        self._served |= {index: generations[index] for index in words["served"]}
+        return failures, total_bytes, float(words["pause_s"])
 
     def info(self) -> list[dict[str, Any]]:
         """What each replica says of itself: its version, its state. Rank 0 only; empty elsewhere.
@@ -213,6 +295,7 @@ class Bridge:
         self._leave()
 
     def _leave(self) -> None:
+        self._served = {}
         self._ask("disconnect", {}, time.monotonic() + min(GOODBYE_TIMEOUT_S, self._settings.timeout_s), {})
         for sender in self._joined.values():
             sender.close()
@@ -246,7 +329,11 @@ class Bridge:
                 self._store = joining.serve_store(self._settings.address, self._settings.timeout_s)
             timeout_s = self._settings.timeout_s
             found = _each(
-                missing, lambda replica: joining.bind(replica, facts, timeout_s), failures, timeout_s + GRACE_S
+                missing,
+                lambda replica: joining.bind(replica, facts, timeout_s),
+                failures,
+                timeout_s + GRACE_S,
+                self._members.why_gone,
             )
             bound = {
                 "store": self._store[1],
@@ -274,10 +361,11 @@ class Bridge:
             ),
             failures,
             2 * self._settings.timeout_s + GRACE_S,  # the rendezvous, and the first exchange
+            self._members.why_gone,
         )
         self._joined.update(joined)
         # A replica counts as joined only if every rank has joined it.
-        flags = torch.tensor([int(replica.index in self._joined) for replica in self._replicas])
+        flags = torch.tensor([int(replica.index in self._joined) for replica in self._replicas], dtype=torch.int64)
         everywhere = (self._ranks.add_up(flags) == self._world_size).tolist()
         for replica, is_joined in zip(self._replicas, everywhere, strict=True):
             if not is_joined:
@@ -289,7 +377,7 @@ class Bridge:
     ) -> dict[int, Sent | str]:
         """This rank's messages to every joined replica at once; an error's text where a replica did not take them."""
         failed: dict[int, str] = {}
-        joined = [replica for replica in self._replicas if replica.index in self._joined]
+        joined = self._asked({})
         gpu = self._device if self._device.type == "cuda" else None
 
         def send(replica: ReplicaClient) -> Sent:
@@ -300,12 +388,14 @@ class Bridge:
         if gpu is not None:
             # Threads have streams of their own; what the optimizer has enqueued must be done.
             torch.cuda.current_stream(gpu).synchronize()
-        return {**_each(joined, send, failed, deadline - time.monotonic() + GRACE_S), **failed}
+        left_s = deadline - time.monotonic() + GRACE_S
+        return {**_each(joined, send, failed, left_s, self._members.why_gone), **failed}
 
     def _add_up(self, sent: Mapping[int, Sent | str], failures: dict[int, str]) -> tuple[dict[int, list[int]], int]:
         """Over all ranks: each worker's digest, by replica, and all bytes. A failure on any rank is one on all."""
         width = max((sender.workers for sender in self._joined.values()), default=0)
-        table = torch.zeros(len(self._replicas), 2 + width, dtype=torch.int64)
+        rows = 1 + max((replica.index for replica in self._replicas), default=0)
+        table = torch.zeros(rows, 2 + width, dtype=torch.int64)
         for index, result in sent.items():
             if isinstance(result, str):
                 table[index, 0] = 1
@@ -317,7 +407,11 @@ class Bridge:
         table = self._ranks.add_up(table)
         for index in [i for i in self._joined if table[i, 0]]:
             failures.setdefault(index, f"Replica {index} did not take what a trainer rank sent.")
-        sums = {i: [v & MASK for v in table[i, 2 : 2 + s.workers].tolist()] for i, s in self._joined.items()}
+        sums = {
+            i: [v & MASK for v in table[i, 2 : 2 + s.workers].tolist()]
+            for i, s in self._joined.items()
+            if i not in self._served
+        }
         return sums, int(table[:, 1].sum())
 
     def _compare(
@@ -330,7 +424,8 @@ class Bridge:
             wrong = [w for w, (a, b) in enumerate(zip(vote["digests"], sums[index], strict=True)) if a != b]
             if wrong:
                 failures[index] = f"Replica {index}, worker {wrong[0]}: the weights that arrived are not those sent."
-                self._replicas[index].call("abort", {}, timeout_s=self._settings.timeout_s)
+                replica = next(replica for replica in self._replicas if replica.index == index)
+                replica.call("abort", {}, timeout_s=self._settings.timeout_s)
 
     def _ask(
         self, route: str, body: dict[str, Any], deadline: float, failures: dict[int, str]
@@ -338,11 +433,22 @@ class Bridge:
         """Rank 0 asks every joined replica that has not failed; what failed is added to ``failures``."""
         if self._rank != 0:
             return {}
-        asked = [r for r in self._replicas if r.index in self._joined and r.index not in failures]
         timeout_s = max(1.0, deadline - time.monotonic()) + 1.0
         return _each(
-            asked, lambda replica: replica.call(route, body, timeout_s=timeout_s), failures, timeout_s + GRACE_S
+            self._asked(failures),
+            lambda replica: replica.call(route, body, timeout_s=timeout_s),
+            failures,
+            timeout_s + GRACE_S,
+            self._members.why_gone,
         )
+
+    def _asked(self, failures: Mapping[int, str]) -> list[ReplicaClient]:
+        """Replicas that are joined, have not failed, and do not serve the version yet."""
+        return [
+            replica
+            for replica in self._replicas
+            if replica.index in self._joined and replica.index not in failures and replica.index not in self._served
+        ]
 
     def _drop(self, failures: Mapping[int, str]) -> None:
         """Forgets replicas that failed; they are asked to join again at the next version."""
@@ -357,12 +463,13 @@ def _each(
     call: Callable[[ReplicaClient], T],
     failures: dict[int, str],
     timeout_s: float,
+    why_gone: Callable[[ReplicaClient], str | None] = lambda replica: None,
 ) -> dict[int, T]:
     """The call's result for each replica, all at once; what failed, or has no end in time, is added to ``failures``."""
 
     def attempt(replica: ReplicaClient) -> T | LauncherError:
         try:
-            return in_parallel([partial(call, replica)], timeout_s=timeout_s)[0]
+            return in_parallel([partial(call, replica)], timeout_s=timeout_s, why_stop=partial(why_gone, replica))[0]
         except LauncherError as error:
             return error
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.control.keys import token_from_environment
-from launcher.inference.client import inference_urls
 
 ROUND_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 """By where the trainer's weights lie. On CPUs small enough for caches; on GPUs so large that what each message costs on
@@ -42,6 +41,12 @@ class BridgeSettings:
     """Most bytes that an engine's worker takes in one round; it stages two rounds at a time. None: what is quick,
     :data:`ROUND_BYTES`."""
 
+    is_live: bool = False
+    """The run's control service says which replicas there are; ``urls`` are not looked at."""
+
+    incarnation: int = 0
+    """How often the run's trainers have been restarted. Versions are ordered by it first."""
+
     reset_prefix_cache: bool = True
     location: tuple[int, int] = (0, 0)
     """Node and GPU of this rank."""
@@ -53,7 +58,10 @@ def settings_from_environment() -> BridgeSettings:
 
     config = load_run_config(Path(os.environ["LAUNCHER_RUN_DIR"]))
     return BridgeSettings(
-        urls=tuple(inference_urls()),
+        urls=(),
+        is_live=True,
+        incarnation=int(os.environ.get("LAUNCHER_RESTART", "0")),
+        min_replicas=config.inference.min_replicas,
         token=token_from_environment(),
         address=os.environ.get("LAUNCHER_ADDRESS", "127.0.0.1"),
         transport=config.bridge.transport,

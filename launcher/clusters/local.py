@@ -36,7 +36,7 @@ class LocalCluster(Cluster):
 
     def submit(self, run_dir: Path) -> LocalJob:
         """Starts one guard per node, all with one fresh token, which is nowhere but in their environment."""
-        nodes = self._config.layout.nodes
+        nodes = self._config.layout.nodes + self._config.layout.spares
         place = place_of(run_dir)
         shared = {
             **job_environment(run_dir),
@@ -66,9 +66,9 @@ class LocalJob(Job):
         self._cancelled: float | None = None
 
     def is_alive(self) -> bool:
-        """True while any node runs. One that ends badly ends the others, as ``srun --kill-on-bad-exit`` does."""
+        """True while any node runs. What the loss of a node means, the run decides; without node 0 there is no run."""
         running = [guard for guard in self._guards if guard.poll() is None]
-        if running and self._cancelled is None and any(guard.returncode for guard in self._guards):
+        if running and self._cancelled is None and self._guards[0].returncode:
             self.cancel()
         if self._cancelled is not None and time.monotonic() - self._cancelled > KILL_AFTER_S:
             for guard in running:
@@ -83,8 +83,7 @@ class LocalJob(Job):
                 pids = ", ".join(str(guard.pid) for guard in self._guards if guard.returncode is None)
                 raise LauncherError(f"Nodes of the run have not ended after {timeout_s:g} s: processes {pids}.")
             time.sleep(POLL_S)
-        codes = [guard.returncode for guard in self._guards]
-        worst = codes[0] or next((code for code in codes if code), 0)
+        worst = self._guards[0].returncode
         if worst < 0:
             return Outcome(exit_code=128 - worst, text=f"signal {-worst} ({signal.Signals(-worst).name})")
         return Outcome(exit_code=worst, text="completed" if worst == 0 else f"exit code {worst}")

@@ -39,11 +39,12 @@ def requests(config: Config) -> list[Nodes]:
     """All nodes of the job, in the order of their ranks: this is where their number is decided."""
     cluster, layout = slurm_config(config), config.layout
     if not is_heterogeneous(cluster):
-        return [Nodes(what="all nodes", nodes=layout.nodes, cluster=cluster)]
+        return [Nodes(what="all nodes", nodes=layout.nodes + layout.spares, cluster=cluster)]
     trainer, inference = _for(cluster, cluster.trainer), _for(cluster, cluster.inference)
     return [
         Nodes(what="nodes that train", nodes=layout.nodes - layout.inference_nodes, cluster=trainer),
-        Nodes(what="nodes that run engines", nodes=layout.inference_nodes, cluster=inference),
+        # Spares come last, so they are of this kind.
+        Nodes(what="nodes that run engines", nodes=layout.inference_nodes + layout.spares, cluster=inference),
     ]
 
 

@@ -16,6 +16,7 @@ from launcher.config.schema import (
     LayoutConfig,
     LocalClusterConfig,
     ModelConfig,
+    RestartConfig,
     SlurmClusterConfig,
     TrainerConfig,
     WeightBridgeConfig,
@@ -38,6 +39,7 @@ _GROUPS = {
     "inference": InferenceConfig,
     "bridge": WeightBridgeConfig,
     "checkpoint": CheckpointConfig,
+    "restart": RestartConfig,
 }
 
 

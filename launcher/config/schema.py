@@ -20,6 +20,9 @@ class LayoutConfig:
     inference_nodes: int = 1
     """The last N nodes run engines. 0 is local mode: every node trains and runs engines."""
 
+    spares: int = 0
+    """Further nodes of the allocation, after the others, that idle until one of them takes a lost node's place."""
+
     gpus_per_node: int = 8
     """GPUs of each node. With ``device=cpu``: slots, which only count processes."""
 
@@ -118,6 +121,9 @@ class InferenceConfig:
 
     drain_timeout_s: float = 5.0
     """After the trainer has finished: longest wait for running requests before an engine is stopped."""
+
+    min_replicas: int = 1
+    """Replicas without which training cannot go on. Down to this number those that cannot be restarted are left out."""
 
     max_num_seqs: int | None = None
     """Sequences decoded together (vLLM's ``--max-num-seqs``); vLLM's default if null."""
@@ -251,6 +257,41 @@ class CompileCacheConfig:
 
     max_gb: float = 4.0
     """Largest size of what one role keeps between runs, in GiB."""
+
+
+@dataclass(kw_only=True)
+class RestartConfig:
+    """What is started again inside an allocation when it ended or hangs, how soon, and how often."""
+
+    engine_max: int = 3
+    """Restarts of one replica within ``window_s``; a replica that fails once more is left out. 0: it is never started
+    again. As long as no engine of the run has ever been ready, the second failure of a replica is its last."""
+
+    engine_backoff_s: float = 1.0
+    """Pause before a replica's first restart; each further one within ``window_s`` doubles it."""
+
+    engine_backoff_max_s: float = 60.0
+    """Longest such pause."""
+
+    engine_hang_s: float = 30.0
+    """An engine that was ready and whose ``/health`` has not answered for so long is killed and started again."""
+
+    trainer_max: int = 3
+    """Restarts of the trainers, all ranks together, within ``window_s``; one failure more fails the run. 0: never."""
+
+    trainer_early_s: float = 60.0
+    """A trainer that fails by itself, not by a signal, sooner than this and before its first step or version, fails
+    the run: it would fail again."""
+
+    step_timeout_s: float | None = None
+    """From the first step on: trainers that finish none for so long are killed and started again. Null: never, because
+    only you know how long a step may take."""
+
+    stopped_s: float = 10.0
+    """A process that has been stopped (SIGSTOP) for so long is killed, and what follows is what follows its end."""
+
+    window_s: float = 3600.0
+    """Restarts longer ago than this do not count any more."""
 
 
 @dataclass(kw_only=True)
@@ -415,7 +456,7 @@ class Config:
     """Longest wait for all nodes of the allocation to report."""
 
     lease_timeout_s: float = 10.0
-    """A node that is silent for longer is taken as lost."""
+    """A node that is silent for longer is lost; one that cannot reach node 0 for so long ends its processes."""
 
     stop_grace_s: float = 5.0
     """Between SIGTERM and SIGKILL when processes are stopped."""
@@ -430,3 +471,4 @@ class Config:
     compile_cache: CompileCacheConfig = field(default_factory=CompileCacheConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    restart: RestartConfig = field(default_factory=RestartConfig)

@@ -7,10 +7,12 @@ Wire protocol, one JSON object a line in both directions::
     client -> {"op": name, ...}
     server -> {"ok": true, ...} | {"ok": false, "error": text}
 
-Operations: ``hello`` ``preflight`` ``beat`` ``done`` ``gone`` ``fail`` ``cancel`` ``put`` ``get`` ``event``.
+Operations of agents: ``hello`` ``preflight`` ``beat`` ``master`` ``ready`` ``ended`` ``done`` ``gone`` ``lost``
+``fail``; of trainers: ``pool`` ``published``; of everybody: ``cancel`` ``put`` ``get`` ``event``.
 Every answer holds the time here, by which others set their clocks.
-``beat`` and ``get`` take ``wait_s``: the answer comes as soon as something changed, at the latest then, so that
-nobody polls quickly and everybody learns quickly.
+``beat``, ``get`` and ``pool`` take ``wait_s``: the answer comes as soon as something changed, at the latest then, so
+that nobody polls quickly and everybody learns quickly. The answer to ``beat`` holds the node's ``orders`` if they are
+not those that it knows.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import secrets
 import socket
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +36,7 @@ from launcher.preflight.model import report_from_json
 logger = logging.getLogger(__name__)
 
 LINE_LIMIT = 1 << 20
-LEASE_CHECK_S = 1.0
+TICK_S = 0.5
 HANDSHAKE_TIMEOUT_S = 10.0
 
 
@@ -70,9 +73,10 @@ class ControlServer:
         self._sock = sock
         self._token = token
         self._loop = asyncio.new_event_loop()
-        # Two of them: thousands of agents wait for the phase, and would all wake at every value that one publishes.
-        self._phase_news = Bell()
+        # Thousands of agents wait for orders; each has a bell of its own, or all would wake at every change for one.
+        self._order_news: defaultdict[int, Bell] = defaultdict(Bell)
         self._value_news = Bell()
+        self._pool_news = Bell()
         self._stop = asyncio.Event()
         self._up = threading.Event()
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
@@ -97,25 +101,29 @@ class ControlServer:
 
     async def _serve(self) -> None:
         server = await asyncio.start_server(self._client, sock=self._sock, limit=LINE_LIMIT, backlog=4096)
-        leases = asyncio.create_task(self._watch_leases())
+        clock = asyncio.create_task(self._tick())
         self._up.set()
         await self._stop.wait()
         server.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
-        await asyncio.gather(leases, *tasks, return_exceptions=True)
+        await asyncio.gather(clock, *tasks, return_exceptions=True)
 
-    async def _watch_leases(self) -> None:
+    async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(LEASE_CHECK_S)
-            self._change(self._state.check_leases)
+            await asyncio.sleep(TICK_S)
+            self._change(self._state.tick)
 
     def _change(self, action: Callable[..., None], *arguments: Any) -> None:
-        before = self._state.phase
+        state = self._state
+        phase, pool = state.phase, state.replicas.changes
         action(*arguments)
-        if self._state.phase is not before:
-            self._phase_news.ring()
+        touched, state.touched = state.touched, set()
+        for node in self._order_news if state.phase is not phase else touched:
+            self._order_news[node].ring()
+        if state.replicas.changes != pool:
+            self._pool_news.ring()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -151,42 +159,83 @@ class ControlServer:
 
     async def _handle(self, op: str, request: dict[str, Any]) -> dict[str, Any]:
         state = self._state
-        values = None
+        more: dict[str, Any] = {}
         if op == "hello":
             self._change(state.hello, int(request["node_rank"]), str(request["hostname"]), str(request["address"]))
         elif op == "preflight":
             self._change(state.preflight, report_from_json(request["report"]))
         elif op == "beat":
-            state.beat(int(request["node_rank"]))
-            known = request.get("phase")
-            await self._phase_news.wait_until(lambda: state.phase != known, float(request.get("wait_s", 0)))
-        elif op == "done":
-            self._change(state.node_done, int(request["node_rank"]))
-        elif op == "gone":
-            self._change(state.node_gone, int(request["node_rank"]))
-        elif op == "fail":
-            self._change(state.fail, dict(request["failure"]))
-        elif op == "cancel":
-            self._change(state.cancel, str(request["reason"]))
-        elif op == "put":
-            state.put(str(request["key"]), request["value"])
-            self._value_news.ring()
+            more = await self._beat(request)
         elif op == "get":
             keys = [str(key) for key in request["keys"]]
             wait_s = float(request.get("wait_s", 0))
             await self._value_news.wait_until(lambda: all(key in state.values for key in keys), wait_s)
-            values = {key: state.values[key] for key in keys if key in state.values}
+            more = {"values": {key: state.values[key] for key in keys if key in state.values}}
+        elif op == "pool":
+            known, wait_s = request.get("changes"), float(request.get("wait_s", 0))
+            await self._pool_news.wait_until(lambda: state.replicas.changes != known, wait_s)
+            more = {"changes": state.replicas.changes, "replicas": state.replicas.pool()}
+        elif op == "put":
+            self._change(state.put, str(request["key"]), request["value"])
+            self._value_news.ring()
         elif op == "event":
             state.emit(str(request["event"]), **dict(request["fields"]))
         else:
-            raise ValueError(f"unknown operation {op!r}")
-        reply = {
+            self._change(self._report(op, request))
+        return {
             "phase": state.phase.value,
             "failure": state.failure,
             "everybody_gone": state.everybody_gone,
             "time": time.time(),
+            **more,
         }
-        return reply if values is None else {**reply, "values": values}
+
+    async def _beat(self, request: dict[str, Any]) -> dict[str, Any]:
+        state, node = self._state, int(request["node_rank"])
+        state.beat(node)
+        phase, revision = request.get("phase"), request.get("revision")
+
+        def has_orders() -> bool:
+            return revision is not None and state.revision(node) != revision
+
+        await self._order_news[node].wait_until(
+            lambda: state.phase != phase or has_orders(), float(request.get("wait_s", 0))
+        )
+        return {"orders": state.orders(node).to_json()} if has_orders() else {}
+
+    def _report(self, op: str, request: dict[str, Any]) -> Callable[[], None]:
+        """What somebody tells, as the change of state that it is."""
+        state = self._state
+        reports: dict[str, Callable[[], None]] = {
+            "master": lambda: state.master(
+                int(request["replica"]), int(request["generation"]), str(request["address"])
+            ),
+            "ready": lambda: state.engine_ready(
+                int(request["replica"]), int(request["generation"]), str(request["url"]), float(request["seconds"])
+            ),
+            "ended": lambda: state.ended(
+                int(request["node_rank"]),
+                str(request["role"]),
+                int(request["rank"]),
+                int(request["start"]),
+                request["exit_code"],
+                dict(request["failure"]),
+            ),
+            "published": lambda: state.published(
+                int(request["incarnation"]),
+                int(request["version"]),
+                {int(index): int(generation) for index, generation in dict(request["replicas"]).items()},
+                dict(request["fields"]),
+            ),
+            "done": lambda: state.node_done(int(request["node_rank"]), int(request["incarnation"])),
+            "gone": lambda: state.node_gone(int(request["node_rank"])),
+            "lost": lambda: state.node_lost(int(request["node_rank"]), dict(request["failure"])),
+            "fail": lambda: state.fail(dict(request["failure"])),
+            "cancel": lambda: state.cancel(str(request["reason"])),
+        }
+        if op not in reports:
+            raise ValueError(f"unknown operation {op!r}")
+        return reports[op]
 
 
 def _line(message: dict[str, Any]) -> bytes:

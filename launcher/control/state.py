@@ -3,73 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from enum import StrEnum
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from launcher.errors import PREFLIGHT_FAILED
-from launcher.layout.model import Layout
+from launcher.config.schema import RestartConfig
+from launcher.control.checking import Checking
+from launcher.control.membership import Membership
+from launcher.control.orders import Orders, ReplicaOrder, TrainerOrder
+from launcher.control.phase import ENDED, Phase
+from launcher.control.replicas import Replicas, ReplicaState
+from launcher.control.trainers import HOLD_S, Trainers, Verdict
+from launcher.control.values import ALL_URLS, CONNECTED, MODEL_READY, STOP_SEEN, STORE, STORE_HELPER, replica_key
+from launcher.layout.model import Layout, Role
 from launcher.preflight.gate import Gate
 from launcher.preflight.model import BadNode, Report
-from launcher.preflight.table import headline, table
+
+__all__ = ["ALL_URLS", "ENDED", "MODEL_READY", "STOP_SEEN", "STORE", "JobState", "Phase", "replica_key"]
 
 Emit = Callable[[dict[str, Any]], None]
-
-
-class Phase(StrEnum):
-    """Phases of an attempt. They only ever move forward."""
-
-    STARTING = "starting"
-    """Not every node has reported yet."""
-
-    CHECKING = "checking"
-    """Every node has reported; each looks at itself and at its peers before anything is started (preflight)."""
-
-    RUNNING = "running"
-    DRAINING = "draining"
-    """The trainer is done; engines finish their requests and exit."""
-
-    FINISHED = "finished"
-    """Everything ended as it should."""
-
-    FAILED = "failed"
-    """Something failed; every agent ends what it started."""
-
-    CANCELLED = "cancelled"
-    """Somebody asked for the end."""
-
-
-ENDED = frozenset({Phase.FINISHED, Phase.FAILED, Phase.CANCELLED})
-
-MODEL_READY = "model/ready"
-"""True once the directory of the model is complete."""
-
-STORE = "trainer/store"
-"""``host:port`` of the trainers' rendezvous store."""
-
-STOP_SEEN = "trainer/stopping"
-"""True once the trainer has seen that the run shall stop, on all of its ranks; the engines may end."""
-
-ALL_URLS = "inference/urls"
-"""URLs of all replicas, in their order; one value, so that no node asks for each of them."""
-
-
-def replica_key(index: int, what: str) -> str:
-    """Key of what a replica publishes: its ``url``; that it is ``ready``; the ``master`` of one that spans nodes."""
-    return f"replica/{index}/{what}"
 
 
 class JobState:
     """The one copy of the truth, kept by the agent of node 0. Not thread-safe: one event loop owns it.
 
+    What each node is to run follows from it, as that node's :meth:`orders`: agents report what happened and do what
+    the orders say; they decide nothing.
+
     Args:
-        layout: the attempt's layout; says how many nodes are awaited and what role each has.
+        layout: the attempt's layout; says which places there are and what role each has.
         emit: called with each event, in order.
         start_timeout_s: longest wait for all nodes to report.
         lease_timeout_s: a node silent for longer is lost.
         gate: judges the nodes before anything is started; without one the last node to report starts the run.
         check_timeout_s: longest wait for all nodes' reports to the gate.
-        bad_nodes_fail: a bad node ends the run; else it is only reported.
+        bad_nodes_fail: a bad node may not take part; else it is only reported.
+        restart: what is started again, and how often.
+        min_replicas: replicas without which training cannot go on.
         clock: seconds that never go back.
     """
 
@@ -83,123 +52,224 @@ class JobState:
         gate: Gate | None = None,
         check_timeout_s: float = 60.0,
         bad_nodes_fail: bool = True,
+        restart: RestartConfig | None = None,
+        min_replicas: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        restart = restart or RestartConfig()
         self.phase = Phase.STARTING
-        self.bad_nodes: tuple[BadNode, ...] = ()
-        """What the gate found."""
-
-        self._gate = gate
-        self._check_timeout_s = check_timeout_s
-        self._bad_nodes_fail = bad_nodes_fail
-        self._checking_since = 0.0
         self.failure: dict[str, Any] | None = None
         self.values: dict[str, Any] = {}
+        self.touched: set[int] = set()
+        """Nodes whose orders have changed since somebody cleared this."""
+
+        self.members = Membership(layout, lease_timeout_s)
+        self.replicas = Replicas(layout.replicas, restart, self.emit)
+        self.trainers = Trainers(
+            restart=restart,
+            places=frozenset(
+                node.node_rank for node in layout.nodes if any(p.role is Role.TRAINER for p in node.processes)
+            ),
+            world_size=layout.world_size,
+        )
+        self._checking = (
+            None
+            if gate is None
+            else Checking(layout, gate, timeout_s=check_timeout_s, bad_nodes_fail=bad_nodes_fail, emit=self.emit)
+        )
         self._layout = layout
-        self._trainer_nodes = frozenset(node.node_rank for node in layout.trainer_nodes)
-        self._urls = [replica_key(replica.index, "url") for replica in layout.replicas]
-        self._unknown_urls = set(self._urls)
+        self._min_replicas = min_replicas
+        self._url_keys = {replica_key(replica.index, "url"): replica.index for replica in layout.replicas}
+        self._urls: dict[int, str] = {}
+        self._revisions: dict[int, int] = {}
         self._emit = emit
         self._clock = clock
         self._start_timeout_s = start_timeout_s
         self._lease_timeout_s = lease_timeout_s
         self._started = clock()
-        self._last_seen: dict[int, float] = {}
-        self._done: set[int] = set()
-        self._gone: set[int] = set()
 
     def emit(self, event: str, **fields: Any) -> None:
         """Logs one event with the time of this host."""
+        if event == "step":
+            self.trainers.progress(self._clock(), is_step=True)
         self._emit({"time": time.time(), "event": event, **fields})
 
-    def hello(self, node_rank: int, hostname: str, address: str) -> None:
-        """A node reports. The last one to do so starts the run."""
-        node = self._layout.nodes[node_rank]
-        self._last_seen[node_rank] = self._clock()
-        self.values[f"node/{node_rank}/address"] = address
+    def hello(self, node: int, hostname: str, address: str) -> None:
+        """A node reports. The one that fills the last place starts the run."""
+        self.members.check(node)
+        if not self.members.seen(node, self._clock()):
+            return
+        place = self.members.place_of(node)
+        holder = None if place is None else self._layout.nodes[place]
+        self.members.hostnames[node] = hostname
+        self.values[f"node/{node}/address"] = address
         self.emit(
             "node_up",
-            node_rank=node_rank,
+            node_rank=node,
             hostname=hostname,
-            role=node.role.value,
-            role_rank=node.role_rank,
+            role="spare" if holder is None else holder.role.value,
+            role_rank=None if holder is None else holder.role_rank,
             address=address,
         )
-        if self.phase is Phase.STARTING and len(self._last_seen) == len(self._layout.nodes):
-            self._all_up()
+        self._start_if_complete()
 
-    def _all_up(self) -> None:
-        if self._gate is None:
-            self.phase = Phase.RUNNING
-            return
-        self.phase = Phase.CHECKING
-        self._checking_since = self._clock()
-        self.emit("phase", phase="preflight", who="job", state="begin")
-        self._judge_if_complete()
+    @property
+    def bad_nodes(self) -> tuple[BadNode, ...]:
+        """What the look at every node found."""
+        return () if self._checking is None else self._checking.bad_nodes
 
     def preflight(self, report: Report) -> None:
         """A node says what it found. The last one to do so starts the run, or ends it."""
-        if self._gate is not None:
-            self._gate.add(report)
-            self._judge_if_complete()
+        if self._checking is not None:
+            self._checking.add(report)
+            self._judge_if_due(self._checking)
 
-    def _judge_if_complete(self) -> None:
-        if self.phase is Phase.CHECKING and self._gate is not None and self._gate.is_complete:
-            self._judge(self._gate)
+    def orders(self, node: int) -> Orders:
+        """What a node is to run: which place it holds, and for each of its units which start of it."""
+        place = self.members.place_of(node)
+        revision, is_fenced = self.revision(node), node in self.members.lost
+        if place is None:
+            return Orders(revision=revision, is_fenced=is_fenced)
+        trainers = None
+        if place in self.trainers.places:
+            may_start = self._trainers_may_start()
+            trainers = TrainerOrder(
+                start=self.trainers.incarnation,
+                runs=may_start,
+                store=self.values.get(STORE),
+                urls=tuple(self.values[ALL_URLS]) if may_start else (),
+            )
+        has_model = bool(self.values.get(MODEL_READY))
+        return Orders(
+            revision=revision,
+            place=place,
+            is_fenced=is_fenced,
+            trainers=trainers,
+            replicas={
+                life.replica.index: ReplicaOrder(
+                    start=life.generation,
+                    runs=life.runs and has_model,
+                    url=life.url,
+                    master=life.master,
+                    awaits_weights=life.generation > 0 and bool(self.values.get(CONNECTED)),
+                )
+                for life in self.replicas.on_place(place)
+            },
+        )
 
-    def _judge(self, gate: Gate) -> None:
-        verdict = gate.verdict()
-        for node in self._layout.nodes:
-            report = gate.reports.get(node.node_rank)
-            self.emit(
-                "preflight",
-                node_rank=node.node_rank,
-                hostname=node.hostname,
-                ok=verdict.ok(node.node_rank),
-                seconds=report.seconds if report else None,
-                clock_s=report.clock_s if report else None,
-                clock_error_s=report.clock_error_s if report else None,
-                checks=[{"name": f.name, "ok": f.ok, "text": f.text} for f in verdict.findings[node.node_rank]],
-            )
-        self.bad_nodes = verdict.bad
-        if verdict.bad and self._bad_nodes_fail:
-            message = headline(verdict.bad, len(self._layout.nodes))
-            self.fail(
-                {
-                    "message": message,
-                    "tail": table(verdict.bad),
-                    "bad_nodes": [node.hostname for node in verdict.bad],
-                    "launcher_exit_code": PREFLIGHT_FAILED,
-                }
-            )
-            return
-        self.emit("phase", phase="preflight", who="job", state="end")
-        self.phase = Phase.RUNNING
+    def revision(self, node: int) -> int:
+        """Rises whenever a node's orders change."""
+        return self._revisions.get(node, 0)
 
     def put(self, key: str, value: Any) -> None:
         """Publishes a value. Once each replica has said where it listens, :data:`ALL_URLS` holds all of them."""
         self.values[key] = value
-        self._unknown_urls.discard(key)
-        if not self._unknown_urls and key in self._urls:
-            self.values[ALL_URLS] = [self.values[url] for url in self._urls]
+        if key in self._url_keys:
+            index = self._url_keys[key]
+            self._urls[index] = str(value)
+            self.replicas.lives[index].url = str(value)
+            self._touch(self.replicas.lives[index].replica.node_ranks)
+            self._gather_urls()
+        elif key in (MODEL_READY, STORE):
+            self._touch_all()
 
-    def beat(self, node_rank: int) -> None:
+    def master(self, index: int, generation: int, address: str) -> None:
+        """The head of a replica over several nodes says where its parts meet."""
+        life = self.replicas.lives[index]
+        if generation == life.generation:
+            life.master = address
+            self._touch(life.replica.node_ranks)
+
+    def beat(self, node: int) -> None:
         """A node renews its lease."""
-        self._last_seen[node_rank] = self._clock()
+        self.members.check(node)
+        self.members.seen(node, self._clock())
 
-    def node_done(self, node_rank: int) -> None:
-        """Everything that a node had to do ended well."""
-        self._done.add(node_rank)
-        if self.phase is Phase.RUNNING and self._trainer_nodes <= self._done:
+    def engine_ready(self, index: int, generation: int, url: str, seconds: float) -> None:
+        """An engine answers."""
+        if self.replicas.ready(index, generation, url):
+            self.emit("engine_ready", replica=index, url=url, seconds=seconds, generation=generation)
+            self.values[replica_key(index, "ready")] = True
+
+    def published(self, incarnation: int, version: int, replicas: dict[int, int], fields: dict[str, Any]) -> None:
+        """The trainers' bridge says which generation of which replicas serves a version."""
+        if incarnation != self.trainers.incarnation:
+            return
+        if self.replicas.published((incarnation, version), list(replicas), list(replicas.values())):
+            self.trainers.progress(self._clock(), is_step=False)
+            dropped = [life.replica.index for life in self.replicas.lives if life.replica.index not in replicas]
+            self.emit("published", version=version, replicas=sorted(replicas), dropped=dropped, **fields)
+
+    def ended(
+        self, node: int, role: str, rank: int, start: int, exit_code: int | None, failure: dict[str, Any]
+    ) -> None:
+        """A process ended that should not have, or not like this.
+
+        Args:
+            node: where.
+            role: of the process; ``store`` for the trainers' store.
+            rank: trainer rank, or index of the replica.
+            start: incarnation or generation that it belonged to.
+            exit_code: negative for a signal; None if it was found hanging, and killed for that.
+            failure: what to say if this is the end of the run.
+        """
+        if self.phase in ENDED or self.phase is Phase.DRAINING or node in self.members.lost:
+            return
+        now = self._clock()
+        if role == Role.INFERENCE:
+            life = self.replicas.lives[rank]
+            if start == life.generation and life.runs:
+                self._replica_failed(rank, failure, now, exit_code)
+        elif role == STORE_HELPER:
+            self.values.pop(STORE, None)
+            self._restart_trainers(failure, now)
+        elif role != Role.TRAINER:
+            self.fail(failure)
+        elif start == self.trainers.incarnation:
+            verdict = self.trainers.judge(failure, exit_code, now)
+            if verdict is Verdict.RESTART:
+                self._restart_trainers(failure, now)
+            elif verdict is Verdict.FAIL:
+                self.fail(failure)
+
+    def node_done(self, node: int, incarnation: int) -> None:
+        """Every trainer rank of a node ended well."""
+        place = self.members.place_of(node)
+        if place is None or incarnation != self.trainers.incarnation or self.phase is not Phase.RUNNING:
+            return
+        self.trainers.done.add(place)
+        if self.trainers.are_done:
             self.phase = Phase.DRAINING
             self.emit("draining")
 
-    def node_gone(self, node_rank: int) -> None:
+    def node_gone(self, node: int) -> None:
         """A node has ended all its processes and leaves."""
-        if node_rank in self._last_seen:
-            self._gone.add(node_rank)
+        self.members.gone.add(node)
         if self.phase is Phase.DRAINING and self.everybody_gone:
             self.phase = Phase.FINISHED
+
+    def node_lost(self, node: int, failure: dict[str, Any]) -> None:
+        """A node takes no part any more: it fell silent, or says itself that it cannot go on."""
+        self.members.check(node)
+        if node in self.members.lost:
+            return
+        if node == 0:
+            # The control service is there: without it nothing goes on.
+            self.members.gone.add(node)
+            self.fail(failure)
+            return
+        reason = str(failure["message"])
+        place = self.members.lose(node)
+        self._touch_nodes([node])
+        if self.phase in ENDED:
+            self.fail(failure)  # logged as the consequence that it is
+            return
+        role = "spare" if place is None else self._layout.nodes[place].role.value
+        self.emit("node_lost", node_rank=node, hostname=self.members.hostnames[node], role=role, reason=reason)
+        if self.phase is Phase.DRAINING:
+            self.node_gone(node)
+        elif place is not None:
+            self._refill(place, failure)
 
     def fail(self, failure: dict[str, Any]) -> None:
         """The first failure is the failure; what comes later is logged as a consequence."""
@@ -216,38 +286,183 @@ class JobState:
             self.emit("cancelled", message=reason)
             self.phase = Phase.CANCELLED
 
-    def check_leases(self) -> None:
-        """Turns silence into a failure. Called about once a second."""
+    def tick(self) -> None:
+        """Turns silence and hangs into failures, and starts what has waited long enough. Called about once a second."""
         now = self._clock()
         if self.phase is Phase.STARTING and now - self._started > self._start_timeout_s:
-            missing = [n for n in self._layout.nodes if n.node_rank not in self._last_seen]
-            names = ", ".join(f"{n.node_rank} ({n.hostname})" for n in missing[:8]) + (", ..." if missing[8:] else "")
-            self.fail(
+            self._give_up_waiting()
+        for node, seconds in self.members.silent(now):
+            place = self.members.place_of(node)
+            role = "spare" if place is None else self._layout.nodes[place].role.value
+            hostname = self.members.hostnames[node]
+            self.node_lost(
+                node,
                 {
-                    "message": f"{len(missing)} of {len(self._layout.nodes)} nodes did not report within"
-                    f" `start_timeout_s` ({self._start_timeout_s:g}): node {names}."
-                }
+                    "message": f"{role} on node {node} ({hostname}): its agent has been silent for {seconds:.0f} s,"
+                    f" longer than `lease_timeout_s` ({self._lease_timeout_s:g}).",
+                    "role": role,
+                    "node_rank": node,
+                    "hostname": hostname,
+                },
             )
-        checking_for = now - self._checking_since
-        if self.phase is Phase.CHECKING and self._gate is not None and checking_for > self._check_timeout_s:
-            self._judge(self._gate)
-        for node_rank, seen in sorted(self._last_seen.items()):
-            if node_rank in self._gone or now - seen <= self._lease_timeout_s:
-                continue
-            # Nobody waits for it any more.
-            self._gone.add(node_rank)
-            node = self._layout.nodes[node_rank]
-            self.fail(
-                {
-                    "message": f"{node.role.value} on node {node_rank} ({node.hostname}): its agent has been silent"
-                    f" for {now - seen:.0f} s, longer than `lease_timeout_s` ({self._lease_timeout_s:g}).",
-                    "role": node.role.value,
-                    "node_rank": node_rank,
-                    "hostname": node.hostname,
-                }
+        if self._checking is not None:
+            self._judge_if_due(self._checking)
+        if self.phase in ENDED or self.phase is Phase.DRAINING:
+            return
+        for life in self.replicas.start_due(now):
+            self._touch(life.replica.node_ranks)
+        held = self.trainers.held
+        if held is not None and self.members.have_spoken_since(self.trainers.places, held[0] + HOLD_S):
+            self.fail(held[1])
+        elif self.trainers.is_hanging(now):
+            limit = self.trainers.restart.step_timeout_s
+            self._restart_trainers(
+                {"message": f"No step was finished within `restart.step_timeout_s` ({limit:g} s).", "role": "trainer"},
+                now,
             )
 
     @property
     def everybody_gone(self) -> bool:
         """True once each node that ever reported has left, or is lost."""
-        return len(self._gone) == len(self._last_seen)
+        return self.members.everybody_gone
+
+    def _start_if_complete(self) -> None:
+        if self.phase is not Phase.STARTING or self._missing_places():
+            return
+        if self._checking is None:
+            self.phase = Phase.RUNNING
+            self._touch_all()
+            return
+        self.phase = Phase.CHECKING
+        self._checking.begin(self._clock())
+        self._judge_if_due(self._checking)
+
+    def _judge_if_due(self, checking: Checking) -> None:
+        """Starts the run once every node has said what it found; spares take the places of bad nodes."""
+        if self.phase is not Phase.CHECKING or not checking.is_due(self._clock()):
+            return
+        bad = checking.judge(self.members.lost)
+        if bad and checking.bad_nodes_fail:
+            places = [node for node in bad if self.members.place_of(node.node_rank) is not None]
+            spares = self.members.spares() - {node.node_rank for node in bad}
+            curable = all(node.is_its_own and node.node_rank != 0 for node in places)
+            if places and not (curable and len(places) <= len(spares)):
+                self.fail(checking.failure(bad))
+                return
+            for node in sorted(bad, key=lambda node: -node.node_rank):  # spares first, so that none takes a place
+                message = f"Preflight failed on node {node.node_rank} ({node.hostname}): {node.reason}"
+                self.node_lost(
+                    node.node_rank, {"message": message, "node_rank": node.node_rank, "hostname": node.hostname}
+                )
+        checking.end()
+        self.phase = Phase.RUNNING
+        self._touch_all()
+
+    def _missing_places(self) -> list[int]:
+        """Places that are waited for: those of replicas that were dropped are not."""
+        return [
+            place
+            for place in self.members.empty_places()
+            if place in self.trainers.places
+            or any(life.state is not ReplicaState.DROPPED for life in self.replicas.on_place(place))
+        ]
+
+    def _trainers_may_start(self) -> bool:
+        may = self.phase is Phase.RUNNING and all(key in self.values for key in (MODEL_READY, STORE, ALL_URLS))
+        if may and self.trainers.started_at is None:
+            self.trainers.started_at = self._clock()
+        return may
+
+    def _gather_urls(self) -> None:
+        """One value with the URLs of all replicas, as soon as each that is not dropped has said its own."""
+        lives = [life for life in self.replicas.lives if life.state is not ReplicaState.DROPPED]
+        indices = [life.replica.index for life in lives]
+        if indices and all(index in self._urls for index in indices):
+            is_new = ALL_URLS not in self.values
+            self.values[ALL_URLS] = [self._urls[index] for index in indices]
+            if is_new:
+                self._touch(self.trainers.places)
+
+    def _replica_failed(self, index: int, failure: dict[str, Any], now: float, exit_code: int | None) -> None:
+        life = self.replicas.lives[index]
+        self.values.pop(replica_key(index, "ready"), None)
+        is_restarting = self.replicas.failed(index, str(failure["message"]), now, exit_code=exit_code)
+        self._touch(life.replica.node_ranks)
+        if not is_restarting:
+            self._after_drop(failure)
+
+    def _after_drop(self, failure: dict[str, Any]) -> None:
+        if self.replicas.left < self._min_replicas:
+            self.fail(failure)
+        else:
+            self._gather_urls()
+
+    def _restart_trainers(self, failure: dict[str, Any], now: float) -> None:
+        if not self.trainers.allow_restart(now):
+            self.fail(failure)
+            return
+        self.emit(
+            "restart",
+            what="trainer",
+            replica=None,
+            restart=self.trainers.restarts.count,
+            of=self.trainers.restart.trainer_max,
+            reason=str(failure["message"]),
+            delay_s=0.0,
+        )
+        self._touch(self.trainers.places)
+
+    def _refill(self, place: int, failure: dict[str, Any]) -> None:
+        """A place has lost its node: a spare takes it, or the run goes on without, or it is over."""
+        now = self._clock()
+        role = self._layout.nodes[place].role.value
+        affected = [life for life in self.replicas.on_place(place) if life.state is not ReplicaState.DROPPED]
+        for life in affected:
+            self.values.pop(replica_key(life.replica.index, "ready"), None)
+            self.emit("replica", replica=life.replica.index, state="lost", reason=str(failure["message"]))
+        node = self.members.fill(place)
+        if node is not None:
+            hostname = self.members.hostnames[node]
+            self.emit("spare", node_rank=node, hostname=hostname, takes=place, role=role)
+            self._touch_nodes([node])
+            for life in affected:
+                self.replicas.move(life.replica.index, now)
+                self._touch(life.replica.node_ranks)
+            if place in self.trainers.places and self.trainers.started_at is not None:
+                self._restart_trainers(failure, now)
+            self._start_if_complete()
+        elif place in self.trainers.places:
+            self.fail(failure)
+        else:
+            for life in affected:
+                self.replicas.drop(life.replica.index, str(failure["message"]))
+                self._touch(life.replica.node_ranks)
+            self._after_drop(failure)
+            self._start_if_complete()
+
+    def _give_up_waiting(self) -> None:
+        """Not every node has reported in time: spares take the places of those that have not."""
+        missing = [self._layout.nodes[place] for place in self._missing_places()]
+        names = ", ".join(f"{n.node_rank} ({n.hostname})" for n in missing[:8]) + (", ..." if missing[8:] else "")
+        failure = {
+            "message": f"{len(missing)} of {len(self._layout.nodes)} nodes did not report within"
+            f" `start_timeout_s` ({self._start_timeout_s:g}): node {names}."
+        }
+        for place in [node.node_rank for node in missing]:
+            node = self.members.node_at(place)
+            if self.phase is Phase.STARTING:
+                if node is None:
+                    self._refill(place, failure)
+                else:
+                    self.node_lost(node, failure)
+
+    def _touch(self, places: Iterable[int]) -> None:
+        self._touch_nodes(node for place in places if (node := self.members.node_at(place)) is not None)
+
+    def _touch_all(self) -> None:
+        self._touch(range(len(self._layout.nodes)))
+
+    def _touch_nodes(self, nodes: Iterable[int]) -> None:
+        for node in nodes:
+            self._revisions[node] = self._revisions.get(node, 0) + 1
+            self.touched.add(node)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +14,10 @@ from launcher.checkpoint import CheckpointError
 from launcher.config.schema import Config
 from launcher.grpo.final_check import TOP, CheckError, compare, movement, tolerance
 from launcher.grpo.model import Worker, wire_copy
-from launcher.grpo.rollout import Completion, Engines
+from launcher.grpo.rollout import Completion, EngineLost, Engines
 from launcher.grpo.trainer import StepReport, Trainer
 from launcher.inference.client import api_key, inference_urls
+from launcher.inference.client import engines as live_engines
 from launcher.stopping import should_stop
 
 CHECK_PROMPTS = 16
@@ -44,10 +45,14 @@ def train(config: Config, run_dir: Path) -> None:
         # The engines must serve what is sampled from: the first weights, or those that were restored.
         weights.publish(trainer.model, version=done)
     # The ranks start with different engines, so that their first requests do not all meet at one.
-    urls = inference_urls()
-    first = worker.rank % len(urls)
-    with Engines(urls[first:] + urls[:first], api_key(), timeout_s=trainer.options.request_timeout_s) as engines:
-        untrained = ask(trainer, engines, urls) if worker.is_main else []
+    with Engines(
+        inference_urls(),
+        api_key(),
+        timeout_s=trainer.options.request_timeout_s,
+        live=inference_urls,
+        first=worker.rank,
+    ) as engines:
+        untrained = ask(trainer, engines) if worker.is_main else {}
         rewards: deque[float] = deque(maxlen=AVERAGED_STEPS)
         for step in range(done + 1, config.trainer.steps + 1):
             with phase("first step", worker, when=step == done + 1):
@@ -62,7 +67,7 @@ def train(config: Config, run_dir: Path) -> None:
             save(trainer, step, stop=stop)
             if stop:
                 worker.end()
-        finish(trainer, engines, urls, untrained, run_dir / "checkpoint" / "final")
+        finish(trainer, engines, untrained, run_dir / "checkpoint" / "final")
     weights.close()
     worker.end()
 
@@ -96,15 +101,19 @@ def show(step: int, steps: int, report: StepReport, average: float) -> None:
     )
 
 
-def ask(trainer: Trainer, engines: Engines, urls: Sequence[str]) -> list[list[Completion]]:
-    """Each engine's greedy answers to the check's prompts."""
+def ask(trainer: Trainer, engines: Engines) -> dict[int, list[Completion]]:
+    """Each engine's greedy answers to the check's prompts, by replica; one that goes away meanwhile is left out."""
     prompts = trainer.check_prompts(CHECK_PROMPTS)
-    return [engines.greedy(url, prompts, max_tokens=trainer.config.trainer.max_new_tokens, top=TOP) for url in urls]
+    answers = {}
+    for replica, url in live_engines().items():
+        try:
+            answers[replica] = engines.greedy(url, prompts, max_tokens=trainer.config.trainer.max_new_tokens, top=TOP)
+        except EngineLost as error:
+            print(f"inference-{replica} is not asked: {error}", flush=True)
+    return answers
 
 
-def finish(
-    trainer: Trainer, engines: Engines, urls: Sequence[str], untrained: Sequence[Sequence[Completion]], path: Path
-) -> None:
+def finish(trainer: Trainer, engines: Engines, untrained: Mapping[int, Sequence[Completion]], path: Path) -> None:
     """Saves the last weights in ``path`` and compares what each engine serves with them.
 
     Every rank calls it, because collecting the weights takes all of them; rank 0 does the rest.
@@ -122,9 +131,12 @@ def finish(
     allowed = tolerance(dtype, trainer.worker.device.type)
     prompts = trainer.check_prompts(CHECK_PROMPTS)
     failed: list[str] = []
-    for index, (url, before, answers) in enumerate(zip(urls, untrained, ask(trainer, engines, urls), strict=True)):
+    urls = live_engines()
+    checked = ask(trainer, engines)
+    for index, answers in checked.items():
+        url = urls.get(index, "its URL")
         result = compare(model, prompts, answers)
-        moved = movement(before, answers)
+        moved = movement(untrained.get(index, ()), answers) if index in untrained else 0.0
         text = f"{result.text()} (tolerance {allowed}; training moved them by up to {moved:.2f})"
         ok = result.within(allowed)
         events.emit(
@@ -140,6 +152,8 @@ def finish(
         print(f"check of inference-{index}: {'ok' if ok else 'FAILED'}: {text}", flush=True)
         if not ok:
             failed.append(f"inference-{index} at {url} does not serve the trainer's weights: {text}.")
+    if not checked:
+        failed.append("No engine was there to be checked.")
     if failed:
         raise CheckError("\n".join(failed))
 

@@ -112,13 +112,7 @@ class Trainer:
             world_size=worker.world_size,
         )
         prompts = [self.encode(problem.prompt) for problem in problems]
-        groups = engines.sample(
-            prompts,
-            samples=settings.samples_per_prompt,
-            max_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            seed=(settings.seed * 1_000_003 + step) * worker.world_size + worker.rank,
-        )
+        groups = self.sample(step, prompts, engines, bridge)
         rewards = [
             [self.task.reward(problem, self.decode(answer), finished=answer.finished) for answer in group]
             for problem, group in zip(problems, groups, strict=True)
@@ -145,6 +139,31 @@ class Trainer:
             update_s=updated - sampled,
             sync_s=published.seconds,
         )
+
+    def sample(
+        self, step: int, prompts: Sequence[Sequence[int]], engines: Engines, bridge: Bridge
+    ) -> list[list[Completion]]:
+        """The answers to this rank's prompts; every rank calls it.
+
+        Engines may go away meanwhile. When a rank finds none left, all ranks together wait for one to come back, and
+        give it the weights that it lacks.
+        """
+        settings, worker = self.config.trainer, self.worker
+        bridge.rejoin(self.model)
+        answers: list[list[Completion] | None] = [None] * len(prompts)
+        while True:
+            answers = engines.fill(
+                answers,
+                prompts,
+                samples=settings.samples_per_prompt,
+                max_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
+                seed=(settings.seed * 1_000_003 + step) * worker.world_size + worker.rank,
+            )
+            (missing,) = worker.reduce([float(answers.count(None))])
+            if not missing:
+                return [answer for answer in answers if answer is not None]
+            bridge.rejoin(self.model)
 
     @property
     def pad_token_id(self) -> int:

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
-from launcher.control.client import ControlClient
 from launcher.errors import LauncherError
+from launcher.inference.pool import Pool
 
 URLS_VARIABLE = "LAUNCHER_INFERENCE_URLS"
+"""URLs of all engines when the trainer was started."""
+
 API_KEY_VARIABLE = "LAUNCHER_INFERENCE_API_KEY"
 
 
 def inference_urls() -> list[str]:
-    """Base URLs of the engines, by replica: ``http://address:port``, without ``/v1``.
+    """Base URLs of the engines that may be asked now: ``http://address:port``, without ``/v1``, by replica.
+
+    An engine that is down, or that was restarted and has not got the newest weights yet, is not among them; it is when
+    it is back. Costs one small message to node 0, so ask as often as you send a batch of requests.
 
     Raises:
         LauncherError: this process belongs to no run.
     """
-    return [url for url in _required(URLS_VARIABLE).split(",") if url]
+    return _pool().urls()
+
+
+def engines() -> dict[int, str]:
+    """The same URLs, by the index of the replica.
+
+    Raises:
+        LauncherError: this process belongs to no run.
+    """
+    return {m.replica: m.url for m in _pool().members() if m.serves and m.url is not None}
 
 
 def api_key() -> str:
@@ -26,27 +41,26 @@ def api_key() -> str:
     Raises:
         LauncherError: this process belongs to no run.
     """
-    return _required(API_KEY_VARIABLE)
+    value = os.environ.get(API_KEY_VARIABLE)
+    if not value:
+        raise LauncherError(f"`{API_KEY_VARIABLE}` is not set: this process was not started as a trainer of a run.")
+    return value
 
 
 def wait_ready(timeout_s: float = 600.0) -> list[str]:
-    """Waits until every engine is healthy; their URLs.
+    """Waits until every engine that has not been given up is healthy; their URLs.
 
     Raises:
         ControlError: one is not, after ``timeout_s``.
     """
-    urls = inference_urls()
-    client = ControlClient.from_environment()
-    try:
-        keys = [f"replica/{index}/ready" for index in range(len(urls))]
-        client.wait_for(keys, timeout_s=timeout_s, what=f"{len(urls)} engines to be ready")
-    finally:
-        client.close()
-    return urls
+    members = _pool().wait(
+        lambda members: bool(members) and all(member.is_ready for member in members),
+        timeout_s=timeout_s,
+        what="all engines to be ready",
+    )
+    return [member.url for member in members if member.url is not None]
 
 
-def _required(name: str) -> str:
-    value = os.environ.get(name)
-    if not value:
-        raise LauncherError(f"`{name}` is not set: this process was not started as a trainer of a run.")
-    return value
+@functools.cache
+def _pool() -> Pool:
+    return Pool.from_environment()

@@ -12,6 +12,9 @@ class Role(StrEnum):
 
     TRAINER = "trainer"
     INFERENCE = "inference"
+    SPARE = "spare"
+    """Of a node only: it waits to take a lost node's place."""
+
     HELPER = "helper"
     """Of a process only: it prepares something for the others. No node has this role."""
 
@@ -89,6 +92,19 @@ class Layout:
 
     local_world_size: int
     """Trainer ranks on each trainer node."""
+
+    spares: tuple[str, ...] = ()
+    """Hostnames of the nodes after ``nodes``, which wait to take a lost node's place."""
+
+    @property
+    def everybody(self) -> tuple[Node, ...]:
+        """``nodes``, and the spares as nodes without processes."""
+        first = len(self.nodes)
+        spares = (
+            Node(node_rank=first + index, hostname=hostname, role=Role.SPARE, role_rank=index, processes=())
+            for index, hostname in enumerate(self.spares)
+        )
+        return (*self.nodes, *spares)
 
     @property
     def trainer_nodes(self) -> tuple[Node, ...]:

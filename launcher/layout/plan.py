@@ -22,13 +22,15 @@ def plan(config: Config, hostnames: Sequence[str] | None = None) -> Layout:
 
     Args:
         config: the run.
-        hostnames: in nodelist order; ``layout.hostnames`` if not given, else ``node-0000``, ``node-0001``, ...
+        hostnames: in nodelist order, spares last; ``layout.hostnames`` if not given, else ``node-0000``, ``node-0001``,
+            ...
 
     Raises:
-        AllocationError: there are more or fewer hostnames than ``layout.nodes``.
+        AllocationError: there are more or fewer hostnames than ``layout.nodes`` and ``layout.spares`` together.
     """
     shape = shape_of(config)
-    hosts = _hostnames(config, hostnames)
+    everybody = _hostnames(config, hostnames)
+    hosts, spares = everybody[: shape.nodes], everybody[shape.nodes :]
     replicas = _replicas(config, shape)
     processes: list[list[Process]] = [[] for _ in hosts]
     _place_trainers(config, shape, processes)
@@ -50,6 +52,7 @@ def plan(config: Config, hostnames: Sequence[str] | None = None) -> Layout:
         device=config.layout.device,
         world_size=shape.trainer_nodes * shape.workers_per_node,
         local_world_size=shape.workers_per_node,
+        spares=tuple(spares),
     )
 
 
@@ -73,13 +76,15 @@ def engine_args(config: Config) -> tuple[str, ...]:
 
 def _hostnames(config: Config, hostnames: Sequence[str] | None) -> Sequence[str]:
     hosts = hostnames if hostnames is not None else config.layout.hostnames
+    spares = config.layout.spares
+    total = config.layout.nodes + spares
     if hosts is None:
-        return [f"node-{node_rank:04d}" for node_rank in range(config.layout.nodes)]
-    if len(hosts) != config.layout.nodes:
+        return [f"node-{node_rank:04d}" for node_rank in range(total)]
+    if len(hosts) != total:
         raise AllocationError(
-            f"`layout.nodes` ({config.layout.nodes}) does not match the {len(hosts)} nodes given"
-            f" ({', '.join(hosts[:8])}{', ...' if len(hosts) > 8 else ''})."
-            f" HINT: ask for {config.layout.nodes} nodes, or set `layout.nodes={len(hosts)}`."
+            f"`layout.nodes` ({config.layout.nodes}){f' + `layout.spares` ({spares})' if spares else ''} does not match"
+            f" the {len(hosts)} nodes given ({', '.join(hosts[:8])}{', ...' if len(hosts) > 8 else ''})."
+            f" HINT: ask for {total} nodes, or set `layout.nodes={len(hosts) - spares}`."
         )
     return hosts
 

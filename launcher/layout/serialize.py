@@ -20,6 +20,7 @@ def layout_to_json(layout: Layout) -> str:
         "gpus_per_node": layout.gpus_per_node,
         "world_size": layout.world_size,
         "local_world_size": layout.local_world_size,
+        "spares": layout.spares,
     }
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
     lines.append(f'"env": {json.dumps(common, indent=1)}')
@@ -43,6 +44,7 @@ def layout_from_json(text: str) -> Layout:
         device=data["device"],
         world_size=data["world_size"],
         local_world_size=data["local_world_size"],
+        spares=tuple(data["spares"]),
     )
 
 

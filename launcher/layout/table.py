@@ -19,6 +19,7 @@ def render_table(layout: Layout) -> str:
     else:
         groups = [list(group) for _, group in groupby(layout.nodes, key=_pattern)]
     rows = [_row(group, layout, ports) for group in groups]
+    rows += _spare_rows(layout)
     return "\n".join([*_aligned([_HEADER, *rows]), "", summary(layout)])
 
 
@@ -33,8 +34,11 @@ def summary(layout: Layout) -> str:
         stages = replica.pipeline_parallel_size
         shape += f", pipeline parallel {stages})" if stages > 1 else ")"
     where = f"{trainers} trainer, {engines} inference" if engines else "both roles on every node"
+    if layout.spares:
+        where += f", and {_count(len(layout.spares), 'spare')}"
     return (
-        f"{_count(len(layout.nodes), 'node')} with {_count(layout.gpus_per_node, unit)} each: {where};"
+        f"{_count(len(layout.nodes) + len(layout.spares), 'node')} with {_count(layout.gpus_per_node, unit)} each:"
+        f" {where};"
         f" {_count(layout.world_size, 'trainer rank')}, {_count(len(layout.replicas), 'engine')}{shape}"
     )
 
@@ -59,6 +63,17 @@ def _row(group: list[Node], layout: Layout, ports: dict[tuple[int, int], int]) -
         _range(gpus) or "-",
         _range(served) or "-",
     )
+
+
+def _spare_rows(layout: Layout) -> list[tuple[str, ...]]:
+    if not layout.spares:
+        return []
+    first, last = len(layout.nodes), len(layout.nodes) + len(layout.spares) - 1
+    if last >= _COLLAPSE_ABOVE and first < last:
+        names = [(_range([first, last]), f"{layout.spares[0]} .. {layout.spares[-1]}")]
+    else:
+        names = [(str(first + index), hostname) for index, hostname in enumerate(layout.spares)]
+    return [(*name, "spare", "-", "", "-", "-") for name in names]
 
 
 def _engines(engines: list[Process], layout: Layout) -> str:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from launcher.control.client import ControlClient
-from launcher.control.state import Phase
+from launcher.control.phase import Phase
 from launcher.preflight import canary as canaries
 from launcher.preflight.canary import Canary
 from launcher.preflight.clock import clock_offset, skew_complaint
@@ -122,7 +122,7 @@ class Preflight:
     def _look_around(self) -> tuple[list[Complaint], tuple[float, float]]:
         """Tries the peers, all at once; what hangs is a complaint."""
         timeout_s = self._settings.timeout_s
-        nodes = len(self._site.layout.nodes)
+        nodes = len(self._site.layout.everybody)
         me = self._site.node.node_rank
         # One question by node 0 for everybody's words; the others ask for those of their few peers.
         ranks = list(range(nodes)) if me == 0 else peers_of(me, nodes)

@@ -85,10 +85,10 @@ def test_the_last_node_to_report_starts_the_run(state: JobState, events: list[di
 
 def test_the_trainers_end_drains_and_the_last_node_to_leave_finishes(state: JobState) -> None:
     up(state)
-    state.node_done(0)
-    state.node_done(3)
+    state.node_done(0, 0)
+    state.node_done(3, 0)
     assert phase(state) is Phase.RUNNING
-    state.node_done(1)
+    state.node_done(1, 0)
     assert phase(state) is Phase.DRAINING
     for rank in (3, 1, 2):
         state.node_gone(rank)
@@ -121,16 +121,16 @@ def test_a_silent_node_is_a_failure_that_names_it(events: list[dict[str, Any]]) 
     state = JobState(layout(), events.append, start_timeout_s=60, lease_timeout_s=10, clock=clock)
     up(state)
     clock.now += 9
-    for rank in (0, 1, 3):
+    for rank in (0, 2, 3):
         state.beat(rank)
-    state.check_leases()
+    state.tick()
     assert phase(state) is Phase.RUNNING
     clock.now += 2
-    state.check_leases()
+    state.tick()
     assert phase(state) is Phase.FAILED
     assert state.failure is not None
     assert state.failure["message"] == (
-        "inference on node 2 (node-0002): its agent has been silent for 11 s, longer than `lease_timeout_s` (10)."
+        "trainer on node 1 (host-1): its agent has been silent for 11 s, longer than `lease_timeout_s` (10)."
     )
 
 
@@ -183,10 +183,10 @@ def test_a_node_that_never_says_what_it_found_is_bad(events: list[dict[str, Any]
     for rank in (0, 1, 3):
         state.preflight(report(rank))
     clock.now += 29
-    state.check_leases()
+    state.tick()
     assert phase(state) is Phase.CHECKING
     clock.now += 2
-    state.check_leases()
+    state.tick()
     assert phase(state) is Phase.FAILED
     assert [bad.hostname for bad in state.bad_nodes] == ["node-0002"]
 
@@ -199,7 +199,7 @@ def test_a_node_that_left_may_be_silent(events: list[dict[str, Any]]) -> None:
     clock.now += 11
     for rank in (0, 1, 3):
         state.beat(rank)
-    state.check_leases()
+    state.tick()
     assert phase(state) is Phase.RUNNING
 
 
@@ -209,7 +209,7 @@ def test_nodes_that_never_report_are_named(events: list[dict[str, Any]]) -> None
     state.hello(0, "host-0", "x")
     state.hello(2, "host-2", "x")
     clock.now += 61
-    state.check_leases()
+    state.tick()
     assert state.failure is not None
     assert "2 of 4 nodes did not report" in state.failure["message"]
     assert "1 (node-0001), 3 (node-0003)" in state.failure["message"]

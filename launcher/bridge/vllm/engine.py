@@ -26,11 +26,20 @@ class BridgeEngine:
     ``state`` is ``serving``, ``preparing`` (weights arrive beside the live ones) or ``quarantined``: a commit failed
     part of the way, the weights may be a mix, so the engine stays paused and answers nothing until a later commit
     succeeds.
+
+    Versions are ordered by the trainers' incarnation first: trainers that were restarted from a checkpoint go on with a
+    lower number, and what is left of those before them is refused.
+
+    Args:
+        awaits_weights: the weights that it was started with are out of date; it answers nothing before a commit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, awaits_weights: bool = False) -> None:
         self.version: int | None = None
         self.state = "serving"
+        self.awaits_weights = awaits_weights
+        self._incarnation = 0
+        self._committed: tuple[int, int] | None = None
         self.spans = VersionSpans()
         self._preparing: int | None = None
         self._updates = 0
@@ -66,7 +75,17 @@ class BridgeEngine:
         if method != "POST" or route not in handlers:
             raise Refused(404, f"no such route: {method} /bridge/{route}")
         async with self._lock:
+            self._check_incarnation(int(body.get("incarnation", self._incarnation)))
             return await handlers[route](engine, body)
+
+    def _check_incarnation(self, incarnation: int) -> None:
+        """Trainers that were restarted begin anew; those before them have no say any more."""
+        if incarnation < self._incarnation:
+            raise Refused(409, f"the trainers have been restarted {self._incarnation} times, not {incarnation}")
+        if incarnation > self._incarnation:
+            self._incarnation, self._preparing = incarnation, None
+            if self.state == "preparing":
+                self.state = "serving"
 
     async def _bind(self, engine: Any, body: dict[str, Any]) -> dict[str, Any]:
         return {"workers": await _workers(engine, "bind", body)}
@@ -117,6 +136,7 @@ class BridgeEngine:
             await engine.update_weight_version(str(version))
         self.spans.committed(engine, version)
         self.version, self.state, self._preparing = version, "serving", None
+        self._committed, self.awaits_weights = (self._incarnation, version), False
         self._updates += 1
         if not was_paused:
             await engine.resume_generation()
@@ -146,7 +166,7 @@ class BridgeEngine:
 
     def _newer(self, body: dict[str, Any]) -> int:
         version = int(body["version"])
-        if self.version is not None and version <= self.version:
+        if self._committed is not None and (self._incarnation, version) <= self._committed:
             raise Refused(409, f"version {version} is not newer than {self.version}, which is being served")
         return version
 

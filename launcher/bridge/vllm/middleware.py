@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -47,7 +48,7 @@ class BridgeMiddleware:
         token = token_from_environment()
         self._api_key = api_key(token)
         self._bridge_key = bridge_key(token)
-        self._engine = BridgeEngine()
+        self._engine = BridgeEngine(awaits_weights=os.environ.get("LAUNCHER_AWAITS_WEIGHTS") == "1")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves the bridge's routes, checks keys on the others."""
@@ -55,10 +56,14 @@ class BridgeMiddleware:
             await self._app(scope, receive, send)
         elif scope["path"].startswith("/bridge/"):
             await self._serve(scope, receive, send)
-        elif scope["path"] in OPEN_PATHS or same(_bearer(scope), self._api_key):
-            await self._pass_on(scope, receive, send)
-        else:
+        elif scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+        elif not same(_bearer(scope), self._api_key):
             await _reply(send, 401, {"error": "this engine needs the run's API key"})
+        elif self._engine.awaits_weights:
+            await _reply(send, 503, {"error": "this engine was restarted and waits for the trainer's weights"})
+        else:
+            await self._pass_on(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not same(_bearer(scope), self._bridge_key):

@@ -20,16 +20,18 @@ def problems(config: Config) -> Iterator[str]:
         yield from engines
         if not engines:
             yield from _ports(config, shape)
+            yield from _min_replicas(config, shape)
 
 
 def _hostnames(config: Config) -> Iterator[str]:
-    hosts, nodes = config.layout.hostnames, config.layout.nodes
+    hosts, nodes, spares = config.layout.hostnames, config.layout.nodes, config.layout.spares
     if hosts is None:
         return
-    if len(hosts) != nodes:
+    if len(hosts) != nodes + spares:
+        more = f" + `layout.spares` ({spares})" if spares else ""
         yield (
-            f"`layout.hostnames` ({len(hosts)} names) does not match `layout.nodes` ({nodes})."
-            f" HINT: set `layout.nodes={max(len(hosts), 1)}`, or give one name per node."
+            f"`layout.hostnames` ({len(hosts)} names) does not match `layout.nodes` ({nodes}){more}."
+            f" HINT: set `layout.nodes={max(len(hosts) - spares, 1)}`, or give one name per node."
         )
     if twice := sorted({host for host in hosts if hosts.count(host) > 1}):
         yield f"`layout.hostnames` names {', '.join(twice)} more than once. HINT: give each node a name of its own."
@@ -136,6 +138,15 @@ def _engines(config: Config, shape: Shape) -> Iterator[str]:
 def _more_nodes(config: Config, engine_nodes: int) -> str:
     setting = "inference_nodes" if config.layout.inference_nodes else "nodes"
     return f"set `layout.{setting}={engine_nodes}`"
+
+
+def _min_replicas(config: Config, shape: Shape) -> Iterator[str]:
+    wanted = config.inference.min_replicas
+    if wanted > shape.replicas:
+        yield (
+            f"`inference.min_replicas` ({wanted}) is more than the {shape.replicas} replicas of the layout."
+            f" HINT: set `inference.min_replicas={shape.replicas}` or less."
+        )
 
 
 def _ports(config: Config, shape: Shape) -> Iterator[str]:

@@ -1,0 +1,79 @@
+"""Finds the shared memory of processes while they live, and removes what of it they leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+FOLDER = Path("/dev/shm")
+
+_MAPPED = re.compile(rb"\s(/dev/shm/\S+)$", re.MULTILINE)
+
+
+class SharedMemory:
+    """What appeared in ``/dev/shm`` since this was made, by who uses it.
+
+    Python's resource tracker removes the memory of a process that is killed, unless it is killed, too. A file is taken
+    for that of a process if that one has it mapped or open; it is removed when all processes of its owner have ended,
+    and no other process of this machine has it.
+
+    Args:
+        folder: where the kernel shows shared memory.
+    """
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self._folder = folder
+        self._foreign = self._names()
+        self._owned: dict[int, set[str]] = {}
+
+    def attribute(self, processes: dict[int, Iterable[int]]) -> None:
+        """Looks who has what is new.
+
+        Args:
+            processes: numbers of the processes, by owner.
+        """
+        unknown = self._names() - self._foreign
+        for names in self._owned.values():
+            unknown -= names
+        if unknown:
+            for owner, pids in processes.items():
+                for pid in pids:
+                    self._owned.setdefault(owner, set()).update(used(pid, self._folder) & unknown)
+
+    def remove(self, owner: int) -> list[str]:
+        """All processes of an owner have ended; the names of what they had left, which is gone now."""
+        left = self._owned.pop(owner, set()) & self._names()
+        if left:
+            for entry in Path("/proc").iterdir():
+                if entry.name.isdigit():
+                    left -= used(int(entry.name), self._folder)
+        for name in left:
+            with contextlib.suppress(FileNotFoundError):
+                (self._folder / name).unlink()
+        if left:
+            logger.info("removed shared memory that was left behind: %s", ", ".join(sorted(left)))
+        return sorted(left)
+
+    def _names(self) -> set[str]:
+        try:
+            return {path.name for path in self._folder.iterdir()}
+        except OSError:
+            return set()
+
+
+def used(pid: int, folder: Path = FOLDER) -> set[str]:
+    """Names in ``folder`` that a process has mapped or open; nothing for one that has ended or is not ours."""
+    prefix = f"{folder}/"
+    try:
+        found = {match.decode() for match in _MAPPED.findall(Path(f"/proc/{pid}/maps").read_bytes())}
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.add(str(link.readlink()))
+    except OSError:
+        return set()
+    return {name.removeprefix(prefix) for name in found if name.startswith(prefix)}
