@@ -54,6 +54,12 @@ class ProcessFailure(LauncherError):
         super().__init__("\n".join(lines))
 
 
+class EngineRefusal(LauncherError):
+    """An engine cannot be started as it was asked to; it could not the next time, either."""
+
+    exit_code = 2
+
+
 class EngineTimeout(ProcessFailure):
     """An engine was not ready within its deadline."""
 

@@ -13,6 +13,9 @@ from typing import Any
 
 from launcher.control.client import ADDRESS_VARIABLE, ControlClient
 
+LAST_BYTES = 4096
+"""More than the last event of an attempt needs."""
+
 
 class EventLog:
     """Appends events to a file, one whole line at a time. Thread-safe; has one writer in a run.
@@ -37,6 +40,17 @@ class EventLog:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def has_finished(path: Path) -> bool:
+    """Whether an event log ends with the end of its attempt."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LAST_BYTES))
+            lines = file.read().splitlines()
+        return bool(lines) and json.loads(lines[-1]).get("event") == "finished"
+    except (OSError, ValueError):
+        return False
 
 
 def emit(event: str, **fields: Any) -> None:

@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from launcher.control.keys import token_from_environment
 from launcher.control.server import ControlServer
 from launcher.control.state import JobState
 from launcher.errors import ControlError
-from launcher.events import EventLog
+from launcher.events import EventLog, has_finished
 from launcher.layout import Layout, layout_to_json, plan
 from launcher.ports import hold_free_port, port_of
 from launcher.preflight.gate import Gate
@@ -82,7 +83,12 @@ def run(run_dir: Path, stop: StopRequest, guard: int) -> int:
             layout = plan(config, node.hostnames)
         client = ControlClient(control, token)
         cleanup.callback(client.close)
-        beats = Beats(ControlClient(control, token), node.node_rank, config.lease_timeout_s)
+        beats = Beats(
+            ControlClient(control, token),
+            node.node_rank,
+            config.lease_timeout_s,
+            partial(has_finished, directory / EVENTS),
+        )
         context = NodeContext(
             config=config,
             layout=layout,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from launcher.control.client import ControlClient
@@ -17,9 +18,21 @@ ANSWER_S = 2.0
 
 
 class Beats:
-    """Keeps :attr:`phase` and :attr:`orders` up to date. A change arrives at once, not at the next beat."""
+    """Keeps :attr:`phase` and :attr:`orders` up to date. A change arrives at once, not at the next beat.
 
-    def __init__(self, client: ControlClient, node_rank: int, lease_timeout_s: float) -> None:
+    Args:
+        client: nobody else's.
+        lease_timeout_s: without an answer for so long this node counts as lost.
+        has_ended: asked when node 0 does not answer: whether the run has left word of its end.
+    """
+
+    def __init__(
+        self,
+        client: ControlClient,
+        node_rank: int,
+        lease_timeout_s: float,
+        has_ended: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.phase = Phase.STARTING
         self.orders = Orders()
         self.failure: dict[str, Any] | None = None
@@ -27,6 +40,7 @@ class Beats:
         self._client = client
         self._node_rank = node_rank
         self._lease_timeout_s = lease_timeout_s
+        self._has_ended = has_ended
         self._answered = time.monotonic()
         self._stop = threading.Event()
         self._news = threading.Condition()
@@ -75,6 +89,8 @@ class Beats:
                 )
             except ControlError as error:
                 self._error = str(error)
+                if self._has_ended():
+                    self._answered = float("-inf")
                 self._stop.wait(BEAT_S / 4)
                 continue
             self._answered = sent

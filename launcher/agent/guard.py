@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,7 @@ from launcher.agent.environment import SCRATCH_VARIABLE
 from launcher.agent.exit_file import answer_for_the_run
 from launcher.agent.node import NodeEnvironment, node_environment
 from launcher.agent.postmortem import report_failure
-from launcher.agent.proctree import become_subreaper, end_descendants, signal_on_parent_death
+from launcher.agent.proctree import become_subreaper, end_descendants, is_stopped, signal_on_parent_death
 from launcher.agent.worker import tail
 from launcher.config import load_run_config
 from launcher.run_dir import attempt_dir
@@ -32,6 +33,8 @@ from launcher.snapshot.place import Place, place_of
 LEFTOVER_GRACE_S = 0.5
 PATIENCE_S = 10.0
 """How much longer than ``stop_grace_s`` an agent may take to end once it was asked to."""
+
+LOOK_S = 1.0
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
@@ -51,9 +54,16 @@ def guard_node(run_dir: Path) -> int:
     # For sockets and the like: short, because a socket's path may have 107 characters only, and gone after the run.
     scratch = tempfile.mkdtemp(prefix="launcher-")
     command = [sys.executable, "-m", "launcher.agent", str(run_dir), "--guard", str(os.getpid())]
-    patience_s = load_run_config(run_dir).stop_grace_s + PATIENCE_S
+    config = load_run_config(run_dir)
     try:
-        code = guard(command, log, {**os.environ, SCRATCH_VARIABLE: scratch}, patience_s, place_of(run_dir))
+        code = guard(
+            command,
+            log,
+            {**os.environ, SCRATCH_VARIABLE: scratch},
+            config.stop_grace_s + PATIENCE_S,
+            place_of(run_dir),
+            config.lease_timeout_s,
+        )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     code = _tell_failure(run_dir, node, code, log)
@@ -77,7 +87,12 @@ def _tell_failure(run_dir: Path, node: NodeEnvironment, code: int, log: Path) ->
 
 
 def guard(
-    command: Sequence[str], log: Path, environ: Mapping[str, str], patience_s: float, place: Place | None = None
+    command: Sequence[str],
+    log: Path,
+    environ: Mapping[str, str],
+    patience_s: float,
+    place: Place | None = None,
+    stopped_s: float = float("inf"),
 ) -> int:
     """Runs one agent to its end, and what it started to its end. Main thread only.
 
@@ -86,6 +101,7 @@ def guard(
         log: the agent's output is added to it.
         patience_s: an agent that has not ended so long after the first signal is killed.
         place: where it runs, and with which code; where and as this process does if None.
+        stopped_s: an agent that has been stopped (SIGSTOP) for so long is killed: by then the run has lost this node.
 
     Returns:
         The agent's exit code, negative for a signal; 1 if a process that it started cannot be ended.
@@ -121,7 +137,7 @@ def guard(
                 start_new_session=True,
             )
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
-        code = agent.wait()
+        code = _wait(agent, stopped_s)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         stuck = end_descendants(LEFTOVER_GRACE_S)
@@ -131,6 +147,20 @@ def guard(
     if stuck:
         print(f"launcher: these processes cannot be ended: {stuck}", file=sys.stderr)
     return code or (1 if stuck else 0)
+
+
+def _wait(agent: subprocess.Popen[bytes], stopped_s: float) -> int:
+    stopped_since: float | None = None
+    while True:
+        try:
+            return agent.wait(timeout=LOOK_S)
+        except subprocess.TimeoutExpired:
+            if not is_stopped(agent.pid):
+                stopped_since = None
+            elif stopped_since is None:
+                stopped_since = time.monotonic()
+            elif time.monotonic() - stopped_since > stopped_s:
+                agent.kill()
 
 
 def main() -> int:

@@ -72,6 +72,12 @@ def members(group: int) -> list[int]:
     return [look.pid for look in look_around().values() if look.group == group and look.pid != group]
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a process has been stopped by a signal, and not continued."""
+    fields = _stat(Path(f"/proc/{pid}"))
+    return fields is not None and fields[0] == "T"
+
+
 def is_resource_tracker(pid: int) -> bool:
     """Whether a process is Python's resource tracker, which removes shared memory when those who made it have ended."""
     try:

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from launcher import log
 from launcher.control.client import ControlClient
-from launcher.errors import LauncherError
+from launcher.errors import EngineRefusal, LauncherError
 from launcher.events import emit
 from launcher.ports import hold_free_port, hold_port, port_of
 
@@ -121,7 +121,7 @@ def _parse(vllm_arguments: list[str]) -> argparse.Namespace:
 
     class Parser(FlexibleArgumentParser):  # type: ignore[misc]  # vLLM is untyped to us
         def error(self, message: str) -> NoReturn:
-            raise LauncherError(f"vLLM refuses its arguments: {message}. HINT: see `inference.args`.")
+            raise EngineRefusal(f"vLLM refuses its arguments: {message}. HINT: see `inference.args`.")
 
     arguments: argparse.Namespace = make_arg_parser(Parser()).parse_args(vllm_arguments)
     validate_parsed_serve_args(arguments)
@@ -140,7 +140,7 @@ def _hold(address: str, port: int, *, strict: bool) -> socket.socket:
         if error.errno != errno.EADDRINUSE:
             raise LauncherError(f"Cannot listen on {address}:{port}: {error}") from error
     if strict:
-        raise LauncherError(
+        raise EngineRefusal(
             f"Port {port} on {address} is taken, and `inference.strict_ports` is true."
             f" HINT: set `inference.base_port` to another value, or `inference.strict_ports=false`."
         )

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from tests.jobs.launched import Launcher
-from tests.slurm.processes import descendants
 from tests.unit.processes import DETACHED, wait_for_file
 
 pytestmark = [pytest.mark.engine]
@@ -90,12 +89,12 @@ def test_an_engine_that_refuses_its_arguments(launcher: Launcher, model: Path) -
         f"model.path={model}", "inference.args=['--no-such-option']", command("import time; time.sleep(600)")
     )
     assert job.wait(90) == FAILURE_CODE
-    assert job.cause.startswith("inference 0 on node 1 (local-1) ended with exit code 1 after ")
+    assert job.cause.startswith("inference 0 on node 1 (local-1) ended with exit code 2 after ")
     assert "vLLM refuses its arguments: unrecognized arguments: --no-such-option. HINT" in job.cause
 
 
-def test_an_engine_that_is_killed(launcher: Launcher, model: Path) -> None:
-    job = launcher(f"model.path={model}", command("import time; time.sleep(600)"))
+def test_an_engine_that_is_killed_and_may_not_be_restarted(launcher: Launcher, model: Path) -> None:
+    job = launcher(f"model.path={model}", "restart.engine_max=0", command("import time; time.sleep(600)"))
     os.kill(job.wait_process("inference-0"), signal.SIGKILL)
     begin = time.monotonic()
     assert job.wait(60) == FAILURE_CODE
@@ -114,17 +113,6 @@ def test_a_port_that_is_taken_when_ports_are_strict(launcher: Launcher, model: P
         )
         assert job.wait(60) == FAILURE_CODE
     assert f"Port {port} on 127.0.0.1 is taken, and `inference.strict_ports` is true. HINT: set" in job.cause
-
-
-def test_a_process_of_an_engine_that_is_killed_while_it_serves(launcher: Launcher, model: Path) -> None:
-    job = launcher(f"model.path={model}", command("import time; time.sleep(600)"))
-    job.wait_event("engine_ready", timeout_s=180)
-    (core,) = [process.pid for process in descendants(job.wait_process("inference-0")) if "EngineCor" in process.name]
-    os.kill(core, signal.SIGKILL)
-    begin = time.monotonic()
-    assert job.wait(60) == FAILURE_CODE
-    assert time.monotonic() - begin < DEADLINE_S
-    assert job.cause.startswith("inference 0 on node 1 (local-1) ended with exit code ")
 
 
 @pytest.mark.parametrize("node_rank", [0, 1])

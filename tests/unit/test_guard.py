@@ -18,7 +18,8 @@ GUARD = """
 import os, sys
 from pathlib import Path
 from launcher.agent.guard import guard
-code = guard([sys.executable, "-c", sys.argv[1], sys.argv[2]], Path(sys.argv[3]), os.environ, float(sys.argv[4]))
+command = [sys.executable, "-c", sys.argv[1], sys.argv[2]]
+code = guard(command, Path(sys.argv[3]), os.environ, float(sys.argv[4]), stopped_s=1.0)
 sys.exit(code if code >= 0 else 128 - code)
 """
 
@@ -61,6 +62,14 @@ def test_nothing_is_left_after_an_end_of_its_own(mark: Mark, tmp_path: Path, the
     guarded = Guarded(mark, tmp_path, then)
     assert guarded.process.wait(20) == code
     assert guarded.detached.exists()
+    assert not mark.left()
+
+
+def test_an_agent_that_stays_stopped_is_killed(mark: Mark, tmp_path: Path) -> None:
+    guarded = Guarded(mark, tmp_path, 'print("up", flush=True); signal.pause()')
+    guarded.wait_ready()
+    os.kill(guarded.agent(), signal.SIGSTOP)
+    assert guarded.process.wait(30) == 137
     assert not mark.left()
 
 
