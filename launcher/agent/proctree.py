@@ -6,7 +6,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,23 +24,6 @@ def signal_on_parent_death(signum: signal.Signals) -> None:
     _prctl(PR_SET_PDEATHSIG, int(signum))
 
 
-def descendants(root: int) -> list[int]:
-    """Every process below ``root``, parents before children; zombies are left out."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            parent = _parent(entry)
-            if parent is not None:
-                children.setdefault(parent, []).append(int(entry.name))
-    found: list[int] = []
-    queue = [root]
-    while queue:
-        for child in children.get(queue.pop(), []):
-            found.append(child)
-            queue.append(child)
-    return found
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
     """One process at one moment."""
@@ -49,17 +32,17 @@ class Look:
     parent: int
     group: int
     state: str
-    """``R``, ``S``, ``T`` for stopped, ... (``proc_pid_stat(5)``); never ``Z``."""
+    """``R``, ``S``, ``T`` for stopped, ``Z`` for ended, ... (``proc_pid_stat(5)``)."""
 
     born: int
     """When it started, in the kernel's ticks: with the number, it names one process for good."""
 
 
 def look_around() -> dict[int, Look]:
-    """Every process of this machine that is not a zombie, by its number."""
+    """Every process of this machine, by its number."""
     found: dict[int, Look] = {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (fields := _stat(entry)) is not None and fields[0] != "Z":
+        if entry.name.isdigit() and (fields := _stat(entry)) is not None:
             pid = int(entry.name)
             found[pid] = Look(
                 pid=pid, state=fields[0], parent=int(fields[1]), group=int(fields[2]), born=int(fields[19])
@@ -67,9 +50,33 @@ def look_around() -> dict[int, Look]:
     return found
 
 
+def below(roots: Iterable[int], around: Mapping[int, Look]) -> list[Look]:
+    """Every process below the roots, parents before children.
+
+    It looks below zombies too: one whose first thread has ended before its others still has its children.
+    """
+    children: dict[int, list[int]] = {}
+    for process in around.values():
+        children.setdefault(process.parent, []).append(process.pid)
+    found: list[Look] = []
+    queue = list(roots)
+    while queue:
+        for child in children.get(queue.pop(), []):
+            found.append(around[child])
+            queue.append(child)
+    return found
+
+
+def descendants(root: int) -> list[int]:
+    """Every process below ``root`` that has not ended, parents before children."""
+    return [process.pid for process in below([root], look_around()) if process.state != "Z"]
+
+
 def members(group: int) -> list[int]:
     """The living members of a process group beside its leader."""
-    return [look.pid for look in look_around().values() if look.group == group and look.pid != group]
+    return [
+        look.pid for look in look_around().values() if look.group == group and look.pid != group and look.state != "Z"
+    ]
 
 
 def is_stopped(pid: int) -> bool:
@@ -129,11 +136,6 @@ def reap_adopted(own: Collection[int]) -> None:
         if ended is None or ended.si_pid in own:
             return
         os.waitpid(ended.si_pid, 0)
-
-
-def _parent(entry: Path) -> int | None:
-    fields = _stat(entry)
-    return None if fields is None or fields[0] == "Z" else int(fields[1])
 
 
 def _stat(entry: Path) -> list[str] | None:

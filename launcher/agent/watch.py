@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterable
 
-from launcher.agent.proctree import Look, look_around
+from launcher.agent.proctree import Look, below, look_around
 from launcher.agent.shared_memory import SharedMemory
 from launcher.agent.worker import Worker
 
@@ -31,20 +31,14 @@ class Watch:
             return []
         self._next = now + INTERVAL_S
         around = look_around()
-        children: dict[int, list[int]] = {}
-        for process in around.values():
-            children.setdefault(process.parent, []).append(process.pid)
         since: dict[tuple[int, int], float] = {}
         late: list[Worker] = []
         for worker in workers:
             # What is no longer below it, because its parent has ended, is still its own.
             known = {pid: look for pid, look in self._known.get(worker.pid, {}).items() if _is_same(around, look)}
-            queue = [worker.pid, *known]
-            while queue:
-                pid = queue.pop()
-                if pid in around and pid not in known:
-                    known[pid] = around[pid]
-                queue += [child for child in children.get(pid, []) if child not in known]
+            if worker.pid in around:
+                known[worker.pid] = around[worker.pid]
+            known |= {process.pid: process for process in below(list(known), around)}
             self._known[worker.pid] = known
             stopped = [(pid, look.born) for pid, look in known.items() if around[pid].state == "T"]
             since |= {key: self._stopped_since.get(key, now) for key in stopped}
@@ -72,4 +66,4 @@ class Watch:
 
 def _is_same(around: dict[int, Look], look: Look) -> bool:
     now = around.get(look.pid)
-    return now is not None and now.born == look.born
+    return now is not None and now.born == look.born and now.state != "Z"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.agent.proctree import descendants
 from tests.unit.processes import DETACHED, STUBBORN, Mark, wait_for_file
 
 GUARD = """
@@ -133,3 +134,27 @@ signal.pause()
     guarded.process.terminate()
     assert guarded.process.wait(20) == 128 + signal.SIGTERM
     assert not mark.left()
+
+
+def test_children_of_a_process_whose_first_thread_has_ended_are_found(tmp_path: Path) -> None:
+    # The main thread ends, another one lives on: to `/proc` the process is a zombie, and yet it has its children.
+    program = """
+import ctypes, subprocess, sys, threading, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+threading.Thread(target=time.sleep, args=(60,)).start()
+open(sys.argv[1], "w").write(str(child.pid))
+ctypes.CDLL(None).syscall(60, 0)
+"""
+    told = tmp_path / "child"
+    parent = subprocess.Popen([sys.executable, "-c", program, str(told)], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 20
+        while Path(f"/proc/{parent.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        found = descendants(os.getpid())
+        assert int(told.read_text()) in found
+        assert parent.pid not in found
+    finally:
+        os.killpg(parent.pid, signal.SIGKILL)
+        parent.wait()
