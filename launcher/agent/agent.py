@@ -171,7 +171,7 @@ def _site(context: NodeContext, node: NodeEnvironment) -> Site:
     return Site(
         config=context.config,
         layout=context.layout,
-        node=context.layout.everybody[context.node_rank],
+        node=context.node,
         run_dir=context.run_dir,
         attempt_dir=context.attempt_dir,
         model_path=context.model_path if context.config.model.path else None,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.schema import Config
-from launcher.layout import Layout
+from launcher.layout import Layout, Node
 from launcher.run_dir import attempt_dir, model_path
 
 
@@ -31,6 +31,11 @@ class NodeContext:
     token: str
     guard: int
     """Process id of this node's guard."""
+
+    @property
+    def node(self) -> Node:
+        """This node as it was planned; a spare has no processes, whatever place it takes later."""
+        return self.layout.everybody[self.node_rank]
 
     @property
     def attempt_dir(self) -> Path:
