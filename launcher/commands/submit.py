@@ -16,6 +16,9 @@ from launcher.paths import conf_dir
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+MULTIRUN = ("-m", "--multirun")
+"""Hydra takes them in front of the overrides only."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """One run, or with ``-m`` a sweep; the exit code is the worst of the runs'."""
@@ -38,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
     try:
         # Hydra would print its errors and end the process; like this it raises them.
-        with explained(), hydra_full_error("1"), _argv(arguments):
+        with explained(), hydra_full_error("1"), _argv(sorted(arguments, key=lambda word: word not in MULTIRUN)):
             start()
     except _Unexpected as error:
         raise error.__cause__ or error from None

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from launcher.config.rules import cluster, engines, geometry, model, numbers, preflight, processes, secrets, transport
+from launcher.config.rules import (
+    cluster,
+    engines,
+    geometry,
+    model,
+    numbers,
+    preflight,
+    processes,
+    secrets,
+    sweep,
+    transport,
+)
 from launcher.config.schema import Config
 from launcher.errors import ConfigError
 
@@ -20,7 +31,7 @@ def problems(config: Config, *, model_is_here: bool = True) -> list[str]:
     found += model.problems(config)
     if model_is_here and config.model.path is not None:
         found += model.directory_problems(config, config.model.path)
-    for rules in (engines, transport, processes, cluster, preflight, secrets):
+    for rules in (engines, transport, processes, cluster, preflight, secrets, sweep):
         found += rules.problems(config)
     return found
 

@@ -15,7 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.jobs.launched import ROOT
+from launcher.sweep.ledger import Ledger
+from launcher.sweep.progress import Metric
+from launcher.sweep.survey import survey
+from tests.jobs.launched import ROOT, Launcher
 from tests.slurm.cluster import ENDED, SlurmCluster
 
 TRAINER = "trainer.command=[python,tests/jobs/sweep_trainer.py,'${trainer.lr}']"
@@ -23,6 +26,7 @@ SLEEPS = 'trainer.command=[sleep,"600"]'
 LRS = (0.1, 0.2, 0.3, 0.4)
 SHAPES = ((2, 1), (3, 1), (3, 2))
 KILLED = -9
+FAILED_CODE = 5
 
 # Submits, and then kills the command that waits for its answer: nobody ever hears the number of the job.
 TREACHEROUS_SBATCH = """#!/bin/bash
@@ -184,3 +188,20 @@ def test_an_array_is_throttled_found_again_and_cancelled(empty: SlurmCluster, tm
     lines = [json.loads(line) for line in (directory / "ledger.jsonl").read_text().splitlines()]
     assert sum(line["record"] == "cancelled" for line in lines) == 5
     assert "nothing was queued or running" in sweep_command(empty, "cancel", directory)
+
+
+def test_an_optimising_sweeper_goes_by_what_the_runs_here_came_to(
+    launcher: Launcher, tmp_path: Path, model: Path
+) -> None:
+    trainer = TRAINER.replace("trainer.lr", "trainer.options.lr")
+    words = ("-m", "hydra/sweeper=halving", f"hydra.sweeper.output={tmp_path / 'out'}", "+trainer.options.lr=0")
+    common = (f"model.path={model}", "snapshot=false", "sweep.parallel=2", "sweep.name=halving")
+    job = launcher(*words, *common, trainer, PYTHONPATH=f"{ROOT}:{ROOT / 'tests/jobs/plugins'}")
+    # One of the runs fails, which the sweeper is told and the exit code tells.
+    assert job.wait(120) == FAILED_CODE, job.output
+    low, high, between, failed = json.loads((tmp_path / "out").read_text())
+    assert high < low < between
+    assert "is failed" in failed
+    runs = {tuple(run.entry.overrides): run for run in survey(Ledger(sweep_dir(tmp_path)), Metric.parse("reward"))}
+    assert {words[0].partition("=")[2] for words in runs} == {"0.1", "0.9", "0.3", "-1.0"}
+    assert runs["trainer.options.lr=0.3",].value == between

@@ -57,6 +57,10 @@ WRONG: list[tuple[Callable[..., Config], dict[str, Any], list[str]]] = [
     (local, {"layout__hostnames": ["a", "a"]}, ["more than once"]),
     # preflight
     (local, {"preflight__skip": ["smh"]}, ["`preflight.skip` (smh)", "shm"]),
+    # sweeps
+    (local, {"sweep__metric": "reward.best"}, ["`sweep.metric` (reward.best)", "sweep.metric=reward.max"]),
+    (local, {"sweep__name": "a/b"}, ["`sweep.name` (a/b)"]),
+    (local, {"sweep__parallel": 0}, ["`sweep.parallel` (0)"]),
     # local mode
     (local, {"layout__colocate_inference_gpus": 2}, ["has no meaning", "layout.inference_nodes=0"]),
     (local, {"layout__inference_nodes": 0, "layout__colocate_inference_gpus": 8}, ["leaves no GPU"]),

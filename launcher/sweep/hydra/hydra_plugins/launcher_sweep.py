@@ -80,8 +80,9 @@ class RunLauncher(Launcher):
             OmegaConf.set_struct(config, True)
             return config
 
-        shown = [tuple(word for word in words if key_of(word) in swept) for words in job_overrides]
-        return compose_all(composed, shown, swept)
+        # Of a setting that is named twice the last word counts.
+        shown = [{key_of(word): word for word in words if key_of(word) in swept} for words in job_overrides]
+        return compose_all(composed, [tuple(words.values()) for words in shown], swept)
 
     def _swept(self) -> frozenset[str]:
         parameters = self._config.hydra.sweeper.get("params") or {}
