@@ -18,7 +18,6 @@ from launcher.config.secrets import secret_values, unset_secrets
 from launcher.errors import STOPPED, ConfigError, SubmissionError
 from launcher.layout import Layout, plan
 from launcher.layout.table import render_table
-from launcher.paths import sbatch_templates_dir
 from launcher.preflight.exclude import leave_out_bad_nodes
 from launcher.runs.digest import newest_attempt
 from launcher.snapshot.anchor import anchored_settings, anchored_words
@@ -50,13 +49,6 @@ def run(config: Config) -> int:
     problems = [*unset_secrets(config), *cluster.check()]
     if problems:
         raise ConfigError(problems)
-    if not config.submit:
-        template = sbatch_templates_dir() / "plain.sbatch"
-        path = directory.new_run_dir(config)
-        create(config, path, take_code(config))
-        nodes = config.layout.nodes + config.layout.spares
-        print(f"run directory {path}\nnext:\n  sbatch --nodes={nodes} {template} {path}", flush=True)
-        return 0
     if config.cluster.kind != "local" and not config.cluster.wait:
         path, job = _submit(config, cluster)
         print(_next_commands(path, job), flush=True)

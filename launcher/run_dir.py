@@ -17,6 +17,7 @@ from launcher.config import to_yaml
 from launcher.config.schema import Config
 from launcher.errors import ConfigError
 from launcher.layout import Layout, layout_to_json
+from launcher.snapshot.again import KeptCode
 from launcher.snapshot.keep import keep
 from launcher.snapshot.take import Taken
 
@@ -40,7 +41,7 @@ def new_run_dir(config: Config) -> Path:
     return Path(config.output_dir).absolute() / f"{config.name}-{stamp}-{secrets.token_hex(2)}"
 
 
-def create(config: Config, layout: Layout, taken: Taken | None = None, run_dir: Path | None = None) -> Path:
+def create(config: Config, layout: Layout, taken: Taken | KeptCode | None = None, run_dir: Path | None = None) -> Path:
     """Makes a run directory and freezes the configuration and the layout in it. Nodes read it; they compose nothing.
 
     Args:

@@ -22,7 +22,7 @@ from launcher.errors import ConfigError, SubmissionError
 from launcher.run_dir import CONFIG
 from launcher.snapshot.place import place_of
 
-SAME = ("cluster", "layout")
+SAME = ("cluster", "layout.nodes", "layout.spares", "layout.gpus_per_node", "layout.device")
 """Parts of the configuration that the runs of an array have in common: one request is made for all of them."""
 
 _WAITING = "waiting.pkl"
@@ -157,12 +157,14 @@ def _check_same(run_dirs: Sequence[Path]) -> None:
 
 def _common(run_dir: Path) -> dict[str, str]:
     """What must be the same in each run, as text: a thousand configurations would take long to load."""
-    parts: dict[str, str] = {}
-    name = ""
+    parts = dict.fromkeys(SAME, "")
+    group = ""
     for line in (run_dir / CONFIG).read_text().splitlines():
         if not line.startswith((" ", "-")):
-            name = line.partition(":")[0]
-        parts[name] = f"{parts.get(name, '')}{line}\n"
+            group = line.partition(":")[0]
+        for name in (group, f"{group}.{line.partition(':')[0].strip()}"):
+            if name in parts:
+                parts[name] += f"{line}\n"
     place = place_of(run_dir)
     code = "" if place is None else _in_run(str(place.directory), run_dir) + place.python_path
-    return {**{name: parts[name] for name in SAME}, "snapshot": code.replace(str(run_dir.absolute()), "")}
+    return {**parts, "snapshot": code.replace(str(run_dir.absolute()), "")}

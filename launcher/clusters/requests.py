@@ -39,7 +39,7 @@ def requests(config: Config) -> list[Nodes]:
     """All nodes of the job, in the order of their ranks: this is where their number is decided."""
     cluster, layout = slurm_config(config), config.layout
     if not is_heterogeneous(cluster):
-        return [Nodes(what="all nodes", nodes=layout.nodes + layout.spares, cluster=cluster)]
+        return [Nodes(what="nodes", nodes=layout.nodes + layout.spares, cluster=cluster)]
     trainer, inference = _for(cluster, cluster.trainer), _for(cluster, cluster.inference)
     return [
         Nodes(what="nodes that train", nodes=layout.nodes - layout.inference_nodes, cluster=trainer),

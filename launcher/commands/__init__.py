@@ -37,6 +37,7 @@ GROUPS = (START, LOOK, STEER, TOOLS)
 _ALL = (
     Command(name="submit", group=START, usage="[overrides]", summary="the same with its name, as in scripts"),
     Command(name="plan", group=START, usage="[overrides]", summary="who would be where; starts nothing"),
+    Command(name="render", group=START, usage="[overrides] [-o FILE]", summary="a job script to read, edit and sbatch"),
     Command(name="explain", group=START, usage="NODE|RANK [overrides]", summary="what one node or rank would execute"),
     Command(name="resume", group=START, usage="RUN", summary="go on with a run that has ended, from its checkpoint"),
     Command(name="runs", group=LOOK, usage="[--all]", summary="all runs: state, steps, reward, job"),

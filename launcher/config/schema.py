@@ -442,9 +442,6 @@ class Config:
     output_dir: str = "runs"
     """Where run directories are made; on SLURM a filesystem that every node shares."""
 
-    submit: bool = True
-    """False: only make the run directory, to be started by hand with ``sbatch_templates/plain.sbatch``."""
-
     snapshot: bool = True
     """Run the code as it is at submission, from a copy of the git repository one stands in. False: as it is then."""
 

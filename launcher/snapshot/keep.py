@@ -5,18 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from launcher.snapshot.again import KeptCode
 from launcher.snapshot.fingerprint import ENVIRONMENT, fingerprint
-from launcher.snapshot.place import write_record
+from launcher.snapshot.place import GIT, PATCH, write_record
 from launcher.snapshot.take import Taken
 
-GIT = "git.json"
-"""Of a run: commit and branch of the repository that it was submitted from."""
 
-PATCH = "changes.patch"
-"""Of a run: tracked changes since that commit, for ``git apply``."""
-
-
-def keep(run_dir: Path, taken: Taken | None) -> None:
+def keep(run_dir: Path, taken: Taken | KeptCode | None) -> None:
     """Writes all of it.
 
     Args:

@@ -12,6 +12,12 @@ from typing import Any
 SNAPSHOT = "snapshot.json"
 """Of a run: which code it runs."""
 
+GIT = "git.json"
+"""Of a run: commit and branch of the repository that it was submitted from."""
+
+PATCH = "changes.patch"
+"""Of a run: tracked changes since that commit, for ``git apply``."""
+
 CODE = "code"
 """Of a run: the directory that stands for the repository's top."""
 

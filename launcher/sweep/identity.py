@@ -15,7 +15,7 @@ LENGTH = 12
 """Hexadecimal digits of an identity: two of a million runs share one with a chance of 0.002."""
 
 NOT_IN_IDENTITY = (
-    *("name", "output_dir", "submit", "sweep", "snapshot", "secrets", "preflight", "restart", "checkpoint"),
+    *("name", "output_dir", "sweep", "snapshot", "secrets", "preflight", "restart", "checkpoint"),
     *("start_timeout_s", "lease_timeout_s", "stop_grace_s", "layout.hostnames", "layout.spares"),
     *("inference.base_port", "inference.strict_ports", "inference.ready_timeout_s", "inference.drain_timeout_s"),
     *("inference.min_replicas", "bridge.timeout_s", "cluster"),

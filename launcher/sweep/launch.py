@@ -78,8 +78,6 @@ def _check(request: Request, batch: Sequence[Combination]) -> None:
     texts = grouped(found, [combo.overrides for combo in batch])
     if len({combo.config.cluster.kind for combo in batch}) > 1:
         texts.append("A sweep over `cluster` runs partly here and partly on SLURM. HINT: make it two sweeps.")
-    if any(not combo.config.submit for combo in batch):
-        texts.append("`submit` (false) has no meaning in a sweep. HINT: leave it out.")
     if config.sweep.array:
         texts += _array_problems(config)
     if request.is_optimising:

@@ -1,6 +1,4 @@
-"""Layouts other than the default one, each as a whole job: shared nodes, replicas over nodes, a wheel, a hand-made
-job.
-"""
+"""Layouts other than the default one, each as a whole job: shared nodes, replicas over nodes, a wheel."""
 
 from __future__ import annotations
 
@@ -12,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.launched import ROOT, Launcher, run_dir_of
-from tests.slurm.cluster import SlurmCluster
+from tests.jobs.launched import ROOT, Launcher
 
 
 @pytest.mark.engine
@@ -38,33 +35,6 @@ def test_a_layout_trains_and_its_engine_ends_with_the_trainers_weights(
     assert [event["version"] for event in launched.events if event["event"] == "step"] == [1, 2]
 
 
-@pytest.mark.slurm
-@pytest.mark.engine
-def test_a_prepared_run_directory_is_submitted_by_hand(slurm: SlurmCluster, tmp_path: Path, model: Path) -> None:
-    prepared = slurm.run(
-        [
-            sys.executable,
-            "-m",
-            "launcher",
-            "+cluster=slurm",
-            "submit=false",
-            f"output_dir={tmp_path / 'runs'}",
-            f"model.path={model}",
-            "layout.nodes=3",
-            'trainer.command=[python,-c,"print(1)"]',
-        ],
-        PYTHONPATH=str(ROOT),
-    ).stdout
-    run_dir = run_dir_of(prepared)
-    (command,) = [line.split() for line in prepared.splitlines() if "sbatch" in line]
-    path = f"{Path(sys.executable).parent}:{slurm.env['PATH']}"
-    options = ["--wait", "--mem=1000", f"--output={tmp_path / 'job.out'}"]
-    slurm.run([command[0], *options, *command[1:]], timeout_s=120, PATH=path, PYTHONPATH=str(ROOT))
-    events = (run_dir / "attempts" / "1" / "events.jsonl").read_text()
-    assert '"outcome":"completed"' in events
-    slurm.wait_empty()
-
-
 def test_an_installed_wheel_finds_its_presets_and_templates(tmp_path: Path) -> None:
     built = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(built, check=True)
@@ -87,7 +57,7 @@ def test_an_installed_wheel_finds_its_presets_and_templates(tmp_path: Path) -> N
         [
             *python[:2],
             f"import sys; sys.path.insert(0, {str(site)!r}); from launcher.paths import *;"
-            " print(conf_dir(), (sbatch_templates_dir() / 'plain.sbatch').is_file())",
+            " print(conf_dir(), (sbatch_templates_dir() / 'plain.sbatch.j2').is_file())",
         ],
         env=environ,
         cwd=tmp_path,

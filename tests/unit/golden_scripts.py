@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from launcher.clusters.arrays import array_script
 from launcher.clusters.job_script import JobScript, node_python
+from launcher.clusters.rendering import END, render_script
 from launcher.clusters.requests import slurm_config
 from launcher.clusters.slurm import SlurmCluster
 from launcher.clusters.templates import render, shipped, template_path
@@ -31,6 +35,8 @@ SCENARIOS: dict[str, tuple[str, ...]] = {
         *(*SITE, "cluster.trainer.gpu_type=h100", "cluster.trainer.cpus_per_task=48"),
         *("cluster.inference.partition=inference", "cluster.inference.gpu_type=l40s"),
     ),
+    "rendered": (*SITE, "snapshot=false"),
+    "rendered-submitit": (*SITE, "snapshot=false"),
     "array": (*SITE, "cluster.qos=low", "+cluster.sbatch.comment='a sweep'"),
 }
 
@@ -41,11 +47,22 @@ def config_of(scenario: str) -> Config:
 
 
 def script_of(scenario: str) -> str:
-    """The text of a scenario's job script, as the kept one should be."""
+    """The text of a scenario's job script."""
     os.chdir(ROOT)
+    os.environ.pop("PYTHONPATH", None)
     config = config_of(scenario)
-    how: dict[str, Callable[[Config], str]] = {"array": _array}
-    return how.get(scenario, _single)(config).replace(str(ROOT), "/home/me/checkout")
+    how: dict[str, Callable[[Config], str]] = {
+        "array": _array,
+        "rendered": _rendered,
+        "rendered-submitit": partial(_rendered, with_submitit=True),
+    }
+    return how.get(scenario, _single)(config)
+
+
+def golden(text: str) -> str:
+    """A script as it is kept: without what depends on this machine, and without the settings that it holds."""
+    text = text.replace(str(ROOT), "/home/me/checkout").replace(sys.executable, "/home/me/venv/bin/python")
+    return re.sub(rf"(?<=<<'{END}'\n).*?(?=^{END}$)", "...\n", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def _single(config: Config) -> str:
@@ -59,10 +76,14 @@ def _array(config: Config) -> str:
     return render(script, shipped("array"))
 
 
+def _rendered(config: Config, *, with_submitit: bool = False) -> str:
+    return render_script(config, ROOT / "job.sbatch", with_submitit=with_submitit)
+
+
 def main() -> None:
     """Writes all of them."""
     for scenario in SCENARIOS:
-        (GOLDEN / f"{scenario}.sbatch").write_text(script_of(scenario))
+        (GOLDEN / f"{scenario}.sbatch").write_text(golden(script_of(scenario)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""``launcher render +cluster=slurm [overrides] [-o FILE]``: a job script to read, edit and submit by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.commands.composing import explained
+from launcher.commands.parser import CommandParser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the script, or writes it."""
+    from launcher.clusters.rendering import render_script
+    from launcher.config import check, compose
+    from launcher.errors import ConfigError
+
+    parser = CommandParser(
+        "render",
+        "Writes a job script that stands for itself: each `sbatch` of it is a new run. Submits nothing.",
+        examples=[
+            "launcher render +cluster=slurm cluster.partition=gpu experiment=qwen3_8b -o job.sbatch",
+            "launcher render +cluster=slurm cluster.trainer.gpu_type=h100 cluster.inference.gpu_type=l40s",
+        ],
+    )
+    parser.add_argument("overrides", nargs="*", help="as for a run")
+    parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write it there instead of printing it")
+    parser.add_argument("--submitit", action="store_true", help="start the nodes through submitit, as a run does")
+    parser.add_argument("--config-dir", "-cd", type=Path, help="directory of further presets")
+    options = parser.parse_intermixed_args(arguments)
+    with explained():
+        config = compose(options.overrides, options.config_dir)
+    if config.cluster.kind != "slurm":
+        raise ConfigError([f"`cluster` ({config.cluster.kind}) has no job scripts. HINT: add `+cluster=slurm`."])
+    # The model may be on the cluster only.
+    check(config, model_is_here=False)
+    file: Path | None = options.output
+    text = render_script(config, None if file is None else file.absolute(), with_submitit=options.submitit)
+    if file is None:
+        print(text, end="")
+        return 0
+    try:
+        file.write_text(text)
+        file.chmod(0o755)
+    except OSError as error:
+        raise ConfigError([f"`--output` ({file}) cannot be written: {error.strerror}."]) from error
+    print(f"wrote {file}\nnext:\n  sbatch {file}")
+    return 0

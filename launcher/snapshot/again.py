@@ -1,0 +1,48 @@
+"""Code that was kept once, for further runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.snapshot.git import GitState
+from launcher.snapshot.place import CODE, GIT, PATCH, Record, read_record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptCode:
+    """What :func:`launcher.snapshot.keep.keep` wrote into a directory."""
+
+    directory: Path
+    kept: Record
+    git: GitState | None
+    patch: bytes
+
+    def record(self, run_dir: Path) -> Record:
+        """The same code as the run in ``run_dir`` uses it: in a view of its own."""
+        view = self.directory / CODE
+        path = tuple(
+            str(run_dir / CODE / Path(entry).relative_to(view)) if Path(entry).is_relative_to(view) else entry
+            for entry in self.kept.python_path
+        )
+        return dataclasses.replace(self.kept, python_path=path)
+
+
+def kept_code(directory: Path) -> KeptCode:
+    """Reads it.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    record = read_record(directory)
+    if record is None:
+        raise FileNotFoundError(f"{directory} keeps no code")
+    git = json.loads((directory / GIT).read_text()) if (directory / GIT).exists() else None
+    return KeptCode(
+        directory=directory,
+        kept=record,
+        git=GitState(root=Path(git["root"]), commit=git["commit"], branch=git["branch"]) if git else None,
+        patch=(directory / PATCH).read_bytes() if (directory / PATCH).exists() else b"",
+    )
