@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
 import shutil
@@ -46,20 +47,25 @@ class SlurmCluster(Cluster):
         with tempfile.TemporaryDirectory() as folder:
             script = Path(folder) / "job.sh"
             script.write_text(render(self.script(Path(folder)), template_path(self._cluster)))
+            test = subprocess.Popen(
+                ["sbatch", "--test-only", str(script)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=_submission_environment(None),
+            )
+            # Needed next, and there is time while SLURM thinks about it.
+            importlib.import_module("launcher.clusters.executor")
             try:
-                test = subprocess.run(
-                    ["sbatch", "--test-only", str(script)],
-                    capture_output=True,
-                    text=True,
-                    timeout=TEST_TIMEOUT_S,
-                    env=_submission_environment(None),
-                    check=False,
-                )
+                _, stderr = test.communicate(timeout=TEST_TIMEOUT_S)
             except subprocess.TimeoutExpired:
+                test.kill()
+                test.communicate()
                 return [f"`sbatch --test-only` did not answer within {TEST_TIMEOUT_S:g} s; is the controller up?"]
         if test.returncode == 0:
             return []
-        return [f"SLURM would refuse the job: {last_words(test.stderr)}{self._hint(test.stderr)}"]
+        return [f"SLURM would refuse the job: {last_words(stderr)}{self._hint(stderr)}"]
 
     def submit(self, run_dir: Path) -> SlurmJob:
         """One job; the script is kept as ``job.sh``."""

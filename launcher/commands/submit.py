@@ -37,6 +37,13 @@ def main(arguments: Sequence[str]) -> int:
     task = Task(os.environ.get(HYDRA_FULL_ERROR))
     register_configs()
     register_plugins()
+    composed = _single(arguments)
+    if composed is not None:
+        try:
+            task(composed)
+        except _Unexpected as error:
+            raise error.__cause__ or error from None
+        return max(task.codes)
     # An absolute path: a relative one works with `python -m launcher` but not from the console script.
     start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
     try:
@@ -46,6 +53,33 @@ def main(arguments: Sequence[str]) -> int:
     except _Unexpected as error:
         raise error.__cause__ or error from None
     return max(task.codes, default=0)
+
+
+def _single(arguments: Sequence[str]) -> DictConfig | None:
+    """The configuration of a single run; None if it is none, or something about it is for Hydra to say.
+
+    Hydra's own way for programs composes everything twice, the first time only to learn whether it is a sweep.
+    """
+    if any(word.startswith("-") for word in arguments):
+        return None
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import open_dict
+
+    from launcher.config.explain import COMPOSITION_ERRORS
+
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), job_name="launcher", version_base="1.3"):
+            composed = hydra.compose("config", overrides=list(arguments), return_hydra_config=True)
+    except COMPOSITION_ERRORS:
+        return None
+    if composed.hydra.mode is RunMode.MULTIRUN:
+        return None
+    HydraConfig.instance().set_config(composed)
+    with open_dict(composed):
+        del composed["hydra"]
+    return composed
 
 
 class Task:
