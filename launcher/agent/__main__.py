@@ -12,7 +12,7 @@ from pathlib import Path
 from launcher.agent.agent import run
 from launcher.agent.environment import SCRATCH_VARIABLE
 from launcher.agent.postmortem import report_failure
-from launcher.agent.proctree import become_subreaper, end_descendants, signal_on_parent_death
+from launcher.agent.proctree import become_subreaper, end_descendants, is_stopped, signal_on_parent_death
 from launcher.agent.stop_request import StopRequest
 from launcher.errors import LauncherError
 
@@ -39,6 +39,8 @@ def main() -> int:
         return report_failure(arguments.run_dir, str(error), error.exit_code)
     finally:
         end_descendants(LEFTOVER_GRACE_S)
+        if os.getppid() == arguments.guard and is_stopped(arguments.guard):
+            os.kill(arguments.guard, signal.SIGCONT)  # or the node would never be given back
         if os.getppid() != arguments.guard and (scratch := os.environ.get(SCRATCH_VARIABLE)):
             shutil.rmtree(scratch, ignore_errors=True)
 

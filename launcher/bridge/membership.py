@@ -88,7 +88,8 @@ class Membership:
             tries: how often each generation of each replica was offered it.
 
         Returns:
-            True if there is one, None if one may still come, False if none will.
+            True if there is one, None if one may still come, False if none will. That takes a while to say: the run
+            may not have noticed yet that an engine is gone.
         """
         if not self._settings.is_live:
             return False
@@ -102,14 +103,11 @@ class Membership:
             )
 
         pool = Pool(self._client())
-        members = pool.members()
-        if not can_be_asked(members) and all(member.is_ready for member in members):
-            return False
         try:
             pool.wait(can_be_asked, timeout_s=SLICE_S, what="another engine")
         except ControlError:
-            pool.members()  # a control service that has gone is an error, one that has no news is none
-            return None
+            # A control service that has gone is an error, one that has no news is none.
+            return False if all(member.is_ready for member in pool.members()) else None
         return True
 
     def why_gone(self, replica: ReplicaClient) -> str | None:
@@ -138,6 +136,11 @@ class Membership:
                 replicas={str(index): generation for index, generation in served.items()},
                 fields=dict(fields),
             )
+
+    def close(self) -> None:
+        """Ends the connection; the next question opens another one."""
+        if self._control is not None:
+            self._control.close()
 
     def _client(self) -> ControlClient:
         if self._control is None:

@@ -293,6 +293,7 @@ class Bridge:
         """
         self._publisher.close()
         self._leave()
+        self._members.close()
 
     def _leave(self) -> None:
         self._served = {}

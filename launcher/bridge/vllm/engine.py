@@ -38,7 +38,7 @@ class BridgeEngine:
         self.version: int | None = None
         self.state = "serving"
         self.awaits_weights = awaits_weights
-        self._incarnation = 0
+        self._incarnation = self._newest = 0
         self._committed: tuple[int, int] | None = None
         self.spans = VersionSpans()
         self._preparing: int | None = None
@@ -74,8 +74,11 @@ class BridgeEngine:
         }
         if method != "POST" or route not in handlers:
             raise Refused(404, f"no such route: {method} /bridge/{route}")
+        incarnation = int(body.get("incarnation", self._incarnation))
+        # Before it is this request's turn: one that waits for trainers that are gone gives way.
+        self._newest = max(self._newest, incarnation)
         async with self._lock:
-            self._check_incarnation(int(body.get("incarnation", self._incarnation)))
+            self._check_incarnation(incarnation)
             return await handlers[route](engine, body)
 
     def _check_incarnation(self, incarnation: int) -> None:
@@ -114,6 +117,9 @@ class BridgeEngine:
                 raise Refused(409, f"version {version} was not received: {error}")
             if states == {"received"}:
                 return {"version": version, "digests": [answer["digest"] for answer in answers]}
+            if self._newest > self._incarnation:
+                await self._abort(engine, body)
+                raise Refused(409, f"version {version} was not received: the trainers have been restarted")
             if time.monotonic() > deadline:
                 raise Refused(504, f"version {version} was not received within {body['timeout_s']} s")
             await asyncio.sleep(pause)
