@@ -88,8 +88,8 @@ class Membership:
             tries: how often each generation of each replica was offered it.
 
         Returns:
-            True if there is one, None if one may still come, False if none will. That takes a while to say: the run
-            may not have noticed yet that an engine is gone.
+            True if there is one, None if one may still come, False if none will. That takes a while to say when an
+            engine does not answer: the run may not have noticed yet that it is gone.
         """
         if not self._settings.is_live:
             return False
@@ -103,11 +103,24 @@ class Membership:
             )
 
         pool = Pool(self._client())
+        members = pool.members()
+        if not can_be_asked(members) and all(self._has_it_or_refuses(member, served) for member in members):
+            return False
         try:
             pool.wait(can_be_asked, timeout_s=SLICE_S, what="another engine")
         except ControlError:
             # A control service that has gone is an error, one that has no news is none.
             return False if all(member.is_ready for member in pool.members()) else None
+        return True
+
+    def _has_it_or_refuses(self, member: Member, served: Mapping[int, int]) -> bool:
+        if not member.is_ready or served.get(member.replica) == member.generation:
+            return member.is_ready
+        try:
+            for known in _ready([member]):
+                self.client(known).call("info", timeout_s=ASK_EVERY_S)
+        except TransferError:
+            return False
         return True
 
     def why_gone(self, replica: ReplicaClient) -> str | None:

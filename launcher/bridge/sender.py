@@ -214,9 +214,11 @@ class Bridge:
                 raise too_few(version, len(self._served), known, self._members.min_replicas, failures)
         for text in failures.values():
             logger.warning("version %d: %s", version, text)
-        seconds = float(self._ranks.share(time.monotonic() - begin))
+        seconds = time.monotonic() - begin
         if self._rank == 0:
             self._members.published(version, self._served, {"seconds": seconds, "bytes": total_bytes})
+        # Whoever has returned from here finds the pool up to date.
+        seconds = float(self._ranks.share(seconds))
         return UpdateReport(
             version=version, seconds=seconds, bytes=total_bytes, pause_s=pause_s, replicas=len(self._served)
         )

@@ -83,8 +83,8 @@ def main(out: Path, checkpoint: Path) -> None:
     """Publishes versions 1 to 4 and records everything."""
     path = os.environ["LAUNCHER_MODEL_PATH"]
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    urls, key = inference_urls(), api_key()
     connection = bridge.connect()
+    urls, key = inference_urls(), api_key()
     url = urls[0]
     facts: dict[str, Any] = {"urls": urls}
 
