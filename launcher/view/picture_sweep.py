@@ -68,8 +68,8 @@ def _panel(axes: Axes, runs: Sequence[Run], name: str, metric: Metric) -> None:
     ys = [y for _, y in points]
     axes.scatter(xs, ys, s=26, color=BLUE, alpha=0.75, linewidths=0)
     # The runs come with the best first.
-    axes.scatter(xs[:1], ys[:1], s=60, color=RED, linewidths=0, label="best")
+    axes.scatter(xs[:1], ys[:1], s=60, color=RED, linewidths=0)
     axes.set_xlabel(name)
     axes.set_ylabel(str(metric))
-    axes.legend(loc="best", fontsize=8, framealpha=0.9, edgecolor="none")
+    axes.set_title("the best run in red", fontsize=9.5, color=INK, loc="left")
     clean(axes)
