@@ -5,19 +5,33 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 from launcher.config.schema import Config
 from launcher.snapshot.take import Taken, is_below
 
 LONGEST_PATH = 4096
+_PATHS = (("model", "path"), ("checkpoint", "dir"), ("preflight", "memory"))
+_FILES = ("template", "container")
+"""Of the cluster: paths, or something else."""
 
 
 def anchored_settings(config: Config, directory: Path) -> Config:
-    """``config`` with the paths of its own settings absolute."""
-    model = config.model
-    if model.path is not None:
-        model = dataclasses.replace(model, path=str(directory / model.path))
-    return dataclasses.replace(config, output_dir=str(directory / config.output_dir), model=model)
+    """``config`` with the paths of its own settings absolute, as seen from ``directory``."""
+    changed: dict[str, Any] = {"output_dir": str(directory / config.output_dir)}
+    for group, name in _PATHS:
+        owner = getattr(config, group)
+        value = getattr(owner, name, None)
+        if value is not None and not value.startswith("~"):
+            changed[group] = dataclasses.replace(owner, **{name: str(directory / value)})
+    cluster = changed.get("cluster", config.cluster)
+    files = {
+        name: str(directory / value)
+        for name in _FILES
+        # Or it is the name of a shipped template, or of an image in a registry.
+        if (value := getattr(cluster, name, None)) is not None and (directory / value).is_file()
+    }
+    return dataclasses.replace(config, **{**changed, "cluster": dataclasses.replace(cluster, **files)})
 
 
 def anchored_words(config: Config, taken: Taken) -> Config:
