@@ -21,6 +21,7 @@ from launcher.layout.table import render_table
 from launcher.preflight.exclude import leave_out_bad_nodes
 from launcher.runs.digest import newest_attempt
 from launcher.snapshot.anchor import anchored_settings, anchored_words
+from launcher.snapshot.keep import Code
 from launcher.snapshot.take import Taken, take
 from launcher.snapshot.tree import STORE
 
@@ -31,8 +32,12 @@ END_TIMEOUT_S = 60.0
 LOG_LINES = 20
 
 
-def run(config: Config) -> int:
+def run(config: Config, *, path: Path | None = None, code: Code | None = None) -> int:
     """Starts a run; follows it if it is local or ``cluster.wait`` is true.
+
+    Args:
+        path: its directory, which does not exist; a new one if None.
+        code: what it runs; the code of this moment if None.
 
     Returns:
         0 if the run completed, or was queued and is not followed; the job's own exit code otherwise.
@@ -50,11 +55,11 @@ def run(config: Config) -> int:
     if problems:
         raise ConfigError(problems)
     if config.cluster.kind != "local" and not config.cluster.wait:
-        path, job = _submit(config, cluster)
+        path, job = _submit(config, cluster, path, code)
         print(_next_commands(path, job), flush=True)
         return 0
     with _listening() as stop:
-        path, job = _submit(config, cluster)
+        path, job = _submit(config, cluster, path, code)
         return _follow(path, job, stop)
 
 
@@ -93,7 +98,7 @@ def _listening() -> Iterator[StopRequest]:
         stop.restore()
 
 
-def create_and_submit(config: Config, cluster: Cluster, path: Path, taken: Taken | None) -> tuple[Layout, Job]:
+def create_and_submit(config: Config, cluster: Cluster, path: Path, taken: Code | None) -> tuple[Layout, Job]:
     """Makes the run directory ``path`` and hands it over.
 
     Args:
@@ -114,8 +119,11 @@ def create_and_submit(config: Config, cluster: Cluster, path: Path, taken: Taken
     return layout, job
 
 
-def take_code(config: Config) -> Taken | None:
+def take_code(config: Config, directory_of_code: Path | None = None) -> Taken | None:
     """The code as it is now, below ``output_dir``; None if it is not wanted. Runs may share it.
+
+    Args:
+        directory_of_code: where a person would stand; the working directory if None.
 
     Raises:
         ConfigError: it cannot be read or written.
@@ -124,14 +132,14 @@ def take_code(config: Config) -> Taken | None:
         return None
     output_dir = Path(anchored_settings(config, Path.cwd()).output_dir)
     with directory.writing(config, output_dir / STORE):
-        taken = take(Path.cwd(), output_dir, secret_values(config.secrets))
+        taken = take(directory_of_code or Path.cwd(), output_dir, secret_values(config.secrets))
     print(f"code {taken.text()}")
     return taken
 
 
-def _submit(config: Config, cluster: Cluster) -> tuple[Path, Job]:
-    path = directory.new_run_dir(config)
-    layout, job = create_and_submit(config, cluster, path, take_code(config))
+def _submit(config: Config, cluster: Cluster, path: Path | None, code: Code | None) -> tuple[Path, Job]:
+    path = path or directory.new_run_dir(config)
+    layout, job = create_and_submit(config, cluster, path, code or take_code(config))
     print(render_table(layout))
     if job.job_id is not None:
         print(f"submitted job {job.job_id}")
@@ -139,14 +147,14 @@ def _submit(config: Config, cluster: Cluster) -> tuple[Path, Job]:
     return path, job
 
 
-def create(config: Config, path: Path, taken: Taken | None) -> Layout:
+def create(config: Config, path: Path, taken: Code | None) -> Layout:
     """A run directory with the configuration, the layout, the code and the environment of the run.
 
     Raises:
         ConfigError: it cannot be written.
     """
     config = anchored_settings(config, Path.cwd())
-    if taken is not None:
+    if isinstance(taken, Taken):
         config = anchored_words(config, taken)
     layout = plan(config)
     directory.create(config, layout, taken, path)

@@ -17,9 +17,8 @@ from launcher.config import to_yaml
 from launcher.config.schema import Config
 from launcher.errors import ConfigError
 from launcher.layout import Layout, layout_to_json
-from launcher.snapshot.again import KeptCode
-from launcher.snapshot.keep import keep
-from launcher.snapshot.take import Taken
+from launcher.snapshot.keep import Code, keep
+from launcher.snapshot.replay import Replayed
 
 CONFIG = "config.yaml"
 LAYOUT = "layout.json"
@@ -41,7 +40,7 @@ def new_run_dir(config: Config) -> Path:
     return Path(config.output_dir).absolute() / f"{config.name}-{stamp}-{secrets.token_hex(2)}"
 
 
-def create(config: Config, layout: Layout, taken: Taken | KeptCode | None = None, run_dir: Path | None = None) -> Path:
+def create(config: Config, layout: Layout, taken: Code | None = None, run_dir: Path | None = None) -> Path:
     """Makes a run directory and freezes the configuration and the layout in it. Nodes read it; they compose nothing.
 
     Args:
@@ -54,7 +53,7 @@ def create(config: Config, layout: Layout, taken: Taken | KeptCode | None = None
     run_dir = new_run_dir(config) if run_dir is None else run_dir
     with writing(config, run_dir):
         run_dir.mkdir(parents=True)
-        (run_dir / CONFIG).write_text(to_yaml(config))
+        (run_dir / CONFIG).write_text(taken.config_text(config) if isinstance(taken, Replayed) else to_yaml(config))
         (run_dir / LAYOUT).write_text(layout_to_json(layout) + "\n")
         keep(run_dir, taken)
         submission = {
@@ -62,6 +61,7 @@ def create(config: Config, layout: Layout, taken: Taken | KeptCode | None = None
             "cluster": config.cluster.kind,
             "run_dir": str(run_dir),
             "nodes": config.layout.nodes + config.layout.spares,
+            **({"replay_of": taken.replay_of} if taken is not None and taken.replay_of else {}),
         }
         write_atomically(run_dir / SUBMISSION, submission)
     return run_dir

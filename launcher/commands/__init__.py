@@ -36,6 +36,12 @@ GROUPS = (START, LOOK, STEER, TOOLS)
 # A new command is one line here and one file beside this one.
 _ALL = (
     Command(name="submit", group=START, usage="[overrides]", summary="the same with its name, as in scripts"),
+    Command(
+        name="replay",
+        group=START,
+        usage="RUN [overrides]",
+        summary="a run again: its configuration, its code; what changed since",
+    ),
     Command(name="plan", group=START, usage="[overrides]", summary="who would be where; starts nothing"),
     Command(name="render", group=START, usage="[overrides] [-o FILE]", summary="a job script to read, edit and sbatch"),
     Command(name="explain", group=START, usage="NODE|RANK [overrides]", summary="what one node or rank would execute"),

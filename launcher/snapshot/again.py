@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +20,12 @@ class KeptCode:
     kept: Record
     git: GitState | None
     patch: bytes
+    replay_of: str | None = None
+    """Name of the run that the new one is a replay of."""
 
     def record(self, run_dir: Path) -> Record:
         """The same code as the run in ``run_dir`` uses it: in a view of its own."""
-        view = self.directory / CODE
+        view = os.path.normpath(self.directory / CODE)
         path = tuple(
             str(run_dir / CODE / Path(entry).relative_to(view)) if Path(entry).is_relative_to(view) else entry
             for entry in self.kept.python_path

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.schema import Config
-from launcher.snapshot.take import Taken, is_below
+from launcher.snapshot.look import is_below
+from launcher.snapshot.take import Taken
 
 LONGEST_PATH = 4096
 _PATHS = (("model", "path"), ("checkpoint", "dir"), ("preflight", "memory"))

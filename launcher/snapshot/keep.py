@@ -10,8 +10,11 @@ from launcher.snapshot.fingerprint import ENVIRONMENT, fingerprint
 from launcher.snapshot.place import GIT, PATCH, write_record
 from launcher.snapshot.take import Taken
 
+Code = Taken | KeptCode
+"""What a run runs: the code of its submission, or that of an earlier run."""
 
-def keep(run_dir: Path, taken: Taken | KeptCode | None) -> None:
+
+def keep(run_dir: Path, taken: Code | None) -> None:
     """Writes all of it.
 
     Args:

@@ -105,6 +105,8 @@ def _lay_out(tree: Path, view: Path, folder: Path) -> None:
     the top down to ``folder`` each directory is made; what is beside them is one link each, however large it is.
     """
     parts = folder.parts
+    # ``..`` is taken from where a link really is.
+    view, tree = view.parent.resolve() / view.name, tree.resolve()
     for depth in range(len(parts) + 1):
         view.mkdir()
         onward = parts[depth] if depth < len(parts) else None

@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import launcher
-from launcher.config.secrets import is_secret_file
 from launcher.errors import ConfigError
-from launcher.snapshot.git import GitError, GitState, changes, git_state, list_files
+from launcher.snapshot.git import GitError, GitState, changes, git_state
+from launcher.snapshot.look import is_below, look, look_at_launcher
 from launcher.snapshot.place import CODE, Record, Tree
-from launcher.snapshot.tree import check_size, link, read_entries, store
-
-PLACEHOLDERS = frozenset({".gitkeep", ".gitignore", ".keep"})
-_NEVER = frozenset({"__pycache__", ".git", ".hypothesis", ".pytest_cache", ".mypy_cache", ".ruff_cache"})
+from launcher.snapshot.tree import store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +39,11 @@ class Taken:
     size: int = 0
     """Bytes copied."""
 
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     """What a person should know about it."""
+
+    replay_of: str | None = None
+    """Name of the run that this one is a replay of."""
 
     def text(self) -> str:
         """One line that says which code runs."""
@@ -115,48 +115,34 @@ def take(directory: Path, output_dir: Path, secrets: Mapping[str, str]) -> Taken
 
 
 def _take_repository(git: GitState, directory: Path, output_dir: Path, secrets: Mapping[str, str]) -> Taken:
-    root = git.root
-    is_inside = output_dir != root and output_dir.is_relative_to(root)
-    runs = str(output_dir.relative_to(root)) if is_inside else None
-    listing = list_files(root, ignore=runs)
-    names = [name for name in listing.files if not (runs and is_below(name, {runs}))]
-    ignored = {name for name in listing.ignored if _is_linked(name) and not (runs and is_below(name, {runs}))}
-    folders = _placeholder_folders(names)
-    names = [name for name in names if not is_below(name, folders)]
-    check_size(root, names, ignored)
-    values = [value.encode() for value in secrets.values()]
-    hidden = {name for name in names if is_secret_file(PurePosixPath(name).name) or _holds(root / name, values)}
-    linked = {name for name in ignored | folders | hidden if os.path.lexists(root / name)}
-    entries = list(read_entries(root, [name for name in names if name not in hidden]))
-    links = [link(name, str(root / name)) for name in sorted(linked) if not is_below(name, linked - {name})]
-    digest, tree = store(root, [*entries, *links], output_dir)
-    patch = changes(git, sorted(hidden))
+    found = look(git.root, output_dir, secrets)
+    digest, tree = store(git.root, found.entries, output_dir)
+    patch = changes(git, sorted(found.hidden))
     notes = []
-    if hidden:
-        some = ", ".join(sorted(hidden)[:3]) + (", ..." if len(hidden) > 3 else "")
+    if found.hidden:
+        some = ", ".join(sorted(found.hidden)[:3]) + (", ..." if len(found.hidden) > 3 else "")
         notes.append(f"files with secrets are linked, not copied: {some}")
-    if any(value in patch for value in values):
+    if any(value.encode() in patch for value in secrets.values()):
         # In a line that was removed: the file itself holds it no more.
         patch = b""
         notes.append("the patch holds a secret and is not kept")
     home = launcher_home()
-    inside = home is not None and home.is_relative_to(root) and not is_below(str(home.relative_to(root)), linked)
+    inside = home is not None and home.is_relative_to(git.root) and not is_below(_name(home, git.root), found.linked)
     return Taken(
         directory=directory,
         git=git,
         patch=patch,
-        code=Tree(root=str(root), digest=digest, tree=str(tree)),
+        code=Tree(root=str(git.root), digest=digest, tree=str(tree)),
         launcher=None if inside else _take_launcher(output_dir),
-        copied=frozenset(entry.path for entry in entries),
-        linked=frozenset(linked),
-        size=sum(entry.size for entry in entries),
+        copied=found.copied,
+        linked=found.linked,
+        size=sum(entry.size for entry in found.entries),
         notes=tuple(notes),
     )
 
 
-def is_below(name: str, folders: Collection[str]) -> bool:
-    """Whether ``name`` is one of ``folders``, or in one of them."""
-    return name in folders or any(str(parent) in folders for parent in PurePosixPath(name).parents)
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
 
 
 def launcher_home() -> Path | None:
@@ -169,38 +155,8 @@ def _take_launcher(output_dir: Path) -> Tree | None:
     home = launcher_home()
     if home is None:
         return None
-    names = [
-        str(PurePosixPath(path.relative_to(home)))
-        for part in ("launcher", "conf", "sbatch_templates")
-        for path in sorted((home / part).rglob("*"))
-        if not _NEVER & set(path.parts) and not path.is_dir()
-    ]
-    digest, tree = store(home, read_entries(home, names), output_dir)
+    digest, tree = store(home, look_at_launcher(home), output_dir)
     return Tree(root=str(home), digest=digest, tree=str(tree))
-
-
-def _is_linked(name: str) -> bool:
-    """Whether a name that git ignores is linked: data and environments are, caches are not."""
-    return not (_NEVER & set(PurePosixPath(name).parts) or name.endswith(".pyc"))
-
-
-def _placeholder_folders(names: list[str]) -> set[str]:
-    """Directories that are kept in git only to exist. Results go there, so they are the original ones in a snapshot."""
-    inside: dict[str, set[str]] = {}
-    for name in names:
-        path = PurePosixPath(name)
-        for parent in path.parents:
-            inside.setdefault(str(parent), set()).add(path.name)
-    inside.pop(".", None)
-    return {folder for folder, files in inside.items() if files <= PLACEHOLDERS}
-
-
-def _holds(path: Path, values: list[bytes]) -> bool:
-    try:
-        data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
-    except OSError:
-        return False
-    return any(value in data for value in values)
 
 
 def _editable_folders() -> list[str]:

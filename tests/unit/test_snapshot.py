@@ -18,8 +18,7 @@ from launcher.layout import plan
 from launcher.run_dir import create
 from launcher.snapshot import tree
 from launcher.snapshot.anchor import anchored_settings, anchored_words
-from launcher.snapshot.keep import GIT, PATCH
-from launcher.snapshot.place import CODE, place_of, read_record
+from launcher.snapshot.place import CODE, GIT, PATCH, place_of, read_record
 from launcher.snapshot.take import Taken, take
 from tests.unit.repository import Repository
 
@@ -124,6 +123,13 @@ def test_a_run_sees_what_was_there_at_submission(repository: Repository, tmp_pat
     assert record is not None and record.code is not None
     assert not (Path(record.code.tree) / "scripts" / "written").exists()
     assert not (here / "written").exists()
+
+
+def test_an_output_directory_behind_a_link_works(repository: Repository, tmp_path: Path) -> None:
+    (tmp_path / "some" / "where" / "deep").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "some" / "where" / "deep")
+    run_dir = run_of(take(repository.path, tmp_path / "runs", {}), tmp_path / "runs")
+    assert (run_dir / CODE / "train.py").read_text() == FILES["train.py"]
 
 
 def test_runs_with_the_same_code_share_one_copy(repository: Repository, tmp_path: Path) -> None:
