@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.preflight.gate import Gate
@@ -103,6 +103,7 @@ def test_the_table_has_one_line_for_each_bad_node() -> None:
     ]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000), st.data())
 def test_every_node_has_few_peers_and_is_looked_at_by_two_others(nodes: int, data: st.DataObject) -> None:
     rank = data.draw(st.integers(0, nodes - 1))
