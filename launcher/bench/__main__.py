@@ -10,6 +10,7 @@ from launcher.errors import LauncherError
 
 BENCHES = {
     "bridge": ("launcher.bench.bridge", "ways of the weights from a trainer into engines, against each other"),
+    "control": ("launcher.bench.control", "what commands cost on a login node, with thousands of nodes and runs"),
 }
 """By name: the module whose ``main(arguments)`` measures, and what it measures."""
 
