@@ -77,6 +77,7 @@ def _programs(folder: Path, nodes: int, runs: int) -> dict[str, list[str]]:
     (folder / "empty.py").write_text(EMPTY)
     launcher = [sys.executable, "-m", "launcher"]
     large = make_runs(folder / "large", runs=1, nodes=nodes)[0]
+    large_job = ["+cluster=slurm", "layout=gpu", f"layout.nodes={nodes}", f"layout.inference_nodes={nodes // 4}"]
     make_runs(folder / "many", runs=runs, nodes=2)
     programs = {
         "an empty @hydra.main program": [sys.executable, str(folder / "empty.py"), f"hydra.run.dir={folder}/hydra"],
@@ -87,15 +88,10 @@ def _programs(folder: Path, nodes: int, runs: int) -> dict[str, list[str]]:
             f"layout.nodes={nodes}",
             f"layout.inference_nodes={nodes // 4}",
         ],
+        f"render, {nodes} nodes": [*launcher, "render", *large_job, f"output_dir={folder}/rendered"],
         f"status, {nodes} nodes": [*launcher, "status", str(large), "--json"],
         f"runs, {runs} runs": [*launcher, "runs", "--all", "--output-dir", str(folder / "many")],
     }
-    from launcher.commands import COMMANDS
-
-    if "render" in COMMANDS:
-        # Its files go where the others are.
-        words = ["+cluster=slurm", "layout=gpu", f"layout.nodes={nodes}", f"layout.inference_nodes={nodes // 4}"]
-        programs[f"render, {nodes} nodes"] = [*launcher, "render", *words, f"output_dir={folder}/rendered"]
     if _has_controller():
         (folder / "job.sh").write_text(HELD_JOB)
         words = ["+cluster=slurm", "+cluster.sbatch.hold=true", "name=launcher-bench", f"output_dir={folder}/runs"]
