@@ -10,11 +10,13 @@ A time limit or a preemption is near, or somebody sent SIGUSR2. In the loop, on 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 from launcher.control.client import ADDRESS_VARIABLE, ControlClient
-from launcher.control.state import STOP_SEEN
+from launcher.control.values import STOP_SEEN
 
 FILE_VARIABLE = "LAUNCHER_STOP_FILE"
 """Names a file of this node that exists once the run was asked to stop."""
@@ -33,18 +35,40 @@ def should_stop() -> bool:
     """The same answer on every rank, at the same step: true if any rank's node was asked to stop.
 
     Every rank must call it equally often, after ``init_process_group``; it reduces one number over the default group.
+    From the first call on this process survives SIGTERM on SLURM, which sends it to every process of a job that it is
+    about to queue again; the agent, who knows what it means, ends this process if it is the end.
+
     After it was true the engines end, and the run waits for the trainer until ``checkpoint.stop_timeout_s``, and while
     a checkpoint is being written until ``checkpoint.write_timeout_s``.
 
     Raises:
         ControlError: the control service is gone, which means that the run is ending.
     """
+    survive_sigterm()
     asked = _any_rank(is_asked())
     if asked and os.environ.get("RANK", "0") == "0" and os.environ.get(ADDRESS_VARIABLE):
         client = ControlClient.from_environment()
         client.put(STOP_SEEN, True)
         client.close()
     return asked
+
+
+def survive_sigterm() -> None:
+    """Lets SIGTERM pass by, in a process of a run on SLURM that has no handler of its own for it. Main thread only."""
+    path = os.environ.get(FILE_VARIABLE)
+    if path is None or "SLURM_JOB_ID" not in os.environ or threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return
+    # A handler and not SIG_IGN, which programs that this one starts would inherit. Those that it forks do as before.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    survivor(path, os.getpid()).touch()
+
+
+def survivor(stop_file: str, pid: int) -> Path:
+    """Exists if a process survives SIGTERM."""
+    return Path(f"{stop_file}.{pid}")
 
 
 def _any_rank(asked: bool) -> bool:

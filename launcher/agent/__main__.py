@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from launcher.agent.agent import run
-from launcher.agent.environment import SCRATCH_VARIABLE
+from launcher.agent.context import SCRATCH_VARIABLE
 from launcher.agent.postmortem import report_failure
 from launcher.agent.proctree import become_subreaper, end_descendants, is_stopped, signal_on_parent_death
 from launcher.agent.stop_request import StopRequest

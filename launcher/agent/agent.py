@@ -10,17 +10,18 @@ import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from launcher import log
 from launcher.agent.beats import Beats
-from launcher.agent.context import NodeContext
-from launcher.agent.environment import SCRATCH_VARIABLE
+from launcher.agent.conclusion import check_limits, conclude
+from launcher.agent.context import SCRATCH_VARIABLE, NodeContext
 from launcher.agent.exit_file import node_0_has_ended
 from launcher.agent.node import NodeEnvironment, check_allocation, node_environment, own_address
 from launcher.agent.outbox import Outbox
+from launcher.agent.signals import Judge
 from launcher.agent.stop_request import StopRequest
 from launcher.agent.supervisor import Supervisor
+from launcher.attempts import record_begin
 from launcher.caches.keeper import keeper_of
 from launcher.config import load_run_config
 from launcher.config.schema import Config
@@ -28,6 +29,7 @@ from launcher.control.client import ControlClient
 from launcher.control.keys import token_from_environment
 from launcher.control.server import ControlServer
 from launcher.control.state import JobState
+from launcher.control.stopping import Stopping
 from launcher.errors import ControlError
 from launcher.events import EventLog, has_finished
 from launcher.layout import Layout, layout_to_json, plan
@@ -41,7 +43,6 @@ from launcher.run_dir import CONTROL, EVENTS, attempt_dir, read_submission, writ
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.1
-GONE_TIMEOUT_S = 10.0
 
 
 def run(run_dir: Path, stop: StopRequest, guard: int) -> int:
@@ -68,6 +69,8 @@ def run(run_dir: Path, stop: StopRequest, guard: int) -> int:
     token = token_from_environment()
     with ExitStack() as cleanup:
         if node.node_rank == 0:
+            record_begin(run_dir, node.attempt, node.job_id)
+            check_limits(config, run_dir, node)
             check_allocation(node, config.layout)
             layout = plan(config, node.hostnames)
             control = _serve_control(
@@ -115,7 +118,7 @@ def run(run_dir: Path, stop: StopRequest, guard: int) -> int:
         outbox = Outbox(ControlClient(control, token))
         cleanup.callback(outbox.close)
         Supervisor(context, outbox, beats).supervise(stop, POLL_S)
-        return _conclude(client, began) if node.node_rank == 0 else 0
+        return conclude(context, client, node, began) if node.node_rank == 0 else 0
 
 
 def _serve_control(
@@ -135,6 +138,8 @@ def _serve_control(
     cleanup.callback(events.close)
     if (submission := read_submission(run_dir)) is not None:
         events.append({"event": "submitted", **submission, "job_id": node.job_id})
+    judge = Judge(config, run_dir, node)
+    cleanup.callback(judge.close)
     state = JobState(
         layout,
         events.append,
@@ -145,6 +150,10 @@ def _serve_control(
         bad_nodes_fail=config.preflight.action == "fail",
         restart=config.restart,
         min_replicas=config.inference.min_replicas,
+        stopping=Stopping(
+            stop_timeout_s=config.checkpoint.stop_timeout_s, write_timeout_s=config.checkpoint.write_timeout_s
+        ),
+        on_signal=judge.hear,
     )
     cleanup.callback(lambda: remember(state.bad_nodes, config.preflight, run_dir))
     state.emit(
@@ -163,6 +172,7 @@ def _serve_control(
     server = ControlServer(state, sock, token)
     server.start()
     cleanup.callback(server.close)
+    judge.start(ControlClient(control, token))
     write_atomically(directory / CONTROL, {"control": control})
     return control
 
@@ -201,18 +211,3 @@ def _find_control(directory: Path, timeout_s: float, stop: StopRequest) -> str |
         list(directory.iterdir())
         time.sleep(POLL_S)
     return str(json.loads(path.read_text())["control"])
-
-
-def _conclude(client: ControlClient, began: float) -> int:
-    """Node 0's last duty: waits until the others have left, and says how it all ended."""
-    deadline = time.monotonic() + GONE_TIMEOUT_S
-    reply: dict[str, Any] = client.call("get", keys=[])
-    while not reply["everybody_gone"] and time.monotonic() < deadline:
-        time.sleep(POLL_S)
-        reply = client.call("get", keys=[])
-    outcome = {"finished": "completed", "cancelled": "cancelled"}.get(reply["phase"], "failed")
-    client.call("event", event="finished", fields={"outcome": outcome, "seconds": time.monotonic() - began})
-    if outcome == "completed":
-        return 0
-    failure = reply["failure"] or {}
-    return int(failure.get("launcher_exit_code", 130 if outcome == "cancelled" else 5))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.schema import Config
 from launcher.layout import Layout, Node
 from launcher.run_dir import attempt_dir, model_path
+
+SCRATCH_VARIABLE = "LAUNCHER_SCRATCH"
+"""Names the directory of this node that the guard removes after the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,11 @@ class NodeContext:
     def node(self) -> Node:
         """This node as it was planned; a spare has no processes, whatever place it takes later."""
         return self.layout.everybody[self.node_rank]
+
+    @property
+    def stop_file(self) -> Path:
+        """Exists once the run was asked to stop: what the trainers of this node look for."""
+        return Path(os.environ[SCRATCH_VARIABLE]) / "stop"
 
     @property
     def attempt_dir(self) -> Path:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from launcher.agent.context import NodeContext
+from launcher.agent.context import SCRATCH_VARIABLE, NodeContext
 from launcher.agent.exit_file import EXIT_FILE
 from launcher.control.client import ADDRESS_VARIABLE
 from launcher.control.keys import TOKEN_VARIABLE, api_key
 from launcher.layout import Process, Role
-
-SCRATCH_VARIABLE = "LAUNCHER_SCRATCH"
-"""Names the directory of this node that the guard removes after the run."""
+from launcher.stopping import FILE_VARIABLE
 
 # What the agent was told about itself; a worker that starts a run of its own must not inherit it.
 OWN = ("LAUNCHER_LOCAL_NODE_RANK", "LAUNCHER_LOCAL_HOSTNAMES", SCRATCH_VARIABLE, EXIT_FILE)
@@ -41,6 +39,7 @@ def worker_environment(context: NodeContext, process: Process, runtime: Mapping[
         "TORCHELASTIC_ERROR_FILE": str(context.log_dir / f"{process.name}.error.json"),
         "PYTHONUNBUFFERED": "1",
         TOKEN_VARIABLE: context.token,
+        FILE_VARIABLE: str(context.stop_file),
         **runtime,
     }
     if process.role is Role.INFERENCE:

@@ -16,6 +16,8 @@ if __name__ == "__main__":
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
         sys.exit("launcher: the agent ended before its worker started")
+    # SLURM sends it to every process of a job, not only to who listens; a program may still set a handler of its own.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
         os.execvp(sys.argv[1], sys.argv[1:])
     except OSError as error:

@@ -9,6 +9,7 @@ turn the agent gets SIGTERM if the guard dies.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import signal
@@ -16,17 +17,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from launcher.agent.environment import SCRATCH_VARIABLE
+from launcher.agent.context import SCRATCH_VARIABLE
+from launcher.agent.early import PASSED_ON, EarlySignals
 from launcher.agent.exit_file import answer_for_the_run
 from launcher.agent.node import NodeEnvironment, node_environment
 from launcher.agent.postmortem import report_failure
 from launcher.agent.proctree import become_subreaper, end_descendants, is_stopped, signal_on_parent_death
 from launcher.agent.worker import tail
 from launcher.config import load_run_config
+from launcher.config.schema import Config
 from launcher.run_dir import attempt_dir
 from launcher.snapshot.place import Place, place_of
 
@@ -36,17 +39,17 @@ PATIENCE_S = 10.0
 
 LOOK_S = 1.0
 
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
-
-def guard_node(run_dir: Path) -> int:
+def guard_node(run_dir: Path, early: EarlySignals | None = None) -> int:
     """Guards the agent of the node that this process is on. Main thread only.
+
+    Args:
+        early: keeps the signals that came before.
 
     Returns:
         The node's exit code; node 0 answers for the run.
     """
-    # Until there is an agent to pass it on to, a signal waits.
-    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    early = early or EarlySignals()
     node = node_environment()
     logs = attempt_dir(run_dir, node.attempt) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -60,9 +63,10 @@ def guard_node(run_dir: Path) -> int:
             command,
             log,
             {**os.environ, SCRATCH_VARIABLE: scratch},
-            config.stop_grace_s + PATIENCE_S,
+            _patience(config, is_local=node.is_local),
             place_of(run_dir),
             config.lease_timeout_s,
+            early,
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -70,6 +74,22 @@ def guard_node(run_dir: Path) -> int:
     if node.node_rank == 0:
         answer_for_the_run(code)
     return code
+
+
+def _patience(config: Config, *, is_local: bool) -> Callable[[int], float]:
+    """Seconds that an agent may take to end, by the signal that asked for it."""
+    at_once = config.stop_grace_s + PATIENCE_S
+    checkpoint = config.checkpoint
+    after_checkpoint = (
+        at_once + checkpoint.stop_timeout_s + checkpoint.write_timeout_s + config.inference.drain_timeout_s
+    )
+
+    def patience_s(signum: int) -> float:
+        # On SLURM it may announce a preemption; should the agent hang, SLURM ends it.
+        may_save = signum == signal.SIGUSR2 or not is_local
+        return after_checkpoint if may_save else at_once
+
+    return patience_s
 
 
 def _tell_failure(run_dir: Path, node: NodeEnvironment, code: int, log: Path) -> int:
@@ -90,18 +110,21 @@ def guard(
     command: Sequence[str],
     log: Path,
     environ: Mapping[str, str],
-    patience_s: float,
+    patience_s: Callable[[int], float],
     place: Place | None = None,
     stopped_s: float = float("inf"),
+    early: EarlySignals | None = None,
 ) -> int:
     """Runs one agent to its end, and what it started to its end. Main thread only.
 
     Args:
         command: the agent's command line.
         log: the agent's output is added to it.
-        patience_s: an agent that has not ended so long after the first signal is killed.
+        patience_s: an agent that has not ended so long after a signal is killed; of several signals the earliest end
+            counts.
         place: where it runs, and with which code; where and as this process does if None.
         stopped_s: an agent that has been stopped (SIGSTOP) for so long is killed: by then the run has lost this node.
+        early: keeps the signals that came before.
 
     Returns:
         The agent's exit code, negative for a signal; 1 if a process that it started cannot be ended.
@@ -109,13 +132,17 @@ def guard(
     become_subreaper()
     agent: subprocess.Popen[bytes] | None = None
 
-    def pass_on(signum: int, _frame: FrameType | None) -> None:
-        if agent is not None and agent.poll() is None:
+    heard = early.heard if early is not None else []
+
+    def pass_on(signum: int, _frame: FrameType | None = None) -> None:
+        if agent is None:
+            heard.append(signum)
+        elif agent.poll() is None:
             agent.send_signal(signum)
             # One that was stopped could do nothing about it.
             agent.send_signal(signal.SIGCONT)
-            if not any(signal.getitimer(signal.ITIMER_REAL)):
-                signal.setitimer(signal.ITIMER_REAL, patience_s)
+            left_s, _ = signal.getitimer(signal.ITIMER_REAL)
+            signal.setitimer(signal.ITIMER_REAL, min(left_s or math.inf, patience_s(signum)))
 
     def lose_patience(_signum: int, _frame: FrameType | None) -> None:
         if agent is not None and agent.poll() is None:
@@ -137,6 +164,8 @@ def guard(
                 start_new_session=True,
             )
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+        for signum in list(heard):
+            pass_on(signum)
         code = _wait(agent, stopped_s)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

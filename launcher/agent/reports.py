@@ -52,9 +52,9 @@ class Reports:
         """Every trainer rank of this node has ended well."""
         self._outbox.send("done", node_rank=self._context.node_rank, incarnation=incarnation)
 
-    def cancelled(self, reason: str) -> None:
-        """Somebody asked this node to end, which is to end the run."""
-        self._outbox.send("cancel", reason=reason)
+    def signalled(self, signum: signal.Signals) -> None:
+        """Somebody asked this node to end, which is to end the run, at once or after a checkpoint."""
+        self._outbox.send("signal", name=signum.name)
 
     def ended_badly(self, worker: Worker) -> ProcessFailure:
         """A process ended that should not have, or not like this; the failure, if it is the run's."""

@@ -38,7 +38,8 @@ class Starter:
     def start_model(self) -> Worker | None:
         """Node 0 only: what makes the tiny model, if no model was given."""
         config = self._context.config
-        if config.model.path is not None:
+        # It appears as a whole, so an earlier attempt has made it or not.
+        if config.model.path is not None or self._context.model_path.exists():
             self._reports.model_ready(made=False)
             return None
         self._reports.model_begins()

@@ -12,6 +12,7 @@ from datetime import timedelta
 
 from launcher.control.client import ControlClient
 from launcher.ports import hold_free_port, port_of
+from launcher.stopping import survive_sigterm
 
 
 def main() -> None:
@@ -30,8 +31,8 @@ def main() -> None:
         master_listen_fd=sock.fileno(),
     )
     ControlClient.from_environment().put("trainer/store", f"{address}:{port}")
-    # Nothing is cleaned up on SIGTERM: the store lives in memory alone.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # The trainers may need it for their last checkpoint.
+    survive_sigterm()
     while True:
         signal.pause()
 

@@ -20,6 +20,7 @@ from launcher.agent.watch import Watch
 from launcher.agent.worker import Worker, stop
 from launcher.control.orders import Orders, ReplicaOrder, TrainerOrder
 from launcher.control.phase import ENDED, Phase
+from launcher.control.stopping import StopStage
 from launcher.errors import ControlError
 from launcher.layout import Role
 
@@ -54,17 +55,19 @@ class Supervisor:
         Raises:
             ControlError: node 0 fell silent, or counts this node as lost.
         """
-        has_asked = False
+        told: set[signal.Signals] = set()
         grace_s = self._config.stop_grace_s
         try:
             while True:
-                if request.signal is not None and not has_asked:
-                    has_asked = True
-                    self._ask_for_the_end(request.signal)
+                for signum in request.signals:
+                    if signum not in told:
+                        told.add(signum)
+                        self._ask_for_the_end(signum)
                 # Before anything is started: an agent that was stopped for long must not go on where it was.
                 if (lost := self._beats.lost) is not None:
                     raise ControlError(f"Node 0 is lost: {lost}")
                 phase, orders = self._beats.phase, self._beats.orders
+                self._heed(StopStage(orders.stopping))
                 if orders.is_fenced:
                     raise ControlError("The run counts this node as lost, and goes on without it.")
                 if phase in ENDED:
@@ -103,8 +106,17 @@ class Supervisor:
         if os.getppid() != self._context.guard:
             self._reports.guard_killed()
             return
-        hint = ", time limit or preemption" if signum is signal.SIGUSR2 else ""
-        self._reports.cancelled(f"{signum.name}{hint}")
+        self._reports.signalled(signum)
+
+    def _heed(self, stage: StopStage) -> None:
+        """Tells the trainers of this node that the run shall stop; ends the engines once all trainers know."""
+        if stage is StopStage.NO:
+            return
+        if not self._context.stop_file.exists():
+            self._context.stop_file.touch()
+        if stage is StopStage.SEEN:
+            for unit in self._engines.values():
+                unit.stop(self._config.inference.drain_timeout_s)
 
     def _obey(self, orders: Orders) -> None:
         """Ends what is of an earlier start, and starts what may be."""
@@ -140,7 +152,7 @@ class Supervisor:
         if unit.running:
             unit.stop(self._config.stop_grace_s)
             return False
-        return order.runs
+        return order.runs and not self._context.stop_file.exists()
 
     def _check_helpers(self) -> None:
         for worker in list(self._helpers):

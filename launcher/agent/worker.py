@@ -20,6 +20,7 @@ from pathlib import Path
 
 from launcher.agent.proctree import is_resource_tracker, members
 from launcher.layout.model import Process
+from launcher.stopping import FILE_VARIABLE, survivor
 
 TAIL_LINES = 20
 KILL_TIMEOUT_S = 5.0
@@ -59,6 +60,7 @@ class Worker:
             )
         self._started = time.monotonic()
         self._ended: float | None = None
+        self._stop_file = environ.get(FILE_VARIABLE)
 
     @property
     def pid(self) -> int:
@@ -82,9 +84,10 @@ class Worker:
         return self._popen.returncode
 
     def terminate(self) -> None:
-        """Asks the process itself to end; it decides what its children do."""
+        """Asks the process itself to end; it decides what its children do. One that survives that is killed."""
         if self.poll() is None:
-            self._popen.send_signal(signal.SIGTERM)
+            survives = self._stop_file is not None and survivor(self._stop_file, self.pid).exists()
+            self._popen.send_signal(signal.SIGKILL if survives else signal.SIGTERM)
 
     def kill(self) -> None:
         """Ends the whole process group, if it has not ended; those who clean up after the others come last."""

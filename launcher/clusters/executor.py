@@ -25,9 +25,12 @@ class AgentTask:
         Raises:
             SystemExit: it did not end well, which makes the task fail.
         """
+        from launcher.agent.early import EarlySignals
+
+        early = EarlySignals()
         from launcher.agent.guard import guard_node
 
-        code = guard_node(self.run_dir)
+        code = guard_node(self.run_dir, early)
         if code != 0:
             # Not an error that submitit would catch and turn into exit code 1: node 0's code is the run's.
             sys.exit(code)

@@ -290,6 +290,16 @@ class RestartConfig:
     stopped_s: float = 10.0
     """A process that has been stopped (SIGSTOP) for so long is killed, and what follows is what follows its end."""
 
+    preemption_max: int = 100
+    """Preemptions after which a job is not queued again; ``launcher resume`` counts from zero."""
+
+    timeout_max: int = 100
+    """The same for time limits."""
+
+    failure_max: int = 3
+    """The same for what only other nodes can cure: lost nodes that no spare replaced, and attempts that ended without
+    a word. 0: never queued again for those."""
+
     window_s: float = 3600.0
     """Restarts longer ago than this do not count any more."""
 

@@ -11,6 +11,7 @@ from launcher.config.rules import (
     preflight,
     processes,
     secrets,
+    stopping,
     sweep,
     transport,
 )
@@ -31,7 +32,7 @@ def problems(config: Config, *, model_is_here: bool = True) -> list[str]:
     found += model.problems(config)
     if model_is_here and config.model.path is not None:
         found += model.directory_problems(config, config.model.path)
-    for rules in (engines, transport, processes, cluster, preflight, secrets, sweep):
+    for rules in (engines, transport, processes, cluster, preflight, secrets, stopping, sweep):
         found += rules.problems(config)
     return found
 

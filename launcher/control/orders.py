@@ -55,6 +55,9 @@ class Orders:
     is_fenced: bool = False
     """It counts as lost: it ends all that it runs, at once."""
 
+    stopping: int = 0
+    """A :class:`~launcher.control.stopping.StopStage`."""
+
     trainers: TrainerOrder | None = None
     replicas: Mapping[int, ReplicaOrder] = field(default_factory=dict)
 
@@ -70,6 +73,7 @@ class Orders:
             revision=int(data["revision"]),
             place=data["place"],
             is_fenced=bool(data["is_fenced"]),
+            stopping=int(data["stopping"]),
             trainers=None if trainers is None else TrainerOrder(**{**trainers, "urls": tuple(trainers["urls"])}),
             replicas={int(index): ReplicaOrder(**order) for index, order in data["replicas"].items()},
         )

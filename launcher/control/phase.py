@@ -24,8 +24,11 @@ class Phase(StrEnum):
     FAILED = "failed"
     """Something failed; every agent ends what it started."""
 
+    STOPPED = "stopped"
+    """It was asked to stop after a checkpoint, and has ended what it ran; a later attempt goes on."""
+
     CANCELLED = "cancelled"
     """Somebody asked for the end."""
 
 
-ENDED = frozenset({Phase.FINISHED, Phase.FAILED, Phase.CANCELLED})
+ENDED = frozenset({Phase.FINISHED, Phase.FAILED, Phase.STOPPED, Phase.CANCELLED})

@@ -8,7 +8,7 @@ Wire protocol, one JSON object a line in both directions::
     server -> {"ok": true, ...} | {"ok": false, "error": text}
 
 Operations of agents: ``hello`` ``preflight`` ``beat`` ``master`` ``ready`` ``ended`` ``done`` ``gone`` ``lost``
-``fail``; of trainers: ``pool`` ``published``; of everybody: ``cancel`` ``put`` ``get`` ``event``.
+``fail``; of trainers: ``pool`` ``published``; of everybody: ``signal`` ``stop`` ``cancel`` ``put`` ``get`` ``event``.
 Every answer holds the time here, by which others set their clocks.
 ``beat``, ``get`` and ``pool`` take ``wait_s``: the answer comes as soon as something changed, at the latest then, so
 that nobody polls quickly and everybody learns quickly. The answer to ``beat`` holds the node's ``orders`` if they are
@@ -185,6 +185,7 @@ class ControlServer:
         return {
             "phase": state.phase.value,
             "failure": state.failure,
+            "stopping": state.stopping.reason,
             "everybody_gone": state.everybody_gone,
             "time": time.time(),
             **more,
@@ -231,6 +232,8 @@ class ControlServer:
             "gone": lambda: state.node_gone(int(request["node_rank"])),
             "lost": lambda: state.node_lost(int(request["node_rank"]), dict(request["failure"])),
             "fail": lambda: state.fail(dict(request["failure"])),
+            "signal": lambda: state.signalled(str(request["name"])),
+            "stop": lambda: state.stop(str(request["reason"])),
             "cancel": lambda: state.cancel(str(request["reason"])),
         }
         if op not in reports:

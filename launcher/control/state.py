@@ -12,6 +12,7 @@ from launcher.control.membership import Membership
 from launcher.control.orders import Orders, ReplicaOrder, TrainerOrder
 from launcher.control.phase import ENDED, Phase
 from launcher.control.replicas import Replicas, ReplicaState
+from launcher.control.stopping import Stopping, StopStage
 from launcher.control.trainers import HOLD_S, Trainers, Verdict
 from launcher.control.values import ALL_URLS, CONNECTED, MODEL_READY, STOP_SEEN, STORE, STORE_HELPER, replica_key
 from launcher.layout.model import Layout, Role
@@ -39,6 +40,8 @@ class JobState:
         bad_nodes_fail: a bad node may not take part; else it is only reported.
         restart: what is started again, and how often.
         min_replicas: replicas without which training cannot go on.
+        stopping: how long is waited for a checkpoint.
+        on_signal: called with the name of a signal that a node received.
         clock: seconds that never go back.
     """
 
@@ -54,6 +57,8 @@ class JobState:
         bad_nodes_fail: bool = True,
         restart: RestartConfig | None = None,
         min_replicas: int = 1,
+        stopping: Stopping | None = None,
+        on_signal: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         restart = restart or RestartConfig()
@@ -77,6 +82,11 @@ class JobState:
             if gate is None
             else Checking(layout, gate, timeout_s=check_timeout_s, bad_nodes_fail=bad_nodes_fail, emit=self.emit)
         )
+        self.stopping = stopping or Stopping()
+        self._on_signal = on_signal
+        self._held: dict[str, Any] | None = None
+        """A failure that ends the run as soon as the checkpoint that is being written is complete."""
+
         self._layout = layout
         self._min_replicas = min_replicas
         self._url_keys = {replica_key(replica.index, "url"): replica.index for replica in layout.replicas}
@@ -92,6 +102,8 @@ class JobState:
         """Logs one event with the time of this host."""
         if event == "step":
             self.trainers.progress(self._clock(), is_step=True)
+        elif event == "checkpoint":
+            self.stopping.checkpoint(str(fields.get("state")), self._clock())
         self._emit({"time": time.time(), "event": event, **fields})
 
     def hello(self, node: int, hostname: str, address: str) -> None:
@@ -129,7 +141,7 @@ class JobState:
         place = self.members.place_of(node)
         revision, is_fenced = self.revision(node), node in self.members.lost
         if place is None:
-            return Orders(revision=revision, is_fenced=is_fenced)
+            return Orders(revision=revision, is_fenced=is_fenced, stopping=self.stopping.stage)
         trainers = None
         if place in self.trainers.places:
             may_start = self._trainers_may_start()
@@ -144,6 +156,7 @@ class JobState:
             revision=revision,
             place=place,
             is_fenced=is_fenced,
+            stopping=self.stopping.stage,
             trainers=trainers,
             replicas={
                 life.replica.index: ReplicaOrder(
@@ -171,6 +184,9 @@ class JobState:
             self._touch(self.replicas.lives[index].replica.node_ranks)
             self._gather_urls()
         elif key in (MODEL_READY, STORE):
+            self._touch_all()
+        elif key == STOP_SEEN:
+            self.stopping.seen()
             self._touch_all()
 
     def master(self, index: int, generation: int, address: str) -> None:
@@ -216,7 +232,9 @@ class JobState:
         if self.phase in ENDED or self.phase is Phase.DRAINING or node in self.members.lost:
             return
         now = self._clock()
-        if role == Role.INFERENCE:
+        if self.stopping.stage is not StopStage.NO:
+            self._ended_while_stopping(role, failure)
+        elif role == Role.INFERENCE:
             life = self.replicas.lives[rank]
             if start == life.generation and life.runs:
                 self._replica_failed(rank, failure, now, exit_code)
@@ -246,7 +264,8 @@ class JobState:
         """A node has ended all its processes and leaves."""
         self.members.gone.add(node)
         if self.phase is Phase.DRAINING and self.everybody_gone:
-            self.phase = Phase.FINISHED
+            # A trainer that ended without having seen the wish had finished.
+            self.phase = Phase.STOPPED if self.stopping.stage is StopStage.SEEN else Phase.FINISHED
 
     def node_lost(self, node: int, failure: dict[str, Any]) -> None:
         """A node takes no part any more: it fell silent, or says itself that it cannot go on."""
@@ -272,12 +291,33 @@ class JobState:
             self._refill(place, failure)
 
     def fail(self, failure: dict[str, Any]) -> None:
-        """The first failure is the failure; what comes later is logged as a consequence."""
-        first = self.phase not in ENDED
+        """The first failure is the failure; what comes later is logged as a consequence.
+
+        What is not the trainer's own end waits for a checkpoint that is just being written.
+        """
+        first = self.phase not in ENDED and self._held is None
         self.emit("failure", first=first, **failure)
-        if first:
-            self.failure = failure
-            self.phase = Phase.FAILED
+        if not first:
+            return
+        self.failure = failure
+        if self.phase is Phase.RUNNING and self.stopping.is_writing(self._clock()) and failure.get("role") != "trainer":
+            self._held = failure
+        else:
+            self._conclude()
+
+    def signalled(self, name: str) -> None:
+        """A node received a signal that asks for the end; what follows is for node 0's agent to find out."""
+        if self._on_signal is not None:
+            self._on_signal(name)
+
+    def stop(self, reason: str) -> None:
+        """Somebody asked for a checkpoint and the end, or will end the run soon. Asked again, it changes nothing."""
+        if self.phase in ENDED or self.phase is Phase.DRAINING or not self.stopping.ask(reason, self._clock()):
+            return
+        self.emit("stopping", reason=reason)
+        self._touch_all()
+        if self.phase is not Phase.RUNNING or self.trainers.started_at is None:
+            self.phase = Phase.STOPPED  # nothing runs that could save anything
 
     def cancel(self, reason: str) -> None:
         """Somebody asked for the end."""
@@ -308,6 +348,15 @@ class JobState:
         if self._checking is not None:
             self._judge_if_due(self._checking)
         if self.phase in ENDED or self.phase is Phase.DRAINING:
+            return
+        if self._held is not None and not self.stopping.is_writing(now):
+            self._conclude()
+            return
+        if self.stopping.is_overdue(now):
+            self.emit("stopping", reason=self.stopping.reason, overdue=True, after_s=now - self.stopping.asked_at)
+            self.phase = Phase.STOPPED
+            return
+        if self.stopping.stage is not StopStage.NO:
             return
         for life in self.replicas.start_due(now):
             self._touch(life.replica.node_ranks)
@@ -383,6 +432,17 @@ class JobState:
             if is_new:
                 self._touch(self.trainers.places)
 
+    def _conclude(self) -> None:
+        """Ends the run after a failure; if it was asked to stop anyway, the next attempt can make good for it."""
+        self.phase = Phase.FAILED if self.stopping.stage is StopStage.NO else Phase.STOPPED
+
+    def _ended_while_stopping(self, role: str, failure: dict[str, Any]) -> None:
+        # Without its engines the trainer still reaches the next step's end, or fails; nothing is started again.
+        if role != Role.TRAINER:
+            self.emit("failure", first=False, **failure)
+        else:
+            self.fail(failure)
+
     def _replica_failed(self, index: int, failure: dict[str, Any], now: float, exit_code: int | None) -> None:
         life = self.replicas.lives[index]
         self.values.pop(replica_key(index, "ready"), None)
@@ -432,12 +492,12 @@ class JobState:
                 self._restart_trainers(failure, now)
             self._start_if_complete()
         elif place in self.trainers.places:
-            self.fail(failure)
+            self.fail({**failure, "requeue": True})
         else:
             for life in affected:
                 self.replicas.drop(life.replica.index, str(failure["message"]))
                 self._touch(life.replica.node_ranks)
-            self._after_drop(failure)
+            self._after_drop({**failure, "requeue": True})
             self._start_if_complete()
 
     def _give_up_waiting(self) -> None:

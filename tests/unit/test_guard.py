@@ -20,7 +20,7 @@ import os, sys
 from pathlib import Path
 from launcher.agent.guard import guard
 command = [sys.executable, "-c", sys.argv[1], sys.argv[2]]
-code = guard(command, Path(sys.argv[3]), os.environ, float(sys.argv[4]), stopped_s=1.0)
+code = guard(command, Path(sys.argv[3]), os.environ, lambda _: float(sys.argv[4]), stopped_s=1.0)
 sys.exit(code if code >= 0 else 128 - code)
 """
 

@@ -155,7 +155,9 @@ def test_4096_nodes_cost_no_more_than_4() -> None:
     assert len(text) < 4000
 
 
-@pytest.mark.parametrize(("what", "overrides"), [("layout.nodes", ["layout.nodes=3"]), ("cluster", ["cluster.time=5"])])
+@pytest.mark.parametrize(
+    ("what", "overrides"), [("layout.nodes", ["layout.nodes=3"]), ("cluster", ["cluster.time=30"])]
+)
 def test_an_array_takes_only_runs_that_ask_for_the_same(tmp_path: Path, what: str, overrides: list[str]) -> None:
     run_dirs = []
     for words in ([], overrides):

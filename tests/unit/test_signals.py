@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from launcher.agent.signals import Decision, Reason, decide
+from launcher.agent.signals import Reason, decide
 from launcher.attempts import End
 from launcher.clusters.slurm_fate import Fate, read_fate
 
@@ -32,40 +32,41 @@ def said(text: str, restarts: int = 0) -> Fate:
     ("name", "text", "restarts", "expected"),
     [
         # scancel
-        ("SIGTERM", line(state="COMPLETING", left_s=0), 0, Decision(reason=None)),
-        ("SIGTERM", line(state="COMPLETING", left_s=0, restarts=2), 2, Decision(reason=None)),
+        ("SIGTERM", line(state="COMPLETING", left_s=0), 0, None),
+        ("SIGTERM", line(state="COMPLETING", left_s=0, restarts=2), 2, None),
         # scancel --signal=TERM, or kill
-        ("SIGTERM", line(state="RUNNING"), 0, Decision(reason=None)),
+        ("SIGTERM", line(state="RUNNING"), 0, None),
         # scontrol requeue, a node set down: SLURM has counted the next start already
-        ("SIGTERM", line(state="COMPLETING", restarts=1), 0, Decision(reason=Reason.REQUEUE, by_slurm=True)),
-        ("SIGTERM", line(state="PENDING", restarts=3), 2, Decision(reason=Reason.REQUEUE, by_slurm=True)),
+        ("SIGTERM", line(state="COMPLETING", restarts=1), 0, Reason.REQUEUE),
+        ("SIGTERM", line(state="PENDING", restarts=3), 2, Reason.REQUEUE),
         # a preemption without time of grace: SIGUSR2 comes along
-        ("SIGUSR2", line(state="COMPLETING", restarts=1), 0, Decision(reason=Reason.PREEMPTION, by_slurm=True)),
+        ("SIGUSR2", line(state="COMPLETING", restarts=1), 0, Reason.PREEMPTION),
         # one with time of grace, of a job with and without a signal of its own
-        ("SIGUSR2", line(state="RUNNING", left_s=18, preempt="2026"), 0, Decision(reason=Reason.PREEMPTION)),
-        ("SIGTERM", line(state="RUNNING", left_s=18, preempt="2026"), 0, Decision(reason=Reason.PREEMPTION)),
+        ("SIGUSR2", line(state="RUNNING", left_s=18, preempt="2026"), 0, Reason.PREEMPTION),
+        ("SIGTERM", line(state="RUNNING", left_s=18, preempt="2026"), 0, Reason.PREEMPTION),
         # the time limit: before it, up to a minute earlier than asked for, and at it
-        ("SIGUSR2", line(state="RUNNING", left_s=SIGNAL_S), 0, Decision(reason=Reason.TIME_LIMIT)),
-        ("SIGUSR2", line(state="RUNNING", left_s=SIGNAL_S + 60), 0, Decision(reason=Reason.TIME_LIMIT)),
-        ("SIGTERM", line(state="COMPLETING", reason="TimeLimit", left_s=0), 0, Decision(reason=Reason.TIME_LIMIT)),
+        ("SIGUSR2", line(state="RUNNING", left_s=SIGNAL_S), 0, Reason.TIME_LIMIT),
+        ("SIGUSR2", line(state="RUNNING", left_s=SIGNAL_S + 60), 0, Reason.TIME_LIMIT),
+        ("SIGTERM", line(state="COMPLETING", reason="TimeLimit", left_s=0), 0, Reason.TIME_LIMIT),
         # scancel --signal=USR2
-        ("SIGUSR2", line(state="RUNNING"), 0, Decision(reason=Reason.REQUEST)),
+        ("SIGUSR2", line(state="RUNNING"), 0, Reason.REQUEST),
         # SIGUSR2 and then scancel
-        ("SIGUSR2", line(state="COMPLETING", left_s=0), 0, Decision(reason=None)),
+        ("SIGUSR2", line(state="COMPLETING", left_s=0), 0, None),
     ],
 )
-def test_signals_on_slurm(name: str, text: str, restarts: int, expected: Decision) -> None:
+def test_signals_on_slurm(name: str, text: str, restarts: int, expected: Reason | None) -> None:
     assert decide(name, lambda: said(text, restarts)) == expected
 
 
 def test_where_slurm_does_not_answer_the_checkpoint_matters_most() -> None:
-    assert decide("SIGUSR2", lambda: None) == Decision(reason=Reason.REQUEST, is_certain=False)
-    assert decide("SIGTERM", lambda: None) == Decision(reason=Reason.REQUEUE, is_certain=False)
+    assert decide("SIGUSR2", lambda: None) == Reason.REQUEST
+    assert decide("SIGTERM", lambda: None) == Reason.REQUEUE
 
 
 def test_signals_outside_of_slurm() -> None:
-    assert decide("SIGUSR2", None) == Decision(reason=Reason.REQUEST)
-    assert decide("SIGTERM", None) == decide("SIGINT", None) == Decision(reason=None)
+    assert decide("SIGUSR2", None) == Reason.REQUEST
+    assert decide("SIGTERM", None) is None
+    assert decide("SIGINT", None) is None
 
 
 def test_no_end_is_no_time_limit() -> None:

@@ -14,6 +14,7 @@ from launcher.config import Config, LayoutConfig, SlurmClusterConfig, check, pro
 from launcher.config.rules.cluster import OWNED_SBATCH
 from launcher.config.rules.engines import OWNED
 from launcher.config.rules.numbers import AT_LEAST, AT_MOST, POSITIVE, WORDS
+from launcher.config.rules.stopping import seconds
 from launcher.errors import ConfigError
 from launcher.layout.environment import PROTECTED
 from launcher.layout.plan import engine_args
@@ -293,3 +294,28 @@ def _paths(value: Any, prefix: str) -> set[str]:
         if is_dataclass(inner):
             found |= _paths(inner, f"{prefix}{field.name}.")
     return found
+
+
+@pytest.mark.parametrize(
+    ("time", "expected"),
+    [
+        ("5", 300),
+        ("5:30", 330),
+        ("1:00:00", 3600),
+        ("2-3", 2 * 86400 + 3 * 3600),
+        ("1-00:30", 86400 + 1800),
+        ("1-02:03:04", 86400 + 7384),
+        ("x", None),
+        ("1:2:3:4", None),
+    ],
+)
+def test_time_limits_in_seconds(time: str, expected: int | None) -> None:
+    assert seconds(time) == expected
+
+
+def test_stopping_must_fit_before_the_time_limit() -> None:
+    assert problems(slurm(cluster__time="3", cluster__signal_s=179)) == []
+    (problem,) = problems(slurm(cluster__time="3", cluster__signal_s=180))
+    assert problem.startswith("`cluster.signal_s` (180) is not less than `cluster.time` (3, 180 s)")
+    (problem,) = problems(slurm(cluster__signal_s=60))
+    assert problem.startswith("`checkpoint.stop_timeout_s` (60) is not less than `cluster.signal_s` (60)")

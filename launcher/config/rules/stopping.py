@@ -1,0 +1,49 @@
+"""Stopping in time: the signal before the time limit, and what must fit between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from launcher.config.schema import Config, SlurmClusterConfig
+
+
+def problems(config: Config) -> Iterator[str]:
+    """Times that leave no time."""
+    cluster = config.cluster
+    if not isinstance(cluster, SlurmClusterConfig):
+        return
+    limit_s, signal_s, wait_s = seconds(cluster.time), cluster.signal_s, config.checkpoint.stop_timeout_s
+    if not limit_s:
+        return  # said elsewhere
+    if signal_s >= limit_s:
+        yield (
+            f"`cluster.signal_s` ({signal_s}) is not less than `cluster.time` ({cluster.time}, {limit_s} s): the run"
+            f" would be asked to stop as soon as it starts. HINT: set `cluster.signal_s={max(limit_s // 4, 1)}`, or a"
+            " longer time."
+        )
+    elif wait_s >= signal_s:
+        yield (
+            f"`checkpoint.stop_timeout_s` ({wait_s:g}) is not less than `cluster.signal_s` ({signal_s}): the time limit"
+            f" would end the run while it waits for the trainer. HINT: set `cluster.signal_s={int(2 * wait_s)}`, or a"
+            " shorter wait."
+        )
+
+
+def seconds(time: str) -> int | None:
+    """The seconds of a time limit in one of SLURM's forms; None if it is in none.
+
+    ``minutes``, ``minutes:seconds``, ``hours:minutes:seconds``, ``days-hours``, ``days-hours:minutes`` and
+    ``days-hours:minutes:seconds``.
+    """
+    days, dash, clock = time.rpartition("-")
+    fields = clock.split(":")
+    if not all(field.isdigit() for field in (*fields, days or "0")) or len(fields) > 3:
+        return None
+    numbers = [int(field) for field in fields]
+    if dash:
+        hours, minutes, rest = (*numbers, 0, 0)[:3]
+    elif len(numbers) == 3:
+        hours, minutes, rest = numbers
+    else:
+        hours, (minutes, rest) = 0, (*numbers, 0)[:2]
+    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + rest
