@@ -11,6 +11,7 @@ from pathlib import Path
 
 from launcher.agent.agent import run
 from launcher.agent.context import SCRATCH_VARIABLE
+from launcher.agent.early import PASSED_ON
 from launcher.agent.postmortem import report_failure
 from launcher.agent.proctree import become_subreaper, end_descendants, is_stopped, signal_on_parent_death
 from launcher.agent.stop_request import StopRequest
@@ -26,7 +27,7 @@ def main() -> int:
     parser.add_argument("--guard", type=int, required=True, help="process id of the guard")
     arguments = parser.parse_args()
     stop = StopRequest()
-    stop.listen((signal.SIGTERM, signal.SIGINT, signal.SIGUSR2))
+    stop.listen(PASSED_ON)
     # Should the guard be killed, the agent does what the guard would have done: nothing that it started is left behind.
     signal_on_parent_death(signal.SIGTERM)
     become_subreaper()
@@ -38,6 +39,9 @@ def main() -> int:
         print(f"launcher: {error}", file=sys.stderr)
         return report_failure(arguments.run_dir, str(error), error.exit_code)
     finally:
+        # Python's own end would undo a handler, and a late signal make this node look as if it had failed.
+        for signum in PASSED_ON:
+            signal.signal(signum, signal.SIG_IGN)
         end_descendants(LEFTOVER_GRACE_S)
         if os.getppid() == arguments.guard and is_stopped(arguments.guard):
             os.kill(arguments.guard, signal.SIGCONT)  # or the node would never be given back

@@ -37,7 +37,7 @@ def main() -> None:
         with torch.no_grad():
             model.weight += random.random()
         if dist.get_rank() == 0:
-            events.emit("step", step=step, steps=steps, reward=float(model.weight), loss=0.0, version=step)
+            events.emit("step", step=step, steps=steps, reward=float(model.weight.detach()), loss=0.0, version=step)
         stop = step < steps and should_stop()
         if stop or checkpoints.is_due(step):
             checkpoints.save(step)
@@ -45,7 +45,7 @@ def main() -> None:
             break
     else:
         if dist.get_rank() == 0:
-            found = {"weight": float(model.weight).hex(), "attempt": os.environ["LAUNCHER_ATTEMPT"]}
+            found = {"weight": float(model.weight.detach()).hex(), "attempt": os.environ["LAUNCHER_ATTEMPT"]}
             (Path(os.environ["LAUNCHER_RUN_DIR"]) / "result.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

@@ -18,7 +18,7 @@ from tests.slurm.cluster import SlurmCluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.engine]
 
-STEPS = 60
+STEPS = 40
 START_S = 150
 """Longest wait for an attempt's next step: the requeue, imports and an engine that starts beside it on two cores."""
 
@@ -81,7 +81,7 @@ class Run:
 
 def test_a_run_resumes_from_attempt_to_attempt(slurm: SlurmCluster, tmp_path: Path, model: Path) -> None:
     """Asked to stop, again and again while it saves; preempted; requeued by an administrator; then it finishes."""
-    program = ["python", "-m", "tests.jobs.stopping_trainer", str(STEPS), "0.3", "200"]
+    program = ["python", "-m", "tests.jobs.stopping_trainer", str(STEPS), "0.3", "100"]
     run = Run(
         slurm,
         tmp_path,
@@ -105,12 +105,12 @@ def test_a_run_resumes_from_attempt_to_attempt(slurm: SlurmCluster, tmp_path: Pa
         assert run.find(1, "finished")[0]["outcome"] == "requeued"
         assert run.end(1) == "stopped"
         # A preemption: SLURM itself queues the job again.
-        run.wait_steps(2, 7)
+        run.wait_steps(2, 3)
         (resumed,) = run.find(2, "resumed")
         assert resumed["step"] == run.find(1, "step")[-1]["step"] == run.find(2, "step")[0]["step"] - 1
         urgent = ["--partition=urgent", "--nodes=4", "--exclusive", "--wrap=sleep 1", "--output=/dev/null"]
         slurm.run(["sbatch", *urgent])
-        run.wait_steps(3, 7)
+        run.wait_steps(3, 3)
         assert run.end(2) == "preempted"
         assert run.find(2, "stopping")[0]["reason"] in ("preemption", "requeue")
         # An administrator's requeue.

@@ -14,6 +14,7 @@ import pytest
 
 from launcher.agent.worker import Worker, stop, tail
 from launcher.layout import Process, Role
+from launcher.stopping import FILE_VARIABLE
 from tests.unit.processes import DETACHED, STUBBORN, Mark
 
 CHILD_IN_GROUP = """
@@ -170,3 +171,54 @@ def test_the_tail_of_a_long_log_is_read_from_its_end(tmp_path: Path) -> None:
     log.write_bytes(b"".join(b"line %d\n" % n for n in range(100_000)) + b"\xff cut")
     assert tail(log, 3) == ["line 99998", "line 99999", "\ufffd cut"]
     assert tail(tmp_path / "missing.log") == []
+
+
+SURVIVES = """
+import os, signal, subprocess, sys, time
+from launcher.stopping import should_stop
+assert not should_stop()
+forked = os.fork()
+if forked == 0:
+    time.sleep(600)
+program = "import time; print('up', flush=True); time.sleep(600)"
+started = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+started.stdout.readline()
+for pid in (forked, started.pid):
+    os.kill(pid, signal.SIGTERM)
+ends = os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]), started.wait()
+print("ends", *ends, flush=True)
+time.sleep(600)
+"""
+"""A trainer that asks whether to stop, and its children, which do not."""
+
+
+def test_a_trainer_on_slurm_survives_what_slurm_sends_to_everybody(tmp_path: Path, mark: Mark) -> None:
+    env = {**mark.env, FILE_VARIABLE: str(tmp_path / "stop"), "SLURM_JOB_ID": "7"}
+    trainer = worker(tmp_path, env, "python", "-c", SURVIVES)
+    wait_line(trainer, "ends -15 -15")
+    for signum in (signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT):
+        os.kill(trainer.pid, signum)
+    time.sleep(0.5)
+    assert trainer.poll() is None
+    begin = time.monotonic()
+    stop([trainer], 30)
+    assert trainer.poll() == -signal.SIGKILL
+    assert time.monotonic() - begin < 15
+    mark.wait_gone(10)
+
+
+def test_elsewhere_a_trainer_ends_when_it_is_asked_to(tmp_path: Path, mark: Mark) -> None:
+    trainer = worker(tmp_path, {**mark.env, FILE_VARIABLE: str(tmp_path / "stop")}, "python", "-c", SURVIVES)
+    wait_line(trainer, "ends -15 -15")
+    trainer.terminate()
+    stop([trainer], 30)
+    assert trainer.poll() == -signal.SIGTERM
+
+
+def test_no_program_is_ended_by_the_signal_before_a_time_limit(tmp_path: Path, mark: Mark) -> None:
+    other = worker(tmp_path, mark.env, "sh", "-c", "echo up; sleep 600")
+    wait_line(other, "up")
+    os.kill(other.pid, signal.SIGUSR2)
+    time.sleep(0.5)
+    assert other.poll() is None
+    stop([other], 10)
