@@ -117,16 +117,16 @@ def crash(directory: Path) -> dict[str, list[int]]:
     # Always in a child: a fork must not inherit what torch keeps between a backward pass and the next.
     assert forked(lambda: reference(directory / "losses")) == 0
     losses = json.loads((directory / "losses").read_text())
-    restored: list[int] = []
+    places: list[Path] = []
     finished = False
     while not finished:
-        place = directory / str(len(restored))
-        status = forked(lambda: save_and_die(place, len(restored)))  # noqa: B023
+        places.append(directory / str(len(places)))
+        status = forked(lambda: save_and_die(places[-1], len(places) - 1))
         finished = status == 0
         assert finished or os.WTERMSIG(status) == signal.SIGKILL, status
-        assert forked(lambda: restore_and_go_on(place, losses)) == 0  # noqa: B023
-        restored.append(int((place / "restored").read_text()))
-    return {"restored": restored}
+    restored = directory / "restored"
+    assert forked(lambda: restored.write_text(json.dumps([restore_and_go_on(place, losses) for place in places]))) == 0
+    return {"restored": json.loads(restored.read_text())}
 
 
 def reference(file: Path) -> None:
@@ -155,18 +155,18 @@ def save_and_die(place: Path, count: int) -> None:
         run.checkpoints.save(step)
 
 
-def restore_and_go_on(place: Path, losses: list[str]) -> None:
-    """Writes down what it found. Saving works again, too, and leaves nothing behind but what is kept."""
+def restore_and_go_on(place: Path, losses: list[str]) -> int:
+    """The step that it found. Saving works again, too, and leaves nothing behind but what is kept."""
     run = Run("plain", place, seed=99)
     start = run.checkpoints.restore()
     assert [run.step() for _ in range(start, STEPS)] == losses[start:]
     run.checkpoints.save(STEPS)
     names = {path.name for path in place.iterdir()}
     assert len(names) == 2 and f"step-{STEPS:010d}" in names, names
-    (place / "restored").write_text(str(start))
+    return start
 
 
-def forked(action: Callable[[], None]) -> int:
+def forked(action: Callable[[], object]) -> int:
     """Runs it in a process of its own; its wait status."""
     pid = os.fork()
     if pid == 0:
