@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import secrets
 import time
@@ -25,7 +23,7 @@ from launcher.bridge.replica import ReplicaClient
 from launcher.bridge.reshard import Location
 from launcher.bridge.sending import ReplicaSender, Sent
 from launcher.bridge.settings import ROUND_BYTES, BridgeSettings, settings_from_environment
-from launcher.bridge.state import Weight, manifest, shardings, weights
+from launcher.bridge.state import Weight, described, manifest, shardings, weights
 from launcher.bridge.transport.choose import Place, here
 from launcher.errors import LauncherError
 from launcher.inference.client import wait_ready
@@ -97,7 +95,9 @@ class Bridge:
         self._served: dict[int, int] = {}
         """Replicas that serve the version that is being sent, or was sent last, with their generations."""
 
-        self._facts_digest: str | None = None
+        self._agreed: TrainerFacts | None = None
+        self._known: tuple[object, TrainerFacts] | None = None
+        self._locations: tuple[Location, ...] | None = None
         self._store: tuple[dist.TCPStore, str] | None = None
         self._generation = 0
         self._device = torch.device("cpu")
@@ -303,25 +303,30 @@ class Bridge:
         for sender in self._joined.values():
             sender.close()
         self._joined = {}
-        self._facts_digest = None
+        self._agreed = None
         self._store = None
 
     def _facts(self, held: Sequence[Weight]) -> TrainerFacts:
-        return TrainerFacts(
-            manifest=manifest(held),
-            shardings=shardings(held, self._world_size),
-            locations=tuple(
-                Location(node=node, gpu=gpu) for node, gpu in self._ranks.gather_pairs(self._settings.location)
-            ),
-            round_bytes=self._settings.round_bytes or ROUND_BYTES[self._device.type],
-        )
+        """What the engines must know; the same object as long as the tensors are, and lie, as before."""
+        description = (self._device, described(held))
+        if self._known is None or self._known[0] != description:
+            if self._locations is None:
+                pairs = self._ranks.gather_pairs(self._settings.location)
+                self._locations = tuple(Location(node=node, gpu=gpu) for node, gpu in pairs)
+            facts = TrainerFacts(
+                manifest=manifest(held),
+                shardings=shardings(held, self._world_size),
+                locations=self._locations,
+                round_bytes=self._settings.round_bytes or ROUND_BYTES[self._device.type],
+            )
+            self._known = (description, facts)
+        return self._known[1]
 
     def _join_missing(self, facts: TrainerFacts, failures: dict[int, str]) -> None:
         """Joins replicas that are not joined; all of them anew when the trainer's tensors are not those agreed on."""
-        digest = hashlib.sha256(json.dumps(facts.to_json(), sort_keys=True).encode()).hexdigest()
-        if digest != self._facts_digest:
+        if facts is not self._agreed:
             self._leave()
-            self._facts_digest = digest
+            self._agreed = facts
         missing = [replica for replica in self._replicas if replica.index not in self._joined]
         if not missing:
             return
