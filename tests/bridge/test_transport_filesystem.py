@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from launcher.bridge.transport.filesystem import read, write
+from launcher.bridge.parallel import in_parallel
+from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire
+from launcher.bridge.transport.filesystem import connect_receiver, connect_sender, read, write
 from launcher.errors import TransferError
 
 MESSAGE = torch.arange(1000).to(torch.uint8)
@@ -41,6 +45,28 @@ def test_a_file_that_was_cut_off_is_seen(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(TransferError, match="is damaged"):
         read(path, torch.zeros_like(MESSAGE))
+
+
+def test_nothing_of_an_earlier_trainer_is_taken_for_this_one_s(tmp_path: Path) -> None:
+    """Its groups had the same names; it was killed, and has left a message."""
+    pair = Pair(sender=0, receiver=0)
+
+    def join(secret: str) -> tuple[SendWire, RecvWire]:
+        meeting = Meeting(group="bridge-1-replica-0", secret=secret, directory=tmp_path, timeout_s=20.0)
+        ends = in_parallel([partial(connect_sender, meeting, pair), partial(connect_receiver, meeting, pair)])
+        assert isinstance(ends[0], SendWire)
+        assert isinstance(ends[1], RecvWire)
+        return ends[0], ends[1]
+
+    earlier, _receiver = join("one")
+    left = earlier.buffer(4, 0.0)
+    left.fill_(1)
+    earlier.post_send(left)
+    sender, receiver = join("two")
+    with pytest.raises(TransferError, match="did not complete"):
+        receiver.post_recv(4).poll(time.monotonic() + 0.2)
+    sender.abort()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ removed as soon as it has been read; a wire's directory goes with the wire.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import hmac
 import json
@@ -33,6 +34,7 @@ LOOK_AGAIN_S = 1.0
 """Between two ways of asking; see :func:`_look_again`."""
 
 ALIGNMENT = 16
+TAG_LENGTH = 12
 LARGEST_HEADER = 1 << 16
 LEFT = "failed: this end has left."
 
@@ -123,6 +125,7 @@ def connect_sender(meeting: Meeting, pair: Pair) -> SendWire:
     """
     directory, deadline = _directory(meeting, pair), time.monotonic() + meeting.timeout_s
     nonce = secrets.token_hex(16)
+    _clear(meeting, directory)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _say(directory / HELLO, {"nonce": nonce, "proof": _proof(meeting, pair, f"sender {nonce}")})
@@ -229,7 +232,20 @@ def _file(directory: Path, number: int) -> Path:
 def _directory(meeting: Meeting, pair: Pair) -> Path:
     if meeting.directory is None:
         raise BridgeError("`bridge.transport` (filesystem) needs `bridge.directory`, which both sides share.")
-    return meeting.directory / meeting.group / str(pair)
+    return meeting.directory / f"{meeting.group}-{_tag(meeting)}" / str(pair)
+
+
+def _tag(meeting: Meeting) -> str:
+    """So that nothing of an earlier trainer, whose groups had the same names, is taken for this one's."""
+    return hmac.new(meeting.secret.encode(), meeting.group.encode(), hashlib.sha256).hexdigest()[:TAG_LENGTH]
+
+
+def _clear(meeting: Meeting, directory: Path) -> None:
+    """Removes what an earlier trainer, which was killed, has left."""
+    pattern = f"{glob.escape(meeting.group)}-{'[0-9a-f]' * TAG_LENGTH}"
+    for other in directory.parents[1].glob(pattern):
+        if other != directory.parent:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _remove(directory: Path) -> None:
