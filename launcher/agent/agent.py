@@ -31,7 +31,7 @@ from launcher.control.server import ControlServer
 from launcher.control.state import JobState
 from launcher.control.stopping import Stopping
 from launcher.errors import ControlError
-from launcher.events import EventLog, has_finished
+from launcher.events import EventLog, EventWriter, has_finished
 from launcher.layout import Layout, layout_to_json, plan
 from launcher.ports import hold_free_port, port_of
 from launcher.preflight.gate import Gate
@@ -134,7 +134,7 @@ def _serve_control(
     """Node 0: opens the event log, starts the control service, and tells the other nodes where it is."""
     directory = attempt_dir(run_dir, node.attempt)
     (directory / "layout.json").write_text(layout_to_json(layout) + "\n")
-    events = EventLog(directory / EVENTS)
+    events = EventWriter(EventLog(directory / EVENTS))
     cleanup.callback(events.close)
     if (submission := read_submission(run_dir)) is not None:
         events.append({"event": "submitted", **submission, "job_id": node.job_id})

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launcher.config import compose, load_run_config
 from launcher.errors import ConfigError
-from launcher.events import EventLog
+from launcher.events import EventLog, EventWriter
 from launcher.layout import plan
 from launcher.run_dir import create, missing_directories, read_submission, remove
 
@@ -55,3 +59,36 @@ def test_an_event_log_whose_writer_was_killed_goes_on_on_a_new_line(tmp_path: Pa
     log.append({"event": "b"})
     log.close()
     assert path.read_text() == '{"event": "a"}\n{"eve\n{"event":"b"}\n'
+
+
+class FullDisk(EventLog):
+    """Takes only a part of the second event, then nothing for a while."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.calls = 0
+
+    def append(self, event: dict[str, Any]) -> None:
+        self.calls += 1
+        if self.calls == 2:
+            os.write(self._file.fileno(), b'{"event":"b')
+            self._is_torn = True
+        if 2 <= self.calls <= 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().append(event)
+
+
+def test_events_wait_for_a_disk_that_is_full_and_hold_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.events.RETRY_S", 0.01)
+    path = tmp_path / "events.jsonl"
+    writer = EventWriter(log := FullDisk(path))
+    for name in "abc":
+        writer.append({"event": name})
+    deadline = time.monotonic() + 20
+    while log.calls < 6:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    writer.close()
+    assert path.read_text().splitlines() == ['{"event":"a"}', '{"event":"b', '{"event":"b"}', '{"event":"c"}']
