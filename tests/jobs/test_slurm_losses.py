@@ -80,8 +80,8 @@ def test_a_run_outlives_a_cut_that_heals_one_that_does_not_and_a_node_that_is_ki
     # The nodes that can be reached are given back; SLURM still waits for the others, until it takes them for down.
     begin = time.monotonic()
     separated.wait_job(job.job_id, ["COMPLETING", "COMPLETED"])
-    assert time.monotonic() - begin < RELEASE_S
-    wait_until(lambda: not separated.node_processes("rack0n01"), "node 0 to be given back", RELEASE_S)
+    assert time.monotonic() - begin < 2 * RELEASE_S
+    wait_until(lambda: not separated.node_processes("rack0n01"), "node 0 to be given back", 2 * RELEASE_S)
     separated.heal("rack0n02")
     separated.start_node("rack1n01")
     separated.wait_job(job.job_id, ["COMPLETED"], timeout_s=SLOW_S)

@@ -135,6 +135,8 @@ def test_a_path_with_blanks_and_quotes_stays_one_word(tmp_path: Path) -> None:
         ("echo 0 > $LAUNCHER_EXIT_FILE; exit 137", 0),
         ("echo 5 > $LAUNCHER_EXIT_FILE; exit 137", 5),
         ("echo 4 > $LAUNCHER_EXIT_FILE; exit 0", 4),
+        # A node that cannot be reached.
+        ("echo 0 > $LAUNCHER_EXIT_FILE; exec sleep 60", 0),
     ],
 )
 def test_the_job_ends_as_node_0_says(tmp_path: Path, srun: str, code: int) -> None:
