@@ -14,7 +14,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from launcher.bridge import collective, joining
+from launcher.bridge import collective, joining, startup
 from launcher.bridge.agreement import TrainerFacts
 from launcher.bridge.background import Publisher, Update
 from launcher.bridge.membership import Known, Membership, too_few
@@ -75,6 +75,9 @@ def connect(settings: BridgeSettings | None = None, *, ready_timeout_s: float = 
     bridge = Bridge(settings)
     bridge.begin()
     return bridge
+            with startup.phase("wait for engines", when=True):
+                wait_ready(ready_timeout_s)
+    return Bridge(settings)
 
 
 class Bridge:
@@ -253,6 +256,10 @@ class Bridge:
         self._join_missing(self._facts(held), failures)
         if set(self._joined) - joined_before:
             only = None  # whoever is new knows nothing of the other tensors
+        is_first = self._rank == 0 and self.version is None
+        with startup.phase("groups", when=is_first):
+            self._join_missing(self._facts(held), failures)
+        startup.first_sync("begin", when=is_first)
         deadline = time.monotonic() + self._settings.timeout_s
         body = {"version": version, "names": None if only is None else sorted(only)}
         self._ask("prepare", body, deadline, failures)
@@ -277,6 +284,20 @@ class Bridge:
         generations = {replica.index: replica.generation for replica in self._replicas}
         self._served |= {index: generations[index] for index in words["served"]}
         return failures, total_bytes, float(words["pause_s"])
+        seconds, pause_s, replicas = words["report"]
+        wanted = self._settings.min_replicas if self._settings.min_replicas is not None else len(self._replicas)
+        if replicas < wanted:
+            raise TransferError(
+                f"Version {version} was taken by {replicas} of {len(self._replicas)} replicas, but {wanted} must:"
+                f" {' '.join(failures.values())}"
+            )
+        for text in failures.values():
+            logger.warning("version %d: %s", version, text)
+        self.version = version
+        startup.first_sync("end", when=is_first)
+        return UpdateReport(
+            version=version, seconds=seconds, bytes=total_bytes, pause_s=pause_s, replicas=int(replicas)
+        )
 
     def info(self) -> list[dict[str, Any]]:
         """What each replica says of itself: its version, its state. Rank 0 only; empty elsewhere.

@@ -40,10 +40,9 @@ def train(config: Config, run_dir: Path) -> None:
         worker.join()
         trainer = Trainer.create(config, worker, Path(os.environ["LAUNCHER_MODEL_PATH"]))
         done = trainer.checkpoints.restore()
-    with phase("bridge", worker):
-        weights = bridge.connect()
-        # The engines must serve what is sampled from: the first weights, or those that were restored.
-        weights.publish(trainer.model, version=done)
+    weights = bridge.connect()
+    # The engines must serve what is sampled from: the first weights, or those that were restored.
+    weights.publish(trainer.model, version=done)
     # The ranks start with different engines, so that their first requests do not all meet at one.
     with Engines(
         inference_urls(),
@@ -53,6 +52,11 @@ def train(config: Config, run_dir: Path) -> None:
         first=worker.rank,
     ) as engines:
         untrained = ask(trainer, engines) if worker.is_main else {}
+    urls = inference_urls()
+    first = worker.rank % len(urls)
+    with Engines(urls[first:] + urls[:first], api_key(), timeout_s=trainer.options.request_timeout_s) as engines:
+        with phase("first answers", worker):
+            untrained = ask(trainer, engines, urls) if worker.is_main else []
         rewards: deque[float] = deque(maxlen=AVERAGED_STEPS)
         for step in range(done + 1, config.trainer.steps + 1):
             with phase("first step", worker, when=step == done + 1):

@@ -7,7 +7,14 @@ from pathlib import Path
 from launcher.view.events_reader import EventReader, attempts
 from launcher.view.state import ENGINE, NODES, RunState
 
-DEADLINES = {NODES: "start_timeout_s", ENGINE: "inference.ready_timeout_s", "bridge": "bridge.timeout_s"}
+DEADLINES = {
+    NODES: "start_timeout_s",
+    "preflight": "preflight.timeout_s",
+    ENGINE: "inference.ready_timeout_s",
+    "wait for engines": "inference.ready_timeout_s",
+    "groups": "bridge.timeout_s",
+    "first sync": "bridge.timeout_s",
+}
 """Setting that limits each phase."""
 
 

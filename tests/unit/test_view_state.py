@@ -103,7 +103,14 @@ def test_a_job_may_start_before_its_submission_is_recorded() -> None:
 def test_deadlines_and_steps_come_from_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(CONFIG)
     state = new_state(tmp_path)
-    assert state.deadlines == {"nodes": 300.0, "engine": 600.0, "bridge": 300.0} and state.steps_planned == 60
+    assert state.deadlines == {
+        "nodes": 300.0,
+        "engine": 600.0,
+        "wait for engines": 600.0,
+        "groups": 300.0,
+        "first sync": 300.0,
+    }
+    assert state.steps_planned == 60
     (tmp_path / "config.yaml").write_text(CONFIG.replace("command: null", "command: [python, mine.py]"))
     assert new_state(tmp_path).steps_planned is None
 
