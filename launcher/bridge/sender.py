@@ -71,13 +71,11 @@ def connect(settings: BridgeSettings | None = None, *, ready_timeout_s: float = 
     if settings is None:
         settings = settings_from_environment()
         if collective.world()[0] == 0:
-            wait_ready(ready_timeout_s)
+            with startup.phase("wait for engines", when=True):
+                wait_ready(ready_timeout_s)
     bridge = Bridge(settings)
     bridge.begin()
     return bridge
-            with startup.phase("wait for engines", when=True):
-                wait_ready(ready_timeout_s)
-    return Bridge(settings)
 
 
 class Bridge:
@@ -161,6 +159,7 @@ class Bridge:
     ) -> UpdateReport:
         self._served = {}
         report = self._bring(held, only, version)
+        startup.first_sync("end", when=self._rank == 0 and self.version is None)
         self.version = version
         # Not before: a replica that comes back is sent the weights once more.
         read()
@@ -253,13 +252,12 @@ class Bridge:
         """Offers a version once to every replica that lacks it; failures, bytes sent, and the longest pause."""
         failures: dict[int, str] = {}
         joined_before = set(self._joined)
-        self._join_missing(self._facts(held), failures)
-        if set(self._joined) - joined_before:
-            only = None  # whoever is new knows nothing of the other tensors
         is_first = self._rank == 0 and self.version is None
         with startup.phase("groups", when=is_first):
             self._join_missing(self._facts(held), failures)
         startup.first_sync("begin", when=is_first)
+        if set(self._joined) - joined_before:
+            only = None  # whoever is new knows nothing of the other tensors
         deadline = time.monotonic() + self._settings.timeout_s
         body = {"version": version, "names": None if only is None else sorted(only)}
         self._ask("prepare", body, deadline, failures)
@@ -284,20 +282,6 @@ class Bridge:
         generations = {replica.index: replica.generation for replica in self._replicas}
         self._served |= {index: generations[index] for index in words["served"]}
         return failures, total_bytes, float(words["pause_s"])
-        seconds, pause_s, replicas = words["report"]
-        wanted = self._settings.min_replicas if self._settings.min_replicas is not None else len(self._replicas)
-        if replicas < wanted:
-            raise TransferError(
-                f"Version {version} was taken by {replicas} of {len(self._replicas)} replicas, but {wanted} must:"
-                f" {' '.join(failures.values())}"
-            )
-        for text in failures.values():
-            logger.warning("version %d: %s", version, text)
-        self.version = version
-        startup.first_sync("end", when=is_first)
-        return UpdateReport(
-            version=version, seconds=seconds, bytes=total_bytes, pause_s=pause_s, replicas=int(replicas)
-        )
 
     def info(self) -> list[dict[str, Any]]:
         """What each replica says of itself: its version, its state. Rank 0 only; empty elsewhere.

@@ -51,12 +51,8 @@ def train(config: Config, run_dir: Path) -> None:
         live=inference_urls,
         first=worker.rank,
     ) as engines:
-        untrained = ask(trainer, engines) if worker.is_main else {}
-    urls = inference_urls()
-    first = worker.rank % len(urls)
-    with Engines(urls[first:] + urls[:first], api_key(), timeout_s=trainer.options.request_timeout_s) as engines:
         with phase("first answers", worker):
-            untrained = ask(trainer, engines, urls) if worker.is_main else []
+            untrained = ask(trainer, engines) if worker.is_main else {}
         rewards: deque[float] = deque(maxlen=AVERAGED_STEPS)
         for step in range(done + 1, config.trainer.steps + 1):
             with phase("first step", worker, when=step == done + 1):
