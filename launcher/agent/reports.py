@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from typing import Any
 
 from launcher.agent.context import NodeContext
@@ -101,6 +102,8 @@ class Reports:
             "hostname": context.hostname,
             "rank": None if is_helper else process.rank,
             "exit_code": exit_code,
+            # By this node's clock: what is told first need not have failed first.
+            "at": time.time(),
             "log": str(worker.log),
             "tail": list(failure.tail),
             "launcher_exit_code": failure.exit_code,

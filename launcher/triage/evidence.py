@@ -21,6 +21,9 @@ MOST_LOGS = 512
 POLL_ERROR_S = 0.3
 """An agent looks at its processes ten times a second."""
 
+PROGRESS_S = 3.0
+"""A step that is reported so much later was made after the failure, not beside it."""
+
 FILE_ERROR_S = 2.0
 """The times of files are another clock's, and a file is written for the last time before its process has ended."""
 
@@ -36,6 +39,9 @@ class Evidence:
     directory: Path
     events: list[dict[str, Any]] = field(default_factory=list)
     suspects: list[Suspect] = field(default_factory=list)
+    overcome: list[Suspect] = field(default_factory=list)
+    """Failures that the run got over."""
+
     outcome: str | None = None
     """As node 0 wrote it last; None if it did not."""
 
@@ -72,6 +78,7 @@ def gather(run_dir: Path, attempt: int) -> Evidence:
         suspect = _suspect(event, skew)
         if suspect is not None and suspect.who not in named:
             named[suspect.who] = suspect
+    found.overcome = _overcome(found, named)
     failed = bool(named) or found.is_silent
     if failed:
         _read_logs(found, named, _places(run_dir, directory))
@@ -111,6 +118,22 @@ def _skew(events: list[dict[str, Any]]) -> dict[int, tuple[float, float]]:
         for event in events
         if event.get("event") == "preflight" and event.get("clock_s") is not None
     }
+
+
+def _overcome(found: Evidence, named: dict[str, Suspect]) -> list[Suspect]:
+    """Takes out what the run got over: nodes that were lost, and whatever steps were made after."""
+    last_step = max((e["time"] for e in found.events if e.get("event") == "step" and "time" in e), default=None)
+    ends = [e["time"] for e in found.events if e.get("event") == "failure" and e.get("first") and "time" in e]
+    over = []
+    for who, suspect in list(named.items()):
+        if suspect.time is None:
+            continue
+        has_stepped = last_step is not None and last_step > suspect.time + PROGRESS_S
+        # The loss that ends a run is told once more, as its failure.
+        is_outlived = suspect.kind is Kind.NODE_LOST and bool(ends) and min(ends) > suspect.time + PROGRESS_S
+        if has_stepped or is_outlived:
+            over.append(named.pop(who))
+    return over
 
 
 def _suspect(event: Mapping[str, Any], skew: Mapping[int, tuple[float, float]]) -> Suspect | None:

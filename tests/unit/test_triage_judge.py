@@ -213,6 +213,42 @@ def test_without_a_last_word_node_0_is_the_suspect_and_slurm_says_the_rest(run: 
     assert only(run.explain("TIMEOUT")).kind is Kind.TIMED_OUT
 
 
+def test_what_the_run_got_over_is_not_the_cause(run: Recorded) -> None:
+    run.event("node_lost", node_rank=1, hostname="gpu-1", role="trainer", reason="silent for 11 s")
+    run.event("spare", node_rank=2, hostname="gpu-2", takes=1, role="trainer", after=0.1)
+    run.event("step", step=7, after=30.0)
+    run.failure(0, "exit code 1", tail=("ValueError: boom",), exit_code=1, first=True)
+    run.event("finished", outcome="failed")
+    explanation = run.explain()
+    assert only(explanation).kind is Kind.USER_CODE
+    assert explanation.last is not None
+    assert explanation.last.survived == ("gpu-2 took the place of node 1",)
+
+
+def test_a_lost_node_that_ends_the_run_is_the_cause(run: Recorded) -> None:
+    text = "trainer on node 1 (gpu-1): its agent has been silent for 11 s, longer than `lease_timeout_s` (10)."
+    run.event("step", step=7)
+    run.event("node_lost", node_rank=1, hostname="gpu-1", role="trainer", reason=text, after=11.0)
+    run.event("failure", message=text, first=True, role="trainer", node_rank=1, hostname="gpu-1", after=0.0)
+    run.event("finished", outcome="failed")
+    assert only(run.explain()).kind is Kind.NODE_LOST
+    assert only(run.explain()).hostname == "gpu-1"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "inference 0 on node 1 (gpu-1) did not answer `/health` for 20 s (`restart.engine_hang_s`).",
+        "No step was finished within `restart.step_timeout_s` (600 s).",
+        "trainer 0 on node 0 (gpu-0) has had a stopped process (SIGSTOP) for 10 s (`restart.stopped_s`).",
+    ],
+)
+def test_what_hangs_is_called_so(run: Recorded, message: str) -> None:
+    run.event("failure", message=message, first=True)
+    run.event("finished", outcome="failed")
+    assert only(run.explain()).kind is Kind.HUNG
+
+
 def test_what_runs_or_completed_needs_no_explanation(run: Recorded) -> None:
     run.event("node_up", node_rank=0, hostname="gpu-0", role="trainer")
     explanation = run.explain("RUNNING")
