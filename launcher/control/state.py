@@ -9,12 +9,14 @@ from typing import Any
 from launcher.config.schema import RestartConfig
 from launcher.control.checking import Checking
 from launcher.control.membership import Membership
-from launcher.control.orders import Orders, ReplicaOrder, TrainerOrder
+from launcher.control.ordering import orders_for
+from launcher.control.orders import Orders
 from launcher.control.phase import ENDED, Phase
+from launcher.control.recovery import Recovery
 from launcher.control.replicas import Replicas, ReplicaState
 from launcher.control.stopping import Stopping, StopStage
-from launcher.control.trainers import HOLD_S, Trainers, Verdict
-from launcher.control.values import ALL_URLS, CONNECTED, MODEL_READY, STOP_SEEN, STORE, STORE_HELPER, replica_key
+from launcher.control.trainers import HOLD_S, Trainers
+from launcher.control.values import ALL_URLS, MODEL_READY, STOP_SEEN, STORE, STORE_HELPER, replica_key
 from launcher.layout.model import Layout, Role
 from launcher.preflight.gate import Gate
 from launcher.preflight.model import BadNode, Report
@@ -88,7 +90,7 @@ class JobState:
         """A failure that ends the run as soon as the checkpoint that is being written is complete."""
 
         self._layout = layout
-        self._min_replicas = min_replicas
+        self._recovery = Recovery(self, min_replicas)
         self._url_keys = {replica_key(replica.index, "url"): replica.index for replica in layout.replicas}
         self._urls: dict[int, str] = {}
         self._revisions: dict[int, int] = {}
@@ -137,38 +139,8 @@ class JobState:
             self._judge_if_due(self._checking)
 
     def orders(self, node: int) -> Orders:
-        """What a node is to run: which place it holds, and for each of its units which start of it."""
-        place = self.members.place_of(node)
-        revision, is_fenced = self.revision(node), node in self.members.lost
-        if place is None:
-            return Orders(revision=revision, is_fenced=is_fenced, stopping=self.stopping.stage)
-        trainers = None
-        if place in self.trainers.places:
-            may_start = self._trainers_may_start()
-            trainers = TrainerOrder(
-                start=self.trainers.incarnation,
-                runs=may_start,
-                store=self.values.get(STORE),
-                urls=tuple(self.values[ALL_URLS]) if may_start else (),
-            )
-        has_model = bool(self.values.get(MODEL_READY))
-        return Orders(
-            revision=revision,
-            place=place,
-            is_fenced=is_fenced,
-            stopping=self.stopping.stage,
-            trainers=trainers,
-            replicas={
-                life.replica.index: ReplicaOrder(
-                    start=life.generation,
-                    runs=life.runs and has_model,
-                    url=life.url,
-                    master=life.master,
-                    awaits_weights=life.generation > 0 and bool(self.values.get(CONNECTED)),
-                )
-                for life in self.replicas.on_place(place)
-            },
-        )
+        """What a node is to run."""
+        return orders_for(self, node)
 
     def revision(self, node: int) -> int:
         """Rises whenever a node's orders change."""
@@ -181,20 +153,20 @@ class JobState:
             index = self._url_keys[key]
             self._urls[index] = str(value)
             self.replicas.lives[index].url = str(value)
-            self._touch(self.replicas.lives[index].replica.node_ranks)
-            self._gather_urls()
+            self.touch(self.replicas.lives[index].replica.node_ranks)
+            self.gather_urls()
         elif key in (MODEL_READY, STORE):
-            self._touch_all()
+            self.touch(range(len(self._layout.nodes)))
         elif key == STOP_SEEN:
             self.stopping.seen()
-            self._touch_all()
+            self.touch(range(len(self._layout.nodes)))
 
     def master(self, index: int, generation: int, address: str) -> None:
         """The head of a replica over several nodes says where its parts meet."""
         life = self.replicas.lives[index]
         if generation == life.generation:
             life.master = address
-            self._touch(life.replica.node_ranks)
+            self.touch(life.replica.node_ranks)
 
     def beat(self, node: int) -> None:
         """A node renews its lease."""
@@ -237,18 +209,13 @@ class JobState:
         elif role == Role.INFERENCE:
             life = self.replicas.lives[rank]
             if start == life.generation and life.runs:
-                self._replica_failed(rank, failure, now, exit_code)
+                self._recovery.engine_ended(life, failure, exit_code, now)
         elif role == STORE_HELPER:
-            self.values.pop(STORE, None)
-            self._restart_trainers(failure, now)
+            self._recovery.store_ended(failure, now)
         elif role != Role.TRAINER:
             self.fail(failure)
         elif start == self.trainers.incarnation:
-            verdict = self.trainers.judge(failure, exit_code, now)
-            if verdict is Verdict.RESTART:
-                self._restart_trainers(failure, now)
-            elif verdict is Verdict.FAIL:
-                self.fail(failure)
+            self._recovery.trainer_ended(failure, exit_code, now)
 
     def node_done(self, node: int, incarnation: int) -> None:
         """Every trainer rank of a node ended well."""
@@ -288,7 +255,8 @@ class JobState:
         if self.phase is Phase.DRAINING:
             self.node_gone(node)
         elif place is not None:
-            self._refill(place, failure)
+            self._recovery.refill(place, role, failure, self._clock())
+            self._start_if_complete()
 
     def fail(self, failure: dict[str, Any]) -> None:
         """The first failure is the failure; what comes later is logged as a consequence.
@@ -315,7 +283,7 @@ class JobState:
         if self.phase in ENDED or self.phase is Phase.DRAINING or not self.stopping.ask(reason, self._clock()):
             return
         self.emit("stopping", reason=reason)
-        self._touch_all()
+        self.touch(range(len(self._layout.nodes)))
         if self.phase is not Phase.RUNNING or self.trainers.started_at is None:
             self.phase = Phase.STOPPED  # nothing runs that could save anything
 
@@ -359,16 +327,37 @@ class JobState:
         if self.stopping.stage is not StopStage.NO:
             return
         for life in self.replicas.start_due(now):
-            self._touch(life.replica.node_ranks)
+            self.touch(life.replica.node_ranks)
         held = self.trainers.held
         if held is not None and self.members.have_spoken_since(self.trainers.places, held[0] + HOLD_S):
             self.fail(held[1])
         elif self.trainers.is_hanging(now):
             limit = self.trainers.restart.step_timeout_s
-            self._restart_trainers(
+            self._recovery.restart_trainers(
                 {"message": f"No step was finished within `restart.step_timeout_s` ({limit:g} s).", "role": "trainer"},
                 now,
             )
+
+    def touch(self, places: Iterable[int]) -> None:
+        """The nodes on these places have new orders."""
+        self._touch_nodes(node for place in places if (node := self.members.node_at(place)) is not None)
+
+    def gather_urls(self) -> None:
+        """One value with the URLs of all replicas, as soon as each that is not dropped has said its own."""
+        lives = [life for life in self.replicas.lives if life.state is not ReplicaState.DROPPED]
+        indices = [life.replica.index for life in lives]
+        if indices and all(index in self._urls for index in indices):
+            is_new = ALL_URLS not in self.values
+            self.values[ALL_URLS] = [self._urls[index] for index in indices]
+            if is_new:
+                self.touch(self.trainers.places)
+
+    def trainers_may_start(self) -> bool:
+        """Whether everything is there that trainer ranks need to know; from then on they count as started."""
+        may = self.phase is Phase.RUNNING and all(key in self.values for key in (MODEL_READY, STORE, ALL_URLS))
+        if may and self.trainers.started_at is None:
+            self.trainers.started_at = self._clock()
+        return may
 
     @property
     def everybody_gone(self) -> bool:
@@ -380,7 +369,7 @@ class JobState:
             return
         if self._checking is None:
             self.phase = Phase.RUNNING
-            self._touch_all()
+            self.touch(range(len(self._layout.nodes)))
             return
         self.phase = Phase.CHECKING
         self._checking.begin(self._clock())
@@ -405,7 +394,7 @@ class JobState:
                 )
         checking.end()
         self.phase = Phase.RUNNING
-        self._touch_all()
+        self.touch(range(len(self._layout.nodes)))
 
     def _missing_places(self) -> list[int]:
         """Places that are waited for: those of replicas that were dropped are not."""
@@ -415,22 +404,6 @@ class JobState:
             if place in self.trainers.places
             or any(life.state is not ReplicaState.DROPPED for life in self.replicas.on_place(place))
         ]
-
-    def _trainers_may_start(self) -> bool:
-        may = self.phase is Phase.RUNNING and all(key in self.values for key in (MODEL_READY, STORE, ALL_URLS))
-        if may and self.trainers.started_at is None:
-            self.trainers.started_at = self._clock()
-        return may
-
-    def _gather_urls(self) -> None:
-        """One value with the URLs of all replicas, as soon as each that is not dropped has said its own."""
-        lives = [life for life in self.replicas.lives if life.state is not ReplicaState.DROPPED]
-        indices = [life.replica.index for life in lives]
-        if indices and all(index in self._urls for index in indices):
-            is_new = ALL_URLS not in self.values
-            self.values[ALL_URLS] = [self._urls[index] for index in indices]
-            if is_new:
-                self._touch(self.trainers.places)
 
     def _conclude(self) -> None:
         """Ends the run after a failure; if it was asked to stop anyway, the next attempt can make good for it."""
@@ -442,63 +415,6 @@ class JobState:
             self.emit("failure", first=False, **failure)
         else:
             self.fail(failure)
-
-    def _replica_failed(self, index: int, failure: dict[str, Any], now: float, exit_code: int | None) -> None:
-        life = self.replicas.lives[index]
-        self.values.pop(replica_key(index, "ready"), None)
-        is_restarting = self.replicas.failed(index, str(failure["message"]), now, exit_code=exit_code)
-        self._touch(life.replica.node_ranks)
-        if not is_restarting:
-            self._after_drop(failure)
-
-    def _after_drop(self, failure: dict[str, Any]) -> None:
-        if self.replicas.left < self._min_replicas:
-            self.fail(failure)
-        else:
-            self._gather_urls()
-
-    def _restart_trainers(self, failure: dict[str, Any], now: float) -> None:
-        if not self.trainers.allow_restart(now):
-            self.fail(failure)
-            return
-        self.emit(
-            "restart",
-            what="trainer",
-            replica=None,
-            restart=self.trainers.restarts.count,
-            of=self.trainers.restart.trainer_max,
-            reason=str(failure["message"]),
-            delay_s=0.0,
-        )
-        self._touch(self.trainers.places)
-
-    def _refill(self, place: int, failure: dict[str, Any]) -> None:
-        """A place has lost its node: a spare takes it, or the run goes on without, or it is over."""
-        now = self._clock()
-        role = self._layout.nodes[place].role.value
-        affected = [life for life in self.replicas.on_place(place) if life.state is not ReplicaState.DROPPED]
-        for life in affected:
-            self.values.pop(replica_key(life.replica.index, "ready"), None)
-            self.emit("replica", replica=life.replica.index, state="lost", reason=str(failure["message"]))
-        node = self.members.fill(place)
-        if node is not None:
-            hostname = self.members.hostnames[node]
-            self.emit("spare", node_rank=node, hostname=hostname, takes=place, role=role)
-            self._touch_nodes([node])
-            for life in affected:
-                self.replicas.move(life.replica.index, now)
-                self._touch(life.replica.node_ranks)
-            if place in self.trainers.places and self.trainers.started_at is not None:
-                self._restart_trainers(failure, now)
-            self._start_if_complete()
-        elif place in self.trainers.places:
-            self.fail({**failure, "requeue": True})
-        else:
-            for life in affected:
-                self.replicas.drop(life.replica.index, str(failure["message"]))
-                self._touch(life.replica.node_ranks)
-            self._after_drop({**failure, "requeue": True})
-            self._start_if_complete()
 
     def _give_up_waiting(self) -> None:
         """Not every node has reported in time: spares take the places of those that have not."""
@@ -512,15 +428,10 @@ class JobState:
             node = self.members.node_at(place)
             if self.phase is Phase.STARTING:
                 if node is None:
-                    self._refill(place, failure)
+                    self._recovery.refill(place, self._layout.nodes[place].role.value, failure, self._clock())
+                    self._start_if_complete()
                 else:
                     self.node_lost(node, failure)
-
-    def _touch(self, places: Iterable[int]) -> None:
-        self._touch_nodes(node for place in places if (node := self.members.node_at(place)) is not None)
-
-    def _touch_all(self) -> None:
-        self._touch(range(len(self._layout.nodes)))
 
     def _touch_nodes(self, nodes: Iterable[int]) -> None:
         for node in nodes:
