@@ -14,6 +14,7 @@ from launcher.control.orders import Orders
 from launcher.control.phase import ENDED, Phase
 from launcher.control.recovery import Recovery
 from launcher.control.replicas import Replicas, ReplicaState
+from launcher.control.starting import Starting
 from launcher.control.stopping import Stopping, StopStage
 from launcher.control.trainers import HOLD_S, Trainers
 from launcher.control.values import ALL_URLS, MODEL_READY, STOP_SEEN, STORE, STORE_HELPER, replica_key
@@ -91,6 +92,7 @@ class JobState:
 
         self._layout = layout
         self._recovery = Recovery(self, min_replicas)
+        self._starting = Starting(self, layout, self._recovery, self._checking, start_timeout_s)
         self._url_keys = {replica_key(replica.index, "url"): replica.index for replica in layout.replicas}
         self._urls: dict[int, str] = {}
         self._revisions: dict[int, int] = {}
@@ -125,7 +127,7 @@ class JobState:
             role_rank=None if holder is None else holder.role_rank,
             address=address,
         )
-        self._start_if_complete()
+        self._starting.start_if_complete(self._clock())
 
     @property
     def bad_nodes(self) -> tuple[BadNode, ...]:
@@ -136,7 +138,7 @@ class JobState:
         """A node says what it found. The last one to do so starts the run, or ends it."""
         if self._checking is not None:
             self._checking.add(report)
-            self._judge_if_due(self._checking)
+            self._starting.judge_if_due(self._clock())
 
     def orders(self, node: int) -> Orders:
         """What a node is to run."""
@@ -256,7 +258,7 @@ class JobState:
             self.node_gone(node)
         elif place is not None:
             self._recovery.refill(place, role, failure, self._clock())
-            self._start_if_complete()
+            self._starting.start_if_complete(self._clock())
 
     def fail(self, failure: dict[str, Any]) -> None:
         """The first failure is the failure; what comes later is logged as a consequence.
@@ -298,7 +300,7 @@ class JobState:
         """Turns silence and hangs into failures, and starts what has waited long enough. Called about once a second."""
         now = self._clock()
         if self.phase is Phase.STARTING and now - self._started > self._start_timeout_s:
-            self._give_up_waiting()
+            self._starting.give_up_waiting(now)
         for node, seconds in self.members.silent(now):
             place = self.members.place_of(node)
             role = "spare" if place is None else self._layout.nodes[place].role.value
@@ -313,8 +315,7 @@ class JobState:
                     "hostname": hostname,
                 },
             )
-        if self._checking is not None:
-            self._judge_if_due(self._checking)
+        self._starting.judge_if_due(now)
         if self.phase in ENDED or self.phase is Phase.DRAINING:
             return
         if self._held is not None and not self.stopping.is_writing(now):
@@ -364,47 +365,6 @@ class JobState:
         """True once each node that ever reported has left, or is lost."""
         return self.members.everybody_gone
 
-    def _start_if_complete(self) -> None:
-        if self.phase is not Phase.STARTING or self._missing_places():
-            return
-        if self._checking is None:
-            self.phase = Phase.RUNNING
-            self.touch(range(len(self._layout.nodes)))
-            return
-        self.phase = Phase.CHECKING
-        self._checking.begin(self._clock())
-        self._judge_if_due(self._checking)
-
-    def _judge_if_due(self, checking: Checking) -> None:
-        """Starts the run once every node has said what it found; spares take the places of bad nodes."""
-        if self.phase is not Phase.CHECKING or not checking.is_due(self._clock()):
-            return
-        bad = checking.judge(self.members.lost)
-        if bad and checking.bad_nodes_fail:
-            places = [node for node in bad if self.members.place_of(node.node_rank) is not None]
-            spares = self.members.spares() - {node.node_rank for node in bad}
-            curable = all(node.is_its_own and node.node_rank != 0 for node in places)
-            if places and not (curable and len(places) <= len(spares)):
-                self.fail(checking.failure(bad))
-                return
-            for node in sorted(bad, key=lambda node: -node.node_rank):  # spares first, so that none takes a place
-                message = f"Preflight failed on node {node.node_rank} ({node.hostname}): {node.reason}"
-                self.node_lost(
-                    node.node_rank, {"message": message, "node_rank": node.node_rank, "hostname": node.hostname}
-                )
-        checking.end()
-        self.phase = Phase.RUNNING
-        self.touch(range(len(self._layout.nodes)))
-
-    def _missing_places(self) -> list[int]:
-        """Places that are waited for: those of replicas that were dropped are not."""
-        return [
-            place
-            for place in self.members.empty_places()
-            if place in self.trainers.places
-            or any(life.state is not ReplicaState.DROPPED for life in self.replicas.on_place(place))
-        ]
-
     def _conclude(self) -> None:
         """Ends the run after a failure; if it was asked to stop anyway, the next attempt can make good for it."""
         self.phase = Phase.FAILED if self.stopping.stage is StopStage.NO else Phase.STOPPED
@@ -415,23 +375,6 @@ class JobState:
             self.emit("failure", first=False, **failure)
         else:
             self.fail(failure)
-
-    def _give_up_waiting(self) -> None:
-        """Not every node has reported in time: spares take the places of those that have not."""
-        missing = [self._layout.nodes[place] for place in self._missing_places()]
-        names = ", ".join(f"{n.node_rank} ({n.hostname})" for n in missing[:8]) + (", ..." if missing[8:] else "")
-        failure = {
-            "message": f"{len(missing)} of {len(self._layout.nodes)} nodes did not report within"
-            f" `start_timeout_s` ({self._start_timeout_s:g}): node {names}."
-        }
-        for place in [node.node_rank for node in missing]:
-            node = self.members.node_at(place)
-            if self.phase is Phase.STARTING:
-                if node is None:
-                    self._recovery.refill(place, self._layout.nodes[place].role.value, failure, self._clock())
-                    self._start_if_complete()
-                else:
-                    self.node_lost(node, failure)
 
     def _touch_nodes(self, nodes: Iterable[int]) -> None:
         for node in nodes:
