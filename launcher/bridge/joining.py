@@ -36,6 +36,9 @@ class JoinSettings:
     """Of this host."""
 
     transport: str
+    mode: str
+    """One of :class:`launcher.bridge.mode.Mode`."""
+
     places: tuple[Place, ...]
     """Of every trainer rank."""
 
@@ -109,6 +112,7 @@ def join(
             "workers": list(workers),
             "plan": plan.digest,
             "transport": settings.transport,
+            "mode": settings.mode,
             "places": [[place.host, place.device] for place in settings.places],
             "store": store,
             "directory": None if settings.directory is None else str(settings.directory),

@@ -358,6 +358,7 @@ class Bridge:
         settings = joining.JoinSettings(
             address=self._settings.address,
             transport=self._settings.transport,
+            mode=self._settings.mode,
             places=tuple(Place(*pair) for pair in self._ranks.gather_pairs((place.host, place.device))),
             device=self._device,
             secret=bound["secret"],

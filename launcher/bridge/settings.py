@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.bridge.mode import Mode
 from launcher.control.keys import token_from_environment
 
 ROUND_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
@@ -27,6 +28,9 @@ class BridgeSettings:
 
     directory: Path | None = None
     """That trainer and engines share; ``filesystem`` needs it."""
+
+    mode: str = Mode.SHADOW.value
+    """Where the engines receive a version: ``shadow``, ``host_shadow`` or ``inplace``."""
 
     timeout_s: float = 300.0
     """Deadline of joining and of each update."""
@@ -66,6 +70,7 @@ def settings_from_environment() -> BridgeSettings:
         address=os.environ.get("LAUNCHER_ADDRESS", "127.0.0.1"),
         transport=config.bridge.transport,
         directory=Path(config.bridge.directory or Path(os.environ["LAUNCHER_RUN_DIR"]) / "bridge"),
+        mode=config.bridge.mode,
         timeout_s=config.bridge.timeout_s,
         verify=config.bridge.verify,
         reset_prefix_cache=config.bridge.reset_prefix_cache,

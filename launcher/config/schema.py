@@ -156,6 +156,10 @@ class WeightBridgeConfig:
     directory: str | None = None
     """Directory that trainers and engines share, through which ``filesystem`` goes; null: in the run directory."""
 
+    mode: str = "shadow"
+    """Where engines receive a version: ``shadow`` (a copy on the device), ``host_shadow`` (a copy in host memory), or
+    ``inplace``: no copy, but no decoding either from the first byte to the last."""
+
     timeout_s: float = 300.0
     """Deadline of each step of an update, and of joining."""
 

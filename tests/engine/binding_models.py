@@ -18,6 +18,7 @@ from launcher.bridge.binding import Binding, Way, Writer, apply, bind, needs, pa
 from launcher.bridge.binding.vllm import bind_worker, live_tensors, loader, writer
 from launcher.bridge.binding.vllm import place as worker_place
 from launcher.bridge.manifest import Entry, Manifest
+from launcher.bridge.mode import Mode
 from launcher.bridge.reshard import Engine, Location, Receiver, TensorSpec, place, reshard
 from launcher.bridge.reshard.execute import pack, unpack
 from launcher.bridge.reshard.placement import fsdp
@@ -124,7 +125,7 @@ def compare(case: Case, config: Any, paths: list[Path], module: nn.Module) -> di
     }
     for in_place in (False, True):
         model = engine_model(config, paths[0])
-        write = Writer(binding, live_tensors(model), in_place=in_place)
+        write = Writer(binding, live_tensors(model), mode=Mode.INPLACE if in_place else Mode.SHADOW)
         receive(binding, write.received, tensors)
         write.commit()
         found["different"]["in place" if in_place else "writer"] = different(snapshot(model), expected)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.inference.versions import token_versions
-from tests.engine.load_program import token_of
+from tests.engine.answers import check_answers, spanning, unsure
 from tests.engine.test_publish import ROOT, run_job
 
 UPDATES = 100
@@ -40,24 +39,13 @@ def test_every_token_is_of_the_version_that_its_answer_declares(
     assert facts["failures"] == []
     # What is reported is the time until the engine serves the version, not until it has been told.
     assert all(update > pause > 0 for update, pause in zip(facts["seconds"], facts["pauses"], strict=True))
-    declared = []
-    for answer in facts["answers"]:
-        for choice, tokens in enumerate(answer["tokens"]):
-            assert len(tokens) == answer["asked"]
-            versions = token_versions(answer["versions"], len(tokens), choice=choice)
-            # An answer that came in while a version was written may be of one or the other, but is of one.
-            if "|" not in answer["versions"].split(";")[0] or f"0.{choice}=" in answer["versions"]:
-                assert tokens == [token_of(version) for version in versions if version is not None], answer
-            else:
-                assert len(set(tokens)) == 1
-            declared.append(versions)
-    spanning = sum(len(set(versions)) > 1 for versions in declared)
-    unsure = sum("|" in answer["versions"] for answer in facts["answers"])
+    declared = check_answers(facts["answers"])
     print(
-        f"{len(facts['answers'])} answers, {spanning} choices of more than one version, {unsure} that could not tell; "
-        f"update {statistics.median(facts['seconds']):.3f} s, pause {1000 * statistics.median(facts['pauses']):.0f} ms"
+        f"{len(facts['answers'])} answers, {spanning(declared)} choices of more than one version,"
+        f" {unsure(facts['answers'])} that could not tell;"
+        f" update {statistics.median(facts['seconds']):.3f} s, pause {1000 * statistics.median(facts['pauses']):.0f} ms"
     )
     met = {version for versions in declared for version in versions}
     assert len(met) >= UPDATES / 2, "the requests must have met many versions for this to say anything"
-    assert spanning >= UPDATES / 10
-    assert unsure < len(facts["answers"]) / 10
+    assert spanning(declared) >= UPDATES / 10
+    assert unsure(facts["answers"]) < len(facts["answers"]) / 10

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from launcher.bridge.binding import Binding, Way, Writer, apply, bind, needs
 from launcher.bridge.manifest import Entry, Manifest
+from launcher.bridge.mode import Mode
 from launcher.bridge.reshard import Box
 from launcher.errors import BridgeError
 
@@ -70,7 +71,7 @@ def replayed_equals_loaded(model: Toy, tensors: dict[str, Tensor]) -> Binding:
     loaded = snapshot(model)
     for in_place in (False, True):
         _reset(model, before, loaded, binding)
-        writer = Writer(binding, model.live, in_place=in_place)
+        writer = Writer(binding, model.live, mode=Mode.INPLACE if in_place else Mode.SHADOW)
         receive(binding, writer, tensors)
         writer.commit()
         assert same(snapshot(model), loaded)

@@ -14,6 +14,7 @@ from launcher.bridge.binding.model import Binding, Way
 from launcher.bridge.binding.rules import Place, Rule
 from launcher.bridge.binding.write import Pack, Writer
 from launcher.bridge.manifest import Manifest
+from launcher.bridge.mode import Mode
 from launcher.errors import BridgeError
 
 # Methods that leave a layer's parameters as the loader wrote them, on a GPU. On CPU they pack, see `_packs`.
@@ -44,10 +45,10 @@ def bind_worker(
     )
 
 
-def writer(model: nn.Module, model_config: Any, binding: Binding, *, in_place: bool = False) -> Writer:
+def writer(model: nn.Module, model_config: Any, binding: Binding, mode: Mode = Mode.SHADOW) -> Writer:
     """The writer of a binding made by :func:`bind_worker`."""
     load = loader(model, model_config, binding)
-    return Writer(binding, live_tensors(model), load=load, pack=packers(model), in_place=in_place)
+    return Writer(binding, live_tensors(model), load=load, pack=packers(model), mode=mode)
 
 
 def live_tensors(model: nn.Module) -> dict[str, Tensor]:

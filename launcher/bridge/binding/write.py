@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from launcher.bridge.binding.model import Binding, Bound, Copy, Way
 from launcher.bridge.binding.names import Views, checkpoint_views
 from launcher.bridge.binding.needs import asides, direct, staged_name
+from launcher.bridge.mode import Mode
 from launcher.bridge.reshard import Box
 from launcher.errors import BridgeError
 
@@ -31,7 +32,7 @@ class Writer:
         load: For a binding with staged tensors.
         pack: For packed parameters, by name.
         views: As for :func:`launcher.bridge.binding.bind.bind`.
-        in_place: Receive into the live parameters where that is possible, without a second copy of them.
+        mode: Where a version is received. What cannot be received in place has a copy in every mode.
 
     Raises:
         BridgeError: The parameters are not those that were bound, or ``load`` or ``pack`` is missing.
@@ -45,9 +46,9 @@ class Writer:
         load: Load | None = None,
         pack: Mapping[str, Pack] | None = None,
         views: Views | None = None,
-        in_place: bool = False,
+        mode: Mode = Mode.SHADOW,
     ) -> None:
-        self._binding, self._load = binding, load
+        self._binding, self._load, self._mode = binding, load, mode
         self._views = views or checkpoint_views(binding.manifest)
         if binding.staged and load is None:
             raise BridgeError(f"`{binding.staged[0]}` is bound through the engine's loader, but no loader was given.")
@@ -66,16 +67,17 @@ class Writer:
                 self._packed(bound, parameter, (pack or {}).get(bound.name))
                 continue
             if direct(bound) is not None:
-                self._direct(bound, parameter, in_place)
+                self._direct(bound, parameter)
                 continue
             for name, copy in asides(bound):
-                aside = torch.empty(copy.source_box.shape, dtype=parameter.dtype, device=parameter.device)
+                aside = self._beside(parameter, copy.source_box.shape)
                 self.received[name] = aside
                 self._pair(place(parameter, copy), aside.view(copy.shape))
         owners = binding.owners()
         for source in binding.staged:
             entry = owners[source]
-            whole = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype), device=device)
+            like = torch.empty(0, dtype=getattr(torch, entry.dtype), device=device)
+            whole = self._beside(like, entry.shape)
             self.received[staged_name(source)] = whole
 
     @property
@@ -93,12 +95,19 @@ class Writer:
             if self._load is not None and self._binding.staged:
                 self._load(self._staged())
 
-    def _direct(self, bound: Bound, parameter: Tensor, in_place: bool) -> None:
-        if in_place:
+    def _beside(self, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """Memory to receive into, of another tensor's type."""
+        if self._mode is not Mode.HOST_SHADOW:
+            return torch.empty(shape, dtype=like.dtype, device=like.device)
+        # Pinned, so that the copy to the device is one transfer at full speed.
+        return torch.empty(shape, dtype=like.dtype, pin_memory=like.device.type == "cuda")
+
+    def _direct(self, bound: Bound, parameter: Tensor) -> None:
+        if self._mode is Mode.INPLACE:
             self.received[bound.name] = parameter
             self._in_place.add(bound.name)
             return
-        shadow = torch.empty_like(parameter)
+        shadow = self._beside(parameter, parameter.shape)
         for box in bound.padding:
             # Never received, and written back with the rest.
             shadow[box.slices()].copy_(parameter[box.slices()])
@@ -108,7 +117,7 @@ class Writer:
     def _packed(self, bound: Bound, parameter: Tensor, pack: Pack | None) -> None:
         if pack is None or direct(bound) is None or bound.padding:
             raise BridgeError(f"`{bound.name}` is packed by the engine ({bound.reason}) and cannot be written.")
-        self.received[bound.name] = torch.empty_like(parameter)
+        self.received[bound.name] = self._beside(parameter, parameter.shape)
         self._pack.append((parameter, self.received[bound.name], pack))
 
     def _pair(self, to: Tensor, source: Tensor) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Any
 
+from launcher.bridge.mode import Mode
 from launcher.bridge.vllm.spans import VersionSpans
 
 POLL_S = 0.005
@@ -23,9 +24,9 @@ class Refused(Exception):
 class BridgeEngine:
     """The state machine behind the bridge's routes. One update at a time; versions only rise.
 
-    ``state`` is ``serving``, ``preparing`` (weights arrive beside the live ones) or ``quarantined``: a commit failed
-    part of the way, the weights may be a mix, so the engine stays paused and answers nothing until a later commit
-    succeeds.
+    ``state`` is ``serving``, ``preparing`` (weights arrive beside the live ones) or ``quarantined``: weights are being
+    written, or that failed part of the way; they may be a mix, so the engine stays paused and answers nothing until a
+    commit succeeds.
 
     Versions are ordered by the trainers' incarnation first: trainers that were restarted from a checkpoint go on with a
     lower number, and what is left of those before them is refused.
@@ -42,6 +43,10 @@ class BridgeEngine:
         self._committed: tuple[int, int] | None = None
         self.spans = VersionSpans()
         self._preparing: int | None = None
+        self._mode = Mode.SHADOW
+        self._paused_at: float | None = None
+        """When an update paused this engine, which somebody else had not paused before; it will resume it."""
+
         self._updates = 0
         self._lock = asyncio.Lock()
 
@@ -94,10 +99,14 @@ class BridgeEngine:
         return {"workers": await _workers(engine, "bind", body)}
 
     async def _connect(self, engine: Any, body: dict[str, Any]) -> dict[str, Any]:
-        return {"workers": await _workers(engine, "connect", body), "version": self.version}
+        answers = await _workers(engine, "connect", body)
+        self._mode = Mode(body["mode"])
+        return {"workers": answers, "version": self.version}
 
     async def _prepare(self, engine: Any, body: dict[str, Any]) -> dict[str, Any]:
         version = self._newer(body)
+        if self._mode is Mode.INPLACE:
+            await self._quarantine(engine)
         await _workers(engine, "prepare", body)
         self._preparing = version
         if self.state == "serving":
@@ -128,10 +137,8 @@ class BridgeEngine:
     async def _commit(self, engine: Any, body: dict[str, Any]) -> dict[str, Any]:
         """Pause at a step boundary, write, drop what was computed from the old weights, stamp, resume."""
         version = self._prepared(body)
-        was_paused = await engine.is_paused() and self.state != "quarantined"
         begin = time.monotonic()
-        await engine.pause_generation(mode="keep", clear_cache=False)
-        self.state = "quarantined"
+        await self._quarantine(engine)
         await _workers(engine, "commit", {"version": version})
         if body.get("reset_prefix_cache", True):
             # Running requests are preempted and their keys and values computed anew: nothing of the old weights is
@@ -144,9 +151,20 @@ class BridgeEngine:
         self.version, self.state, self._preparing = version, "serving", None
         self._committed, self.awaits_weights = (self._incarnation, version), False
         self._updates += 1
-        if not was_paused:
-            await engine.resume_generation()
+        if self._paused_at is None:
+            return {"version": version, "pause_s": time.monotonic() - begin}
+        await engine.resume_generation()
+        begin, self._paused_at = self._paused_at, None
         return {"version": version, "pause_s": time.monotonic() - begin}
+
+    async def _quarantine(self, engine: Any) -> None:
+        """Stops decoding at a step boundary, before the first byte of the live weights changes."""
+        if self.state == "quarantined":
+            return
+        if not await engine.is_paused():
+            self._paused_at = time.monotonic()
+        await engine.pause_generation(mode="keep", clear_cache=False)
+        self.state = "quarantined"
 
     async def _abort(self, engine: Any, body: dict[str, Any]) -> dict[str, Any]:
         await _workers(engine, "drop", {})

@@ -13,6 +13,7 @@ import torch
 from launcher.bridge.agreement import TrainerFacts, replica_plan
 from launcher.bridge.binding import Binding, Writer
 from launcher.bridge.binding.vllm import bind_worker, writer
+from launcher.bridge.mode import Mode
 from launcher.bridge.receiver import WeightReceiver
 from launcher.bridge.reshard import fingerprints
 from launcher.bridge.transport.base import Meeting
@@ -90,7 +91,7 @@ class BridgeWorker:
             # The trainer names the first difference from these.
             return {"plan": plan.digest, "fingerprints": fingerprints(plan)}
         model = self.get_model()
-        self._bridge_writer = writer(model, self.vllm_config.model_config, self._bridge_binding)
+        self._bridge_writer = writer(model, self.vllm_config.model_config, self._bridge_binding, Mode(request["mode"]))
         self._bridge_receiver = WeightReceiver(
             plan=plan,
             rank=self.rank,

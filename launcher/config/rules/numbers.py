@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from launcher.bridge.mode import MODES
 from launcher.bridge.transport.choose import TRANSPORTS
 from launcher.config.schema import Config
 
@@ -82,6 +83,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "layout.colocate": ("split", "share"),
     "model.dtype": ("bfloat16", "float16", "float32"),
     "bridge.transport": TRANSPORTS,
+    "bridge.mode": MODES,
     "cluster.kind": ("local", "slurm"),
     "cluster.gpus": ("gpus-per-node", "gres", "none"),
     "cluster.container_runtime": ("pyxis", "apptainer"),

@@ -1,0 +1,23 @@
+"""Where an engine's worker receives a version before it serves it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Mode(StrEnum):
+    """What an update costs the engine: memory or time."""
+
+    SHADOW = "shadow"
+    """Beside the live weights, in a copy on their device. The engine decodes until they are written."""
+
+    HOST_SHADOW = "host_shadow"
+    """Beside the live weights, in host memory, pinned if they are on a GPU. As ``shadow``, but writing takes longer."""
+
+    INPLACE = "inplace"
+    """Into the live weights. No copy, but the engine stands still from the first byte on, and one that does not get the
+    last byte answers nothing until a whole version has arrived.
+    """
+
+
+MODES = tuple(mode.value for mode in Mode)

@@ -1,0 +1,17 @@
+"""What vLLM is told about at its start, through the entry point ``vllm.general_plugins``.
+
+With it a vLLM that is started by hand can be fed by the bridge::
+
+    vllm serve MODEL --middleware launcher.bridge.vllm.middleware.BridgeMiddleware \\
+        --worker-extension-cls launcher.bridge.vllm.worker.BridgeWorker      (on a CPU: --quantization launcher-plain)
+"""
+
+from __future__ import annotations
+
+
+def register() -> None:
+    """Makes ``--quantization launcher-plain`` known on a CPU, in every process of the engine; safe to call again."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        import launcher.bridge.vllm.plain_linear  # noqa: F401  (registers itself)
