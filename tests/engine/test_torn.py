@@ -29,12 +29,13 @@ from launcher.control.keys import api_key, bridge_key
 from launcher.inference.server import MIDDLEWARE, WORKER_EXTENSION
 from launcher.ports import hold_free_port, port_of
 from tests.engine.answers import check_answers, spanning
-from tests.engine.load_program import CLIENTS, Client
+from tests.engine.load_program import Client
 from tests.engine.questions import ask
 
 ROOT = Path(__file__).parents[2]
-TRAINERS = 10
-UPDATES = 30
+CLIENTS = 2
+TRAINERS = 8
+UPDATES = 25
 """Of one trainer, at most."""
 
 TIMEOUT_S = 6.0
