@@ -20,7 +20,6 @@ from typing import Any
 import httpx
 import torch
 from torch import distributed as dist
-from transformers import AutoModelForCausalLM
 
 from launcher import bridge
 from launcher.inference.client import api_key, inference_urls
@@ -37,8 +36,8 @@ def token_of(version: int) -> int:
 
 def write(model: torch.nn.Module, version: int) -> None:
     """Gives the model a version's weights."""
-    feature = version % model.config.hidden_size
     with torch.no_grad():
+        feature = version % len(model.get_parameter("model.norm.weight"))
         for name, weight in model.named_parameters():
             if name == "model.embed_tokens.weight":
                 weight.fill_(1.0)
@@ -115,6 +114,8 @@ def compute(model: torch.nn.Module, ranks: int) -> None:
 
 def main(out: Path, updates: int) -> None:
     """Publishes version after version while it computes; only the optimizer's step waits until weights are read."""
+    from transformers import AutoModelForCausalLM  # here, because whoever only needs the rest starts sooner
+
     model = AutoModelForCausalLM.from_pretrained(os.environ["LAUNCHER_MODEL_PATH"], dtype=torch.float32)
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if ranks > 1:

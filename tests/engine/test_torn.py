@@ -158,10 +158,19 @@ class Trainer:
         self._lines.put("")
 
 
+@pytest.fixture
+def trainers(tmp_path: Path) -> Iterator[list[Trainer]]:
+    """They import what they need while the engine starts."""
+    found = [Trainer(tmp_path / "trainers.log") for _ in range(TRAINERS)]
+    yield found
+    for trainer in found:
+        trainer.end()
+
+
 @pytest.mark.engine
 @pytest.mark.timeout(900)
 def test_no_token_is_of_a_mix_while_trainers_die_at_random(
-    engine: tuple[str, str], model: Path, tmp_path: Path
+    trainers: list[Trainer], model: Path, engine: tuple[str, str], tmp_path: Path
 ) -> None:
     url, token = engine
     key = bridge_key(token)
@@ -170,7 +179,6 @@ def test_no_token_is_of_a_mix_while_trainers_die_at_random(
     dice = random.Random(seed)
     log = tmp_path / "trainers.log"
     order = {"url": url, "token": token, "model": str(model), "timeout_s": TIMEOUT_S, "last": None}
-    trainers = [Trainer(log)]
     stop = threading.Event()
     clients = [Client(number, url, api_key(token), stop) for number in range(CLIENTS)]
     quarantined = 0
@@ -180,18 +188,16 @@ def test_no_token_is_of_a_mix_while_trainers_die_at_random(
         for client in clients:
             client.start()
         for number in range(1, TRAINERS):
-            # The next one imports what it needs while this one publishes, and dies while it joins, or at any moment of
-            # an update: one of these takes about as long as the longest sleep.
-            trainers.append(Trainer(log))
+            # It dies while it joins, or at any moment of an update, which takes about as long as the longest sleep.
             for _ in range(dice.randrange(UPDATES)):
-                assert trainers[-2].hear(), log.read_text()
+                assert trainers[number - 1].hear(), log.read_text()
             time.sleep(dice.uniform(0.0, 0.2))
-            trainers[-2].process.send_signal(dice.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP]))
+            trainers[number - 1].process.send_signal(dice.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP]))
             info = ask(url, "/bridge/info", key)[1]
             quarantined += info["state"] == "quarantined"
             mode = [Mode.SHADOW, Mode.INPLACE, Mode.HOST_SHADOW][number % 3]
             last = {} if number + 1 < TRAINERS else {"last": info["version"] + UPDATES}
-            trainers[-1].publish(**{**order, **last}, version=info["version"] + 1, mode=mode)
+            trainers[number].publish(**{**order, **last}, version=info["version"] + 1, mode=mode)
         while trainers[-1].hear():
             pass
         assert trainers[-1].process.wait(PATIENCE_S) == 0, log.read_text()
@@ -202,8 +208,8 @@ def test_no_token_is_of_a_mix_while_trainers_die_at_random(
         for client in clients:
             if client.ident is not None:
                 client.join(PATIENCE_S)
-        for trainer in trainers:
-            trainer.end()
+    for trainer in trainers:
+        trainer.end()
     published = [version for trainer in trainers for version in trainer.versions]
     assert [failure for client in clients for failure in client.failures] == [], log.read_text()
     declared = check_answers([answer for client in clients for answer in client.answers])
