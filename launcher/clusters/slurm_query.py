@@ -72,7 +72,7 @@ def _squeue(job_ids: Collection[str], timeout_s: float) -> list[tuple[str, JobSt
         return list(_rows(done.stdout))
     if NO_SUCH_JOB in done.stderr:
         return []
-    raise ControllerAway(f"`squeue` does not answer: {done.stderr.strip()}")
+    raise ControllerAway(f"`squeue` does not answer: {' '.join(done.stderr.split())}")
 
 
 def _rows(text: str) -> Iterator[tuple[str, JobState]]:

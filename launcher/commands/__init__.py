@@ -52,6 +52,7 @@ _ALL = (
     Command(name="nodes", group=LOOK, usage="[forget NODE ...]", summary="nodes that were bad and are left out"),
     Command(name="logs", group=LOOK, usage="RUN [-f]", summary="what its processes wrote, merged"),
     Command(name="sweep", group=LOOK, usage="status|results|cancel DIR", summary="the runs of a sweep (launcher -m)"),
+    Command(name="ui", group=LOOK, usage="[RUN|DIR]", summary="a page about a run, or a sweep, in a browser"),
     Command(name="attach", group=STEER, usage="RUN [-- COMMAND]", summary="a shell, or a command, on one of its nodes"),
     Command(name="cancel", group=STEER, usage="RUN ...", summary="end runs, and wait until they have ended"),
     Command(name="completion", group=TOOLS, usage="bash|zsh|fish", summary="completion for a shell"),

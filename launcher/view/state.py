@@ -52,6 +52,9 @@ class RunState:
     phases: list[Phase] = field(default_factory=list)
     open_phases: dict[tuple[str, str], Phase] = field(default_factory=dict)
     """Those of ``phases`` that last, by name and process."""
+    # So that no event of thousands of processes has to look at those of all the others.
+    _open_of: dict[str, set[str]] = field(default_factory=dict)
+    _begun: set[tuple[str, str]] = field(default_factory=set)
     nodes_up: dict[int, str] = field(default_factory=dict)
     """Hostname by node rank."""
     node_roles: dict[int, str] = field(default_factory=dict)
@@ -189,9 +192,9 @@ class RunState:
             return
         self.engines[replica] = text(event.get("url")) or ""
         who, seconds = f"inference-{replica}", number(event.get("seconds"))
-        if seconds is not None and not any(p.name == ENGINE and p.who == who for p in self.phases):
+        if seconds is not None and (ENGINE, who) not in self._begun:
             self._begin(ENGINE, who, time - seconds)
-        for name in [name for name, other in self.open_phases if other == who]:
+        for name in list(self._open_of.get(who, ())):
             self._end(name, who, time)
 
     def _on_step(self, event: Mapping[str, Any], time: float) -> None:
@@ -252,7 +255,17 @@ class RunState:
         fresh = RunState()
         for name in ("attempt", "first_step_at", "draining_at", "finished_at", "outcome", "cancel_reason", "seconds"):
             setattr(self, name, getattr(fresh, name))
-        for name in ("phases", "open_phases", "nodes_up", "node_roles", "engines", "checks", "failures"):
+        for name in (
+            "phases",
+            "open_phases",
+            "_open_of",
+            "_begun",
+            "nodes_up",
+            "node_roles",
+            "engines",
+            "checks",
+            "failures",
+        ):
             setattr(self, name, getattr(fresh, name))
 
     def _begin(self, name: str, who: str, time: float) -> None:
@@ -260,11 +273,14 @@ class RunState:
             phase = Phase(name=name, who=who, begin=time)
             self.phases.append(phase)
             self.open_phases[name, who] = phase
+            self._open_of.setdefault(who, set()).add(name)
+            self._begun.add((name, who))
 
     def _end(self, name: str, who: str, time: float) -> None:
         phase = self.open_phases.pop((name, who), None)
         if phase is not None:
             phase.end = time
+            self._open_of[who].discard(name)
 
     def _end_nodes(self, time: float) -> None:
         if self.nodes is not None and len(self.nodes_up) >= self.nodes:

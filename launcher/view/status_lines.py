@@ -72,7 +72,7 @@ def _job(status: RunStatus, now: float) -> str:
     if run.job_id is None:
         return {"local": "on this machine" if run.job is not None else "none"}.get(run.cluster or "", "not submitted")
     if status.job is None:
-        return f"{run.job_id}: no longer known to SLURM"
+        return f"{run.job_id}: no longer known to SLURM" if status.is_certain else run.job_id
     job = status.job
     text = f"{run.job_id}: {job.name}"
     if job.reason is not None and job.is_waiting:
