@@ -284,15 +284,18 @@ class Bridge:
         return failures, total_bytes, float(words["pause_s"])
 
     def info(self) -> list[dict[str, Any]]:
-        """What each replica says of itself: its version, its state. Rank 0 only; empty elsewhere.
+        """What each healthy replica says of itself: its version, its state. Rank 0 only; empty elsewhere.
 
         Raises:
-            TransferError: one does not answer.
+            ControlError: the run's control service does not answer.
+            TransferError: a replica does not answer.
         """
         if self._rank != 0:
             return []
         timeout_s = self._settings.timeout_s
-        return in_parallel([partial(replica.call, "info", timeout_s=timeout_s) for replica in self._replicas])
+        # Whatever has been published so far: before the first version no replica is joined yet.
+        replicas = [self._members.client(known) for known in self._members.ready()]
+        return in_parallel([partial(replica.call, "info", timeout_s=timeout_s) for replica in replicas])
 
     def close(self) -> None:
         """Says goodbye, after updates that are on their way; the engines go on serving what they have. Safe to call

@@ -9,13 +9,14 @@ from contextlib import closing
 import pytest
 
 from launcher.bridge.membership import Membership
+from launcher.bridge.sender import Bridge
 from launcher.bridge.settings import BridgeSettings
 from launcher.config import Config, LayoutConfig
 from launcher.control.client import ADDRESS_VARIABLE, ControlClient
 from launcher.control.keys import TOKEN_VARIABLE, new_token
 from launcher.control.server import ControlServer
 from launcher.control.state import JobState
-from launcher.errors import ControlError
+from launcher.errors import ControlError, TransferError
 from launcher.inference.pool import Pool
 from launcher.layout import plan
 from launcher.ports import hold_free_port, port_of
@@ -108,3 +109,10 @@ def test_a_version_waits_for_the_replica_that_comes_back(
         control.call("ready", replica=0, generation=1, url="http://0", seconds=1.0)
     assert members.wait_for_another(served, tries) is True
     members.close()
+
+
+def test_a_bridge_that_has_published_nothing_asks_the_engines_that_are_there(control: ControlClient) -> None:
+    bridge = Bridge(BridgeSettings(urls=(), token=TOKEN, is_live=True, min_replicas=1, timeout_s=5))
+    with pytest.raises(TransferError, match="Replica [01] at http://[01] did not answer `info`"):
+        bridge.info()
+    bridge.close()
