@@ -113,6 +113,6 @@ def test_a_version_waits_for_the_replica_that_comes_back(
 
 def test_a_bridge_that_has_published_nothing_asks_the_engines_that_are_there(control: ControlClient) -> None:
     bridge = Bridge(BridgeSettings(urls=(), token=TOKEN, is_live=True, min_replicas=1, timeout_s=5))
-    with pytest.raises(TransferError, match="Replica [01] at http://[01] did not answer `info`"):
+    with pytest.raises(TransferError, match=r"Replica [01] at http://[01] did not answer `info`"):
         bridge.info()
     bridge.close()
