@@ -248,7 +248,8 @@ def test_scancel_is_told_to_who_follows_the_job(slurm: SlurmCluster, tmp_path: P
 def test_a_node_whose_agent_is_killed_fails_the_job_with_its_name(
     slurm: SlurmCluster, tmp_path: Path, model: Path
 ) -> None:
-    job = submit(slurm, tmp_path, f"model.path={model}", SLEEPS)
+    # Otherwise the job is queued again, for nodes that live.
+    job = submit(slurm, tmp_path, f"model.path={model}", SLEEPS, "cluster.requeue=false")
     log = job.run_dir / "attempts/1/logs/trainer-0000.log"
     deadline = time.monotonic() + 60
     while not log.exists():
