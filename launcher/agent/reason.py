@@ -8,6 +8,8 @@ from pathlib import Path
 
 READ_BYTES = 1 << 18
 LONGEST = 400
+OWN = "launcher: "
+"""How this package's programs begin the one message that they end with."""
 
 # How vLLM begins the lines of its processes.
 _PREFIX = re.compile(r"^(\([^()]* pid=\d+\) )?((ERROR|WARNING|INFO|DEBUG) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?")
@@ -27,10 +29,13 @@ def reason(log: Path, error_file: Path, *, is_exit: bool, begin: int = 0) -> str
         is_exit: the process ended by itself. The last line of one that was killed says what it did, not why it ended.
     """
     lines = _recorded(error_file) or _last_lines(log, begin)
+    spoken = [line.strip() for line in lines if line.strip() and not _NOISE.search(line)]
+    if is_exit and spoken and spoken[-1].startswith(OWN):
+        # Our own last word; exceptions above it are those that were got over.
+        return _shortened(spoken[-1])
     exceptions = [index for index, line in enumerate(lines) if _EXCEPTION.match(line) and not _VICTIM.search(line)]
     if exceptions:
         return _shortened(_exception(lines, exceptions[-1]))
-    spoken = [line.strip() for line in lines if line.strip() and not _NOISE.search(line)]
     return _shortened(spoken[-1]) if spoken and is_exit else None
 
 

@@ -144,6 +144,7 @@ def _suspect(event: Mapping[str, Any], skew: Mapping[int, tuple[float, float]]) 
             kind=Kind.NODE_LOST,
             is_symptom=False,
             line=str(event.get("reason") or "its agent fell silent"),
+            message=event.get("reason"),
             time=event.get("time"),
             error_s=POLL_ERROR_S,
             role=event.get("role"),
@@ -181,7 +182,7 @@ def _failure(event: Mapping[str, Any], skew: Mapping[int, tuple[float, float]]) 
         hostname=event.get("hostname"),
         how=_how(code),
         message=message or None,
-        lines=lines if kind is Kind.PREFLIGHT or trouble is None else trouble.lines,
+        lines=lines,
         log=event.get("log"),
     )
 
@@ -235,7 +236,8 @@ def _enriched(suspect: Suspect, trouble: Trouble | None) -> Suspect:
             "kind": trouble.kind,
             "is_symptom": trouble.is_symptom,
             "line": trouble.line,
-            "lines": trouble.lines,
+            # The cause may stand far above the last lines.
+            "lines": suspect.lines if any(trouble.line in line for line in suspect.lines) else trouble.lines,
         }
     )
 

@@ -109,7 +109,12 @@ def test_a_port_that_is_taken_when_ports_are_strict(launcher: Launcher, model: P
         port = port_of(held)
         job = launcher(
             f"model.path={model}",
-            *(f"inference.base_port={port}", "inference.strict_ports=true", command("import time; time.sleep(600)")),
+            *(
+                f"inference.base_port={port}",
+                "inference.strict_ports=true",
+                "preflight.skip=[ports]",
+                command("import time; time.sleep(600)"),
+            ),
         )
         assert job.wait(60) == FAILURE_CODE
     assert f"Port {port} on 127.0.0.1 is taken, and `inference.strict_ports` is true. HINT: set" in job.cause

@@ -64,6 +64,7 @@ NO_EXCEPTION = "usage: server.py\nlauncher: Port 9000 is taken.\n\n  warnings.wa
         ),
         (NO_EXCEPTION, "launcher: Port 9000 is taken."),
         ("KeyboardInterrupt\n", "KeyboardInterrupt"),
+        (PLAIN + NO_EXCEPTION, "launcher: Port 9000 is taken."),
         ("", None),
     ],
 )
