@@ -27,6 +27,11 @@ def command(program: str, *arguments: str) -> str:
     return f"trainer.command=[{words}]"
 
 
+def left_in(folder: Path) -> list[Path]:
+    """What a run has left among temporary files; compile caches are there to stay."""
+    return [path for path in folder.glob("launcher-*") if not path.name.startswith("launcher-caches-")]
+
+
 RAISES = """
 print("step 1")
 raise ValueError("the loss is not a number")
@@ -39,7 +44,7 @@ def test_a_trainer_that_raises_is_named_with_its_exception_and_log(launcher: Lau
     assert job.cause.startswith("trainer 0 on node 0 (local-0) ended with exit code 1 after ")
     assert job.cause.endswith(": ValueError: the loss is not a number")
     log = job.run_dir / "attempts/1/logs/trainer-0000.log"
-    assert f"  log         {log}\n    | step 1\n    | Traceback (most recent call last):" in job.output
+    assert f"  log         {log}\n    | Traceback (most recent call last):" in job.output
     failure, finished = job.event("failure"), job.event("finished")
     assert failure is not None and finished is not None
     assert finished["outcome"] == "failed"
@@ -128,7 +133,7 @@ def test_an_agent_that_is_killed(launcher: Launcher, model: Path, node_rank: int
     begin = time.monotonic()
     assert job.wait(60) != 0
     assert time.monotonic() - begin < DEADLINE_S
-    assert job.cause.startswith(f"The agent on node {node_rank} (local-{node_rank}) ended with signal 9 (SIGKILL).")
+    assert f"The agent on node {node_rank} (local-{node_rank}) ended with signal 9 (SIGKILL)." in job.cause
 
 
 @pytest.mark.parametrize("node_rank", [0, 1])
@@ -143,8 +148,8 @@ def test_a_guard_that_is_killed(launcher: Launcher, model: Path, tmp_path: Path,
     assert job.wait(60) != 0
     assert time.monotonic() - begin < DEADLINE_S
     job.mark.wait_gone(DEADLINE_S)
-    assert not list(scratch.glob("launcher-*"))
-    assert job.cause.startswith(f"The guard on node {node_rank} (local-{node_rank}) was killed")
+    assert not left_in(scratch)
+    assert f"The guard on node {node_rank} (local-{node_rank}) was killed" in job.cause
 
 
 def test_a_node_that_falls_silent(launcher: Launcher, model: Path) -> None:
@@ -209,5 +214,5 @@ def test_a_job_that_completes_leaves_nothing_of_what_its_trainer_detached(
     job = launcher(f"model.path={model}", command(DETACHED, str(tmp_path / "detached")), TMPDIR=str(scratch))
     assert job.wait(60) == 0
     assert not job.mark.left()
-    assert not list(scratch.glob("launcher-*"))
+    assert not left_in(scratch)
     assert "Completed after " in job.output
