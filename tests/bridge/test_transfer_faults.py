@@ -277,6 +277,7 @@ def test_joining_ends_with_the_name_of_the_first_tensor_that_the_sides_differ_in
     settings = JoinSettings(
         address="127.0.0.1",
         transport="auto",
+        mode="shadow",
         places=(here(CPU), here(CPU)),
         device=CPU,
         secret="secret",
