@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from launcher import collector
 from launcher.commands import COMMANDS
 from launcher.errors import LauncherError
 
@@ -19,6 +20,9 @@ INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; an expected failure is one message on stderr."""
+    if argv is None:
+        # The process is ours.
+        collector.spare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _dispatch(arguments)

@@ -19,7 +19,6 @@ from launcher.errors import STOPPED, ConfigError, SubmissionError
 from launcher.layout import Layout, plan
 from launcher.layout.table import render_table
 from launcher.preflight.exclude import leave_out_bad_nodes
-from launcher.runs.digest import newest_attempt
 from launcher.snapshot.anchor import anchored_settings, anchored_words
 from launcher.snapshot.keep import Code
 from launcher.snapshot.take import Taken, take
@@ -73,6 +72,8 @@ def resume(path: Path) -> tuple[Job, int | None]:
         ConfigError: it cannot run here, or not any more; nothing was started.
         SubmissionError: the cluster refused the job.
     """
+    from launcher.runs.digest import newest_attempt
+
     config = load_run_config(path)
     cluster = cluster_of(config)
     problems = [*unset_secrets(config), *cluster.check()]

@@ -18,7 +18,6 @@ from launcher.config.schema import Config
 from launcher.errors import ConfigError
 from launcher.layout import Layout, layout_to_json
 from launcher.snapshot.keep import Code, keep
-from launcher.snapshot.replay import Replayed
 
 CONFIG = "config.yaml"
 LAYOUT = "layout.json"
@@ -53,7 +52,7 @@ def create(config: Config, layout: Layout, taken: Code | None = None, run_dir: P
     run_dir = new_run_dir(config) if run_dir is None else run_dir
     with writing(config, run_dir):
         run_dir.mkdir(parents=True)
-        (run_dir / CONFIG).write_text(taken.config_text(config) if isinstance(taken, Replayed) else to_yaml(config))
+        (run_dir / CONFIG).write_text(to_yaml(config) if taken is None else taken.config_text(config))
         (run_dir / LAYOUT).write_text(layout_to_json(layout) + "\n")
         keep(run_dir, taken)
         submission = {

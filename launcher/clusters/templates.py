@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.clusters.job_script import JobScript
 from launcher.config.rules.cluster import HETEROGENEOUS, is_heterogeneous
 from launcher.config.schema import SlurmClusterConfig
 from launcher.errors import ConfigError
 from launcher.paths import sbatch_templates_dir
+
+if TYPE_CHECKING:
+    import jinja2
 
 SUFFIX = ".sbatch.j2"
 
@@ -43,19 +48,9 @@ def render(script: JobScript, template: Path) -> str:
     """
     import jinja2
 
-    folders = [str(template.absolute().parent), str(sbatch_templates_dir())]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folders),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        # The output is a shell script.
-        autoescape=False,
-    )
     values = {field.name: getattr(script, field.name) for field in fields(script)} | {"nodes": script.nodes}
     try:
-        return environment.get_template(template.name).render(values)
+        return _environment(template.absolute().parent).get_template(template.name).render(values)
     except jinja2.TemplateNotFound as error:
         raise _problem(template, f"there is no file {error.name}", f"the templates are {_names()}") from error
     except jinja2.TemplateSyntaxError as error:
@@ -65,6 +60,22 @@ def render(script: JobScript, template: Path) -> str:
         raise _problem(template, str(error.message), f"a template knows {', '.join(values)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise _problem(template, str(error), "name a file that can be read") from error
+
+
+@cache
+def _environment(folder: Path) -> jinja2.Environment:
+    """The same one for each folder: it keeps what it has compiled, until the file changes."""
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader([str(folder), str(sbatch_templates_dir())]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        # The output is a shell script.
+        autoescape=False,
+    )
 
 
 def _names() -> str:

@@ -24,11 +24,8 @@ def main(arguments: Sequence[str]) -> int:
     """One run, or with ``-m`` a sweep; the exit code is the worst of the runs'."""
     if {"--help", "-h"} & set(arguments):
         return show_help()
-    import hydra
-
     from launcher.config import register_configs
     from launcher.config.rules.secrets import word_problems
-    from launcher.sweep.registration import register_plugins
 
     # Before a sweep's ledger keeps a record of the overrides.
     if found := list(word_problems(arguments)):
@@ -36,7 +33,6 @@ def main(arguments: Sequence[str]) -> int:
 
     task = Task(os.environ.get(HYDRA_FULL_ERROR))
     register_configs()
-    register_plugins()
     composed = _single(arguments)
     if composed is not None:
         try:
@@ -44,6 +40,11 @@ def main(arguments: Sequence[str]) -> int:
         except _Unexpected as error:
             raise error.__cause__ or error from None
         return max(task.codes)
+    import hydra
+
+    from launcher.sweep.registration import register_plugins
+
+    register_plugins()
     # An absolute path: a relative one works with `python -m launcher` but not from the console script.
     start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launcher.commands.parser import CommandParser, UsageError
 from launcher.sweep.ledger import Ledger
-from launcher.sweep.progress import REDUCTIONS, Metric
+from launcher.sweep.metric import REDUCTIONS, Metric
 
 CANCEL_TIMEOUT_S = 120.0
 

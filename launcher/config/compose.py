@@ -10,17 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from launcher.config.schema import (
-    CheckpointConfig,
     ClusterConfig,
     Config,
-    InferenceConfig,
-    LayoutConfig,
     LocalClusterConfig,
-    ModelConfig,
-    RestartConfig,
     SlurmClusterConfig,
-    TrainerConfig,
-    WeightBridgeConfig,
 )
 from launcher.config.validate import problems
 from launcher.errors import ConfigError
@@ -33,19 +26,10 @@ CONFIG_FILE = "config.yaml"
 """Name of the frozen configuration in a run directory."""
 
 _CLUSTERS = {"local": LocalClusterConfig, "slurm": SlurmClusterConfig}
-_GROUPS = {
-    "layout": LayoutConfig,
-    "model": ModelConfig,
-    "trainer": TrainerConfig,
-    "inference": InferenceConfig,
-    "bridge": WeightBridgeConfig,
-    "checkpoint": CheckpointConfig,
-    "restart": RestartConfig,
-}
 
 
 def register_configs() -> None:
-    """Gives Hydra the schema: ``schema`` for the whole, ``GROUP/base`` (``cluster/base_KIND``) for each group.
+    """Gives Hydra the schema: ``schema`` for the whole, ``cluster/base_KIND`` for what a kind of cluster adds.
 
     ``experiment`` has no schema: its files choose among the other groups (``# @package _global_``).
     """
@@ -56,8 +40,6 @@ def register_configs() -> None:
     store.store(name="schema", node=Config(cluster=ClusterConfig()))
     for kind, cluster in _CLUSTERS.items():
         store.store(group="cluster", name=f"base_{kind}", node=cluster)
-    for group, schema in _GROUPS.items():
-        store.store(group=group, name="base", node=schema)
     # Ours in Hydra's own groups; see `launcher.sweep.registration`.
     grid = {"_target_": "hydra_plugins.launcher_sweep.GridSweeper", "max_batch_size": None, "params": None}
     store.store(group="hydra/sweeper", name="grid", node=grid)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 
 from launcher.config.schema import Config
 
@@ -13,6 +14,9 @@ PATTERNS = ("*_TOKEN", "*_KEY", "*SECRET*", "*PASSWORD*")
 
 FILES = (".env", ".env.*", "*.pem", ".netrc", "id_rsa", "id_ed25519", "*.key")
 """Names of files that hold secrets. They are not copied anywhere."""
+
+# Asked for each file of a repository.
+_FILES = re.compile("|".join(map(translate, FILES)))
 
 NO_SECRETS = (".env.example", ".env.sample", ".env.template", ".env.dist")
 
@@ -31,7 +35,7 @@ def is_secret(name: str, further: Sequence[str] = ()) -> bool:
 
 def is_secret_file(name: str) -> bool:
     """Whether a file of this name, without directories, is one of secrets."""
-    return name not in NO_SECRETS and any(fnmatchcase(name, pattern) for pattern in FILES)
+    return name not in NO_SECRETS and _FILES.fullmatch(name) is not None
 
 
 def secret_values(further: Sequence[str] = (), environ: Mapping[str, str] = os.environ) -> dict[str, str]:

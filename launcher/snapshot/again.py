@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.config import to_yaml
+from launcher.config.schema import Config
 from launcher.snapshot.git import GitState
 from launcher.snapshot.place import CODE, GIT, PATCH, Record, read_record
 
@@ -31,6 +33,10 @@ class KeptCode:
             for entry in self.kept.python_path
         )
         return dataclasses.replace(self.kept, python_path=path)
+
+    def config_text(self, config: Config) -> str:
+        """``config`` for the launcher that is part of the code."""
+        return to_yaml(config)
 
 
 def kept_code(directory: Path) -> KeptCode:

@@ -15,6 +15,7 @@ TIMEOUT_S = 60.0
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 """What a repository without a commit is compared with; git knows it everywhere."""
 
+_BRANCHES = "refs/heads/"
 _SUBMODULE = "160000"
 _FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
 
@@ -60,16 +61,21 @@ def git_state(directory: Path) -> GitState | None:
     if not any((parent / ".git").exists() for parent in (directory, *directory.parents)):
         return None
     lines = _git(
-        directory, "rev-parse", "--show-toplevel", "--symbolic-full-name", "HEAD", accept=(0, 128)
+        directory, "rev-parse", "--show-toplevel", "HEAD", "--symbolic-full-name", "HEAD", accept=(0, 128)
     ).splitlines()
     if not lines:
         raise GitError(f"git finds no working tree at {directory}.")
     root = Path(lines[0])
     if directory != root and _git(directory, "check-ignore", str(directory), accept=(0, 1)):
         return None
-    commit = _git(directory, "rev-parse", "--verify", "--quiet", "HEAD", accept=(0, 1)).strip()
+    match lines[1:]:
+        case [commit, name] if name.startswith(_BRANCHES):
+            return GitState(root=root, commit=commit, branch=name.removeprefix(_BRANCHES))
+        case [commit, _]:
+            return GitState(root=root, commit=commit, branch=None)
+    # Without a commit git names the branch only to who asks for nothing else.
     branch = _git(directory, "symbolic-ref", "--quiet", "--short", "HEAD", accept=(0, 1)).strip()
-    return GitState(root=root, commit=commit or None, branch=branch or None)
+    return GitState(root=root, commit=None, branch=branch or None)
 
 
 def list_files(root: Path, ignore: str | None = None) -> Listing:

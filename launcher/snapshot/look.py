@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 
 from launcher.config.secrets import is_secret_file
@@ -50,7 +51,7 @@ def look(root: Path, output_dir: Path, secrets: Mapping[str, str]) -> Look:
     names = [name for name in names if not is_below(name, folders)]
     check_size(root, names, ignored)
     values = [value.encode() for value in secrets.values()]
-    hidden = {name for name in names if is_secret_file(PurePosixPath(name).name) or _holds(root / name, values)}
+    hidden = {name for name in names if is_secret_file(name.rpartition("/")[2]) or _holds(root / name, values)}
     linked = {name for name in ignored | folders | hidden if os.path.lexists(root / name)}
     copies = list(read_entries(root, [name for name in names if name not in hidden]))
     links = [link(name, str(root / name)) for name in sorted(linked) if not is_below(name, linked - {name})]
@@ -71,7 +72,9 @@ def look_at_launcher(home: Path) -> tuple[Entry, ...]:
 
 def is_below(name: str, folders: Collection[str]) -> bool:
     """Whether ``name`` is one of ``folders``, or in one of them."""
-    return name in folders or any(str(parent) in folders for parent in PurePosixPath(name).parents)
+    if not folders or name in folders:
+        return bool(folders)
+    return "." in folders or any(name[:end] in folders for end, letter in enumerate(name) if letter == "/" and end)
 
 
 def _is_wanted(name: str) -> bool:
@@ -83,14 +86,15 @@ def _placeholder_folders(names: list[str]) -> set[str]:
     """Directories that are kept in git only to exist. Results go there, so they are the original ones in a snapshot."""
     inside: dict[str, set[str]] = {}
     for name in names:
-        path = PurePosixPath(name)
-        for parent in path.parents:
-            inside.setdefault(str(parent), set()).add(path.name)
-    inside.pop(".", None)
+        *folders, file = name.split("/")
+        for folder in accumulate(folders, "{}/{}".format):
+            inside.setdefault(folder, set()).add(file)
     return {folder for folder, files in inside.items() if files <= PLACEHOLDERS}
 
 
 def _holds(path: Path, values: list[bytes]) -> bool:
+    if not values:
+        return False
     try:
         data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
     except OSError:

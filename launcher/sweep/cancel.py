@@ -11,7 +11,7 @@ from launcher.runs.cancel import cancel as cancel_runs
 from launcher.runs.digest import digest
 from launcher.runs.status import statuses
 from launcher.sweep.ledger import Ledger
-from launcher.sweep.progress import Metric
+from launcher.sweep.metric import Metric
 from launcher.sweep.recover import find_lost_jobs
 from launcher.sweep.survey import Run, survey
 

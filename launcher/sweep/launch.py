@@ -14,7 +14,7 @@ from launcher.run_dir import write_atomically
 from launcher.sweep.combo import Combination, Outcome, Request, grouped
 from launcher.sweep.ledger import ABOUT, Ledger
 from launcher.sweep.local import run_here
-from launcher.sweep.progress import Metric
+from launcher.sweep.metric import Metric
 from launcher.sweep.recover import find_lost_jobs
 from launcher.sweep.start import Starter
 from launcher.sweep.survey import Run, Status, counted, survey

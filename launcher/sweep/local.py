@@ -12,7 +12,7 @@ from launcher.agent.stop_request import StopRequest
 from launcher.clusters.base import Job
 from launcher.sweep.combo import Combination
 from launcher.sweep.ledger import Ledger
-from launcher.sweep.progress import Metric
+from launcher.sweep.metric import Metric
 from launcher.sweep.start import Starter
 from launcher.sweep.survey import counted, survey
 from launcher.sweep.waiting import SIGNALS, Stopped, end_text

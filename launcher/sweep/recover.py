@@ -10,7 +10,8 @@ from launcher.clusters.slurm_query import ask
 from launcher.errors import LauncherError
 from launcher.run_dir import last_job, record_job
 from launcher.sweep.ledger import Entry, Ledger
-from launcher.sweep.progress import Metric, read_progress
+from launcher.sweep.metric import Metric
+from launcher.sweep.progress import read_progress
 
 UNDER_WAY_S = 15.0
 """An ``sbatch`` whose caller was killed may still be on its way for as long."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.errors import LauncherError
 from launcher.sweep.ledger import ABOUT, Ledger
-from launcher.sweep.progress import Metric
+from launcher.sweep.metric import Metric
 from launcher.sweep.survey import Run, Status, counted, survey
 from launcher.view.text import aligned, duration, number
 

@@ -14,7 +14,8 @@ from launcher.clusters.slurm_state import JobState
 from launcher.run_dir import last_job
 from launcher.runs.status import guards_of
 from launcher.sweep.ledger import Entry, Ledger
-from launcher.sweep.progress import Metric, Progress, read_progress
+from launcher.sweep.metric import Metric
+from launcher.sweep.progress import Progress, read_progress
 
 
 class Status(StrEnum):

@@ -13,7 +13,7 @@ from launcher.errors import LauncherError, ProcessFailure
 from launcher.sweep.cancel import end_runs
 from launcher.sweep.combo import Outcome
 from launcher.sweep.ledger import Ledger
-from launcher.sweep.progress import Metric
+from launcher.sweep.metric import Metric
 from launcher.sweep.survey import Run, Status, counted, survey
 from launcher.view.text import number
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from launcher.sweep.progress import Metric
+from launcher.sweep.metric import Metric
 from launcher.sweep.report import setting, settings
 from launcher.sweep.survey import Run
 from launcher.view.palette import BLUE, INK, PALE_GREY, RED, SEQUENCE, clean

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from launcher.layout.model import Layout
-    from launcher.sweep.progress import Metric
+    from launcher.sweep.metric import Metric
     from launcher.sweep.survey import Run
 
 MISSING = "No pictures: matplotlib is not installed. HINT: pip install 'launcher[view]'."

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from launcher.sweep.ledger import Ledger
-from launcher.sweep.progress import Metric
+from launcher.sweep.metric import Metric
 from launcher.sweep.survey import survey
 from tests.jobs.launched import ROOT, Launcher
 from tests.slurm.cluster import ENDED, SlurmCluster

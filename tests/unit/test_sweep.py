@@ -21,7 +21,8 @@ from launcher.sweep.combine import combinations
 from launcher.sweep.identity import KEPT, NOT_IN_IDENTITY, identity, sweep_name
 from launcher.sweep.launch import resources
 from launcher.sweep.ledger import Ledger, SweepBusy
-from launcher.sweep.progress import Metric, read_progress
+from launcher.sweep.metric import Metric
+from launcher.sweep.progress import read_progress
 from launcher.sweep.survey import Status, survey
 from launcher.sweep.throttle import throttled
 

@@ -72,7 +72,7 @@ def test_without_matplotlib_one_line_says_which_extra(tmp_path: Path) -> None:
     view_events.write(tmp_path, view_events.steps(3))
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from pathlib import Path; from launcher.view import write_pictures\n"
+        "from pathlib import Path; from launcher.view.pictures import write_pictures\n"
         f"assert write_pictures(Path({str(tmp_path)!r})) == ()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -80,6 +80,7 @@ def test_without_matplotlib_one_line_says_which_extra(tmp_path: Path) -> None:
 
 
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:
-    code = "import sys, launcher.view; print({'rich', 'matplotlib', 'torch', 'vllm', 'numpy'} & set(sys.modules))"
+    modules = ", ".join(f"launcher.view.{name}" for name in ("display", "follow", "loading", "pictures", "summary"))
+    code = f"import sys, {modules}; print({{'rich', 'matplotlib', 'torch', 'vllm', 'numpy'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from launcher.config.schema import Config
-from launcher.sweep.progress import REDUCTIONS, Metric
+from launcher.sweep.metric import REDUCTIONS, Metric
 
 
 def problems(config: Config) -> Iterator[str]:
