@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -104,16 +104,8 @@ def _has_only_settings(made: Any) -> bool:
     )
 
 
-def to_yaml(config: Config) -> str:
-    """``config`` as YAML, for :func:`from_yaml`."""
-    from omegaconf import OmegaConf
-
-    # Without the types, which nobody asks for here, it is made in a fraction of the time.
-    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
-
-
 def from_yaml(text: str) -> Config:
-    """The configuration that :func:`to_yaml` wrote, equal to the one it was given. Nothing is composed anew."""
+    """The configuration that ``to_yaml`` wrote, equal to the one it was given. Nothing is composed anew."""
     from omegaconf import OmegaConf
 
     return _from_data(cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.create(text))))

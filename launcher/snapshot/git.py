@@ -17,6 +17,7 @@ EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 
 _BRANCHES = "refs/heads/"
 _SUBMODULE = "160000"
+_OTHER = "? "
 _FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
 
 
@@ -92,12 +93,14 @@ def list_files(root: Path, ignore: str | None = None) -> Listing:
         exclude.append("--exclude=/" + re.sub(r"([\\*?\[ ])", r"\\\1", ignore) + "/")
     files: list[str] = []
     inner: list[str] = []
-    for line in _lines(_git(root, "ls-files", "-z", "--stage")):
-        about, _, name = line.partition("\t")
-        (inner if about.startswith(_SUBMODULE) else files).append(name)
-    for name in _lines(_git(root, "ls-files", "-z", "--others", *exclude)):
-        # A repository inside this one that is no submodule of it.
-        (inner if name.endswith("/") else files).append(name.rstrip("/"))
+    for line in _lines(_git(root, "ls-files", "-z", "-t", "--stage", "--others", *exclude)):
+        if line.startswith(_OTHER):
+            name = line.removeprefix(_OTHER)
+            # A repository inside this one that is no submodule of it.
+            (inner if name.endswith("/") else files).append(name.rstrip("/"))
+        else:
+            about, _, name = line.partition("\t")
+            (inner if about.split()[1] == _SUBMODULE else files).append(name)
     others = _git(root, "ls-files", "-z", "--others", "--ignored", *exclude, "--directory")
     ignored = [name.rstrip("/") for name in _lines(others)]
     for name in inner:

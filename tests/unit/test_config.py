@@ -13,6 +13,7 @@ from launcher.config import (
     Config,
     LocalClusterConfig,
     SlurmClusterConfig,
+    TrainerConfig,
     check,
     compose,
     from_yaml,
@@ -111,6 +112,14 @@ def test_a_frozen_configuration_reads_back_equal(overrides: list[str], tmp_path:
 
 def test_the_schema_alone_makes_a_configuration_too() -> None:
     assert from_yaml(to_yaml(Config())) == Config()
+
+
+@pytest.mark.parametrize(
+    "text", ["1e3", "1_0e3", ".5", "-.inf", "0x1f", "14:00:00", "yes", "~", "2026-01-01", "", " a"]
+)
+def test_a_text_that_looks_like_something_else_stays_a_text(text: str) -> None:
+    config = Config(name=text, trainer=TrainerConfig(command=["python", text], env={"A": text, text: "b: c\n"}))
+    assert from_yaml(to_yaml(config)) == config
 
 
 def test_conf_is_found_in_a_wheel_before_anything_beside_the_package(tmp_path: Path) -> None:
