@@ -77,7 +77,6 @@ class Starter:
             "MASTER_PORT": port,
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "TORCHELASTIC_RUN_ID": self._context.run_dir.name,
-            # torch puts it before every key in the store: ranks of an earlier start are never met there.
             "TORCHELASTIC_RESTART_COUNT": str(order.start),
             "LAUNCHER_RESTART": str(order.start),
             "LAUNCHER_INFERENCE_URLS": ",".join(order.urls),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from launcher.control.orders import Orders, ReplicaOrder, TrainerOrder
-from launcher.control.values import ALL_URLS, CONNECTED, MODEL_READY, STORE
+from launcher.control.values import ALL_URLS, CONNECTED, MODEL_READY, store_key
 
 if TYPE_CHECKING:
     from launcher.control.state import JobState
@@ -23,7 +23,7 @@ def orders_for(state: JobState, node: int) -> Orders:
         trainers = TrainerOrder(
             start=state.trainers.incarnation,
             runs=may_start,
-            store=state.values.get(STORE),
+            store=state.values.get(store_key(state.trainers.incarnation)),
             urls=tuple(state.values[ALL_URLS]) if may_start else (),
         )
     has_model = bool(state.values.get(MODEL_READY))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.control.replicas import Life, ReplicaState
 from launcher.control.trainers import Verdict
-from launcher.control.values import STORE, replica_key
+from launcher.control.values import INCARNATION, replica_key
 
 if TYPE_CHECKING:
     from launcher.control.state import JobState
@@ -43,7 +43,6 @@ class Recovery:
 
     def store_ended(self, failure: dict[str, Any], now: float) -> None:
         """The trainers' store ended; node 0 starts another one, which nobody knows yet."""
-        self._state.values.pop(STORE, None)
         self.restart_trainers(failure, now)
 
     def restart_trainers(self, failure: dict[str, Any], now: float) -> None:
@@ -52,6 +51,8 @@ class Recovery:
         if not trainers.allow_restart(now):
             state.fail(failure)
             return
+        # Ranks would meet what those before them left in their store; torch counts on a new one for each start.
+        state.values[INCARNATION] = trainers.incarnation
         state.emit(
             "restart",
             what="trainer",

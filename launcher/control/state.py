@@ -17,7 +17,16 @@ from launcher.control.replicas import Replicas, ReplicaState
 from launcher.control.starting import Starting
 from launcher.control.stopping import Stopping, StopStage
 from launcher.control.trainers import HOLD_S, Trainers
-from launcher.control.values import ALL_URLS, MODEL_READY, STOP_SEEN, STORE, STORE_HELPER, replica_key
+from launcher.control.values import (
+    ALL_URLS,
+    INCARNATION,
+    MODEL_READY,
+    STOP_SEEN,
+    STORE,
+    STORE_HELPER,
+    replica_key,
+    store_key,
+)
 from launcher.layout.model import Layout, Role
 from launcher.preflight.gate import Gate
 from launcher.preflight.model import BadNode, Report
@@ -67,7 +76,7 @@ class JobState:
         restart = restart or RestartConfig()
         self.phase = Phase.STARTING
         self.failure: dict[str, Any] | None = None
-        self.values: dict[str, Any] = {}
+        self.values: dict[str, Any] = {INCARNATION: 0}
         self.touched: set[int] = set()
         """Nodes whose orders have changed since somebody cleared this."""
 
@@ -157,7 +166,7 @@ class JobState:
             self.replicas.lives[index].url = str(value)
             self.touch(self.replicas.lives[index].replica.node_ranks)
             self.gather_urls()
-        elif key in (MODEL_READY, STORE):
+        elif key in (MODEL_READY, store_key(self.trainers.incarnation)):
             self.touch(range(len(self._layout.nodes)))
         elif key == STOP_SEEN:
             self.stopping.seen()
@@ -355,7 +364,8 @@ class JobState:
 
     def trainers_may_start(self) -> bool:
         """Whether everything is there that trainer ranks need to know; from then on they count as started."""
-        may = self.phase is Phase.RUNNING and all(key in self.values for key in (MODEL_READY, STORE, ALL_URLS))
+        needed = (MODEL_READY, store_key(self.trainers.incarnation), ALL_URLS)
+        may = self.phase is Phase.RUNNING and all(key in self.values for key in needed)
         if may and self.trainers.started_at is None:
             self.trainers.started_at = self._clock()
         return may

@@ -11,7 +11,7 @@ from launcher.control.orders import Orders, ReplicaOrder, TrainerOrder
 from launcher.control.phase import Phase
 from launcher.control.policy import Restarts, is_from_outside
 from launcher.control.state import ALL_URLS, MODEL_READY, STORE, JobState, replica_key
-from launcher.control.values import CONNECTED
+from launcher.control.values import CONNECTED, INCARNATION, store_key
 from launcher.layout import Role, plan
 from launcher.preflight.gate import Gate
 from launcher.preflight.model import Finding, Report
@@ -285,7 +285,11 @@ def test_trainers_start_again_together_and_engines_stay() -> None:
     assert run.phase is Phase.RUNNING
     assert run.state.touched == {0, 1}
     assert [run.trainer_order(node).start for node in (0, 1)] == [1, 1]
-    assert run.trainer_order(0).runs
+    # In a store of their own, where they do not meet what those before them left.
+    assert not run.trainer_order(0).runs
+    assert run.state.values[INCARNATION] == 1
+    run.state.put(store_key(1), "10.0.0.0:4321")
+    assert (run.trainer_order(0).runs, run.trainer_order(0).store) == (True, "10.0.0.0:4321")
     assert [run.engine_order(2, 0).start, run.engine_order(3, 1).start] == [0, 0]
     (restart,) = run.told("restart")
     assert (restart["what"], restart["replica"], restart["restart"], restart["of"]) == ("trainer", None, 1, 3)
@@ -389,7 +393,7 @@ def test_trainers_whose_store_ended_start_again_with_a_new_one() -> None:
     run = Run()
     run.state.ended(0, "store", 0, 0, KILLED, {"message": "store ended"})
     assert not run.trainer_order(0).runs
-    run.state.put(STORE, "10.0.0.0:4321")
+    run.state.put(store_key(1), "10.0.0.0:4321")
     assert run.trainer_order(0) == TrainerOrder(
         start=1, runs=True, store="10.0.0.0:4321", urls=("http://0:9000", "http://1:9000")
     )
