@@ -84,5 +84,9 @@ class RendezvousTimeout(BridgeError):
     """A sender or a receiver did not join the group within the deadline."""
 
 
+class NoSuchWay(BridgeError):
+    """A pair of processes cannot have a transport, as both of them know; another one may do."""
+
+
 class TransferError(BridgeError):
     """A version was not, or not wholly, taken by a replica."""

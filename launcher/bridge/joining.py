@@ -140,7 +140,7 @@ def join(
     wires = in_parallel([meet_workers, ask] if rank == 0 else [meet_workers])[0]
     logger.info(
         "joined replica %d (%d workers) by %s in %.2f s",
-        *(replica.index, len(workers), ", ".join(sorted({name for row in chosen for name in row}))),
+        *(replica.index, len(workers), ", ".join(sorted({ways[0] for row in chosen for ways in row}))),
         time.monotonic() - begin,
     )
     return ReplicaSender(plan=plan, rank=rank, wires=wires, verify=settings.verify)

@@ -31,7 +31,7 @@ class WeightReceiver:
         rank: this worker's rank in the replica.
         received: what messages are unpacked into, by the plan's parameter names.
         meeting: where the trainer's ranks are met, in a thread.
-        transports: of the wire from every trainer rank.
+        transports: of the wire from every trainer rank; the first that both ends can have.
         timeout_s: deadline of every version.
         verify: also compute the digest of what has arrived.
     """
@@ -43,7 +43,7 @@ class WeightReceiver:
         rank: int,
         received: Mapping[str, torch.Tensor],
         meeting: Meeting,
-        transports: Sequence[str],
+        transports: Sequence[Sequence[str]],
         device: torch.device,
         timeout_s: float,
         verify: bool,

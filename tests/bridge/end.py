@@ -22,7 +22,7 @@ from launcher.bridge.sending import ReplicaSender, largest_messages
 from launcher.bridge.transport.wires import connect_senders
 from launcher.errors import BridgeError
 from tests.bridge.case import Case
-from tests.bridge.wire_end import meeting_of
+from tests.bridge.wire_end import meeting_of, ways_of
 
 
 def content(tensor: torch.Tensor) -> str:
@@ -80,7 +80,7 @@ class Sending:
         self.rank = int(command["rank"])
         self.device = torch.device(command["device"])
         largest = largest_messages(self.case.plan, self.rank)
-        transports = dict.fromkeys(largest, command["transport"])
+        transports = dict.fromkeys(largest, ways_of(command))
         wires = connect_senders(meeting_of(command), self.rank, transports, largest, self.device)
         self.end = ReplicaSender(plan=self.case.plan, rank=self.rank, wires=wires, verify=True)
 
@@ -120,7 +120,7 @@ class Receiving:
             rank=command["rank"],
             received=self.shadow,
             meeting=meeting_of(command),
-            transports=[command["transport"]] * self.case.trainers,
+            transports=[ways_of(command)] * self.case.trainers,
             device=self.device,
             timeout_s=command["timeout_s"],
             verify=True,

@@ -204,3 +204,30 @@ def test_a_stranger_at_the_other_end_is_refused(ends: Ends) -> None:
     answer = sender.ask("join", role="sender", device=ends.devices[0], **{**words, what: "theirs"})
     assert "error" in answer
     assert "error" in receiver.hear()
+
+
+def test_a_pair_that_cannot_have_shared_memory_gets_the_next_way(tmp_path: Path) -> None:
+    """Both ends learn of it, and meet again by another transport; what was asked for alone is an error at both."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=30), wait_for_workers=False)
+    ends = Ends(transport="shm,gloo", devices=("cpu", "cpu"), directory=tmp_path, store=store)
+    try:
+        sender, receiver = ends.take()
+        assert sender.ask("limit_files", nbytes=4096) == {}
+        ends.join()
+        assert [end.ask("kind")["kind"] for end in (sender, receiver)] == ["GlooSender", "GlooReceiver"]
+        receiver.tell("receive", sizes=[LARGE, 5], timeout_s=60.0)
+        assert sender.ask("send", sizes=[LARGE, 5], timeout_s=60.0) == {"sent": 2}
+        assert receiver.hear() == {"right": 2}
+        leave(sender, receiver)
+        words = ends.words(transport="shm")
+        receiver.tell("join", role="receiver", device="cpu", **words)
+        for answer in (sender.ask("join", role="sender", device="cpu", **words), receiver.hear()):
+            assert answer["error"].startswith("NoSuchWay"), answer
+            assert "bytes of shared memory" in answer["error"]
+        assert sender.ask("limit_files", nbytes=None) == {}
+        ends.join()
+        assert [end.ask("kind")["kind"] for end in (sender, receiver)] == ["RingSender", "RingReceiver"]
+        leave(sender, receiver)
+    finally:
+        for end in ends.pool:
+            end.end()

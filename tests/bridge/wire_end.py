@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import resource
 import sys
 import threading
 import time
@@ -38,6 +39,11 @@ def meeting_of(command: Mapping[str, Any]) -> Meeting:
     )
 
 
+def ways_of(command: Mapping[str, Any]) -> tuple[str, ...]:
+    """The transports of a wire in turn, as in ``shm,gloo``."""
+    return tuple(command["transport"].split(","))
+
+
 def pattern(number: int, nbytes: int) -> torch.Tensor:
     """A message's bytes: other ones for each number."""
     block = (torch.arange(1021) * 131 + number * 29 + nbytes).to(torch.uint8)
@@ -60,7 +66,7 @@ class WireEnd:
     def join(self, command: dict[str, Any]) -> dict[str, Any]:
         """Connects its end."""
         self.device = torch.device(command["device"])
-        meeting, transports = meeting_of(command), {0: command["transport"]}
+        meeting, transports = meeting_of(command), {0: ways_of(command)}
         if command["role"] == "sender":
             self.wire = connect_senders(meeting, 0, transports, {0: command["largest"]}, self.device)[0]
         else:
@@ -107,6 +113,16 @@ class WireEnd:
             right += int(torch.equal(came.cpu(), pattern(number, nbytes)))
             transfer.release()
         return {"right": right}
+
+    def limit_files(self, command: dict[str, Any]) -> dict[str, Any]:
+        """From now on no file of this process, shared memory included, may grow beyond so many bytes; None: any."""
+        _soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard if command["nbytes"] is None else command["nbytes"], hard))
+        return {}
+
+    def kind(self, _command: dict[str, Any]) -> dict[str, Any]:
+        """What its wire is."""
+        return {"kind": type(self.wire).__name__}
 
     def abort_later(self, command: dict[str, Any]) -> dict[str, Any]:
         """Aborts from another thread while this one receives."""

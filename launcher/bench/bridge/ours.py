@@ -42,7 +42,7 @@ class Ours(Way):
         workers = range(stage.world_size - 1)
         if stage.is_sender:
             largest = largest_messages(plan, SENDER)
-            wires = connect_senders(meeting, SENDER, dict.fromkeys(largest, transport), largest, stage.device)
+            wires = connect_senders(meeting, SENDER, dict.fromkeys(largest, (transport,)), largest, stage.device)
             self._sender = ReplicaSender(plan=plan, rank=SENDER, wires=wires, verify=verify)
         else:
             worker = workers[stage.rank - 1]
@@ -55,7 +55,7 @@ class Ours(Way):
                 rank=worker,
                 received=self._shadow,
                 meeting=meeting,
-                transports=[transport],
+                transports=[(transport,)],
                 device=stage.device,
                 timeout_s=TIMEOUT_S,
                 verify=verify,

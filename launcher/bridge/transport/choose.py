@@ -45,8 +45,13 @@ def here(device: torch.device) -> Place:
     return Place(host=_host(), device=_gpu(device.index) if device.type == "cuda" else CPU)
 
 
-def choose(transport: str, pair: Pair, sender: Place, receiver: Place) -> str:
-    """The transport of one pair.
+NEXT = {"peer": "nccl", "ipc": "shm", "shm": "gloo"}
+"""What ``auto`` takes for a pair that turns out not to have its first choice: GPUs without access to each other's
+memory, processes that may not map it, no room for shared memory."""
+
+
+def choose(transport: str, pair: Pair, sender: Place, receiver: Place) -> tuple[str, ...]:
+    """The transports of one pair: the first that both ends can have is taken.
 
     Args:
         transport: ``auto``, or what every pair shall have.
@@ -55,14 +60,17 @@ def choose(transport: str, pair: Pair, sender: Place, receiver: Place) -> str:
         BridgeError: this pair cannot have it.
     """
     if transport == AUTO:
-        return _best(sender, receiver)
+        ways = [_best(sender, receiver)]
+        while (further := NEXT.get(ways[-1])) is not None:
+            ways.append(further)
+        return tuple(ways)
     problem = _problem(transport, sender, receiver)
     if problem is not None:
         raise BridgeError(
             f"`bridge.transport` ({transport}) cannot join trainer rank {pair.sender} and worker {pair.receiver}:"
             f" {problem}. HINT: set `bridge.transport=auto`, which picks for every pair."
         )
-    return transport
+    return (transport,)
 
 
 def possible(device_type: str) -> list[str]:
@@ -75,8 +83,8 @@ def joins(transport: str, sender: Place, receiver: Place) -> bool:
     return _problem(transport, sender, receiver) is None
 
 
-def choose_all(transport: str, senders: Sequence[Place], receiver: int, place: Place) -> list[str]:
-    """The transport from every trainer rank to one worker."""
+def choose_all(transport: str, senders: Sequence[Place], receiver: int, place: Place) -> list[tuple[str, ...]]:
+    """The transports from every trainer rank to one worker."""
     return [choose(transport, Pair(sender=i, receiver=receiver), sender, place) for i, sender in enumerate(senders)]
 
 

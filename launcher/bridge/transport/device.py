@@ -7,6 +7,7 @@ message is copied while the one before it is unpacked.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -18,7 +19,7 @@ import torch
 from launcher.bridge.transport import cudart, line
 from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire, Transfer
 from launcher.bridge.transport.ring import SAY_S, TOKEN, Memory, RingReceiver, RingSender, slot_size
-from launcher.errors import BridgeError, TransferError
+from launcher.errors import BridgeError, NoSuchWay, TransferError
 
 SLOTS = 4
 """So that what the host does for a message, on either side, hides behind the copies of others."""
@@ -199,23 +200,25 @@ def connect_sender(meeting: Meeting, pair: Pair, largest: int, device: torch.dev
 
     Raises:
         RendezvousTimeout: it does not come.
-        BridgeError: there is not enough memory, or the receiver cannot map it.
+        NoSuchWay: there is not enough memory, or the receiver cannot map it.
     """
     deadline = time.monotonic() + meeting.timeout_s
     torch.cuda.set_device(device)
     end = line.call(meeting, pair)
     try:
         memory = Own(device, slot_size(largest))
-    except BridgeError:
+    except BridgeError as error:
+        with contextlib.suppress(TransferError):  # It is gone, too.
+            end.say({"error": str(error)}, deadline)
         end.close()
-        raise
+        raise NoSuchWay(f"Trainer rank {pair.sender} has no slots on its GPU: {error}") from error
     try:
         words = {"slots": SLOTS, "slot_bytes": memory.slot_bytes, "handle": memory.handle.hex()}
         end.say(words, deadline, (memory.others_life,))
         memory.handed_over()
         refusal = end.hear(deadline)[0].get("error")
         if refusal is not None:
-            raise BridgeError(f"Worker {pair.receiver} cannot map trainer rank {pair.sender}'s GPU memory: {refusal}")
+            raise NoSuchWay(f"Worker {pair.receiver} cannot map trainer rank {pair.sender}'s GPU memory: {refusal}")
         return RingSender(end, memory)
     except BridgeError:
         end.close()
@@ -228,20 +231,22 @@ def connect_receiver(meeting: Meeting, pair: Pair, device: torch.device, *, same
 
     Raises:
         RendezvousTimeout: it does not come.
-        BridgeError: its memory cannot be mapped.
+        NoSuchWay: it has no memory, or that cannot be mapped: the two GPUs have no access to each other.
     """
     deadline = time.monotonic() + meeting.timeout_s
     torch.cuda.set_device(device)
     end = line.answer(meeting, pair)
     try:
         words, fds = end.hear(deadline, fds=1)
+        if "error" in words:
+            raise NoSuchWay(f"Trainer rank {pair.sender} has no slots on its GPU: {words['error']}")
         try:
             handle = bytes.fromhex(words["handle"])
             memory = Mapped(device, handle, int(words["slots"]), int(words["slot_bytes"]), fds[0])
         except BridgeError as error:
             os.close(fds[0])
             end.say({"error": str(error)}, deadline)
-            raise
+            raise NoSuchWay(f"Trainer rank {pair.sender}'s GPU memory cannot be mapped: {error}") from error
         end.say({}, deadline)
         return RingReceiver(end, memory) if same_gpu else PeerReceiver(end, memory, device)
     except BridgeError:

@@ -11,7 +11,7 @@ import torch
 from launcher.bridge.transport import line
 from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire
 from launcher.bridge.transport.ring import SLOTS, Memory, RingReceiver, RingSender, slot_size
-from launcher.errors import BridgeError, TransferError
+from launcher.errors import BridgeError, NoSuchWay, TransferError
 
 
 class Shared(Memory):
@@ -40,7 +40,7 @@ def connect_sender(meeting: Meeting, pair: Pair, largest: int) -> SendWire:
 
     Raises:
         RendezvousTimeout: it does not come.
-        BridgeError: there is not enough memory.
+        NoSuchWay: there is not enough memory.
     """
     deadline = time.monotonic() + meeting.timeout_s
     wire = line.call(meeting, pair)
@@ -48,15 +48,15 @@ def connect_sender(meeting: Meeting, pair: Pair, largest: int) -> SendWire:
     fd = os.memfd_create("launcher-bridge", os.MFD_CLOEXEC)
     try:
         # Now, as an error here, rather than later, as a signal.
-        os.posix_fallocate(fd, 0, SLOTS * slot_bytes)
+        try:
+            os.posix_fallocate(fd, 0, SLOTS * slot_bytes)
+        except OSError as error:
+            problem = f"No {SLOTS * slot_bytes} bytes of shared memory: {error}. HINT: set `bridge.transport=gloo`."
+            wire.say({"error": problem}, deadline)
+            raise NoSuchWay(problem) from error
         wire.say({"slots": SLOTS, "slot_bytes": slot_bytes}, deadline, (fd,))
         wire.hear(deadline)
         return RingSender(wire, Shared(fd, SLOTS, slot_bytes))
-    except OSError as error:
-        wire.close()
-        raise BridgeError(
-            f"No {SLOTS * slot_bytes} bytes of shared memory: {error}. HINT: `bridge.round_mb`."
-        ) from error
     except BridgeError:
         wire.close()
         raise
@@ -69,11 +69,14 @@ def connect_receiver(meeting: Meeting, pair: Pair) -> RecvWire:
 
     Raises:
         RendezvousTimeout: it does not come.
+        NoSuchWay: it has no memory for that.
     """
     deadline = time.monotonic() + meeting.timeout_s
     wire = line.answer(meeting, pair)
     try:
         words, fds = wire.hear(deadline, fds=1)
+        if "error" in words:
+            raise NoSuchWay(f"Trainer rank {pair.sender}: {words['error']}")
         memory = Shared(fds[0], int(words["slots"]), int(words["slot_bytes"]))
         os.close(fds[0])
         wire.say({}, deadline)

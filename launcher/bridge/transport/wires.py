@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -11,7 +12,9 @@ import torch
 
 from launcher.bridge.parallel import in_parallel
 from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire
-from launcher.errors import BridgeError, RendezvousTimeout, TransferError
+from launcher.errors import BridgeError, NoSuchWay, RendezvousTimeout, TransferError
+
+logger = logging.getLogger(__name__)
 
 Wire = TypeVar("Wire", SendWire, RecvWire)
 GRACE_S = 0.5
@@ -19,34 +22,52 @@ GRACE_S = 0.5
 
 
 def connect_senders(
-    meeting: Meeting, rank: int, transports: Mapping[int, str], largest: Mapping[int, int], device: torch.device
+    meeting: Meeting,
+    rank: int,
+    transports: Mapping[int, Sequence[str]],
+    largest: Mapping[int, int],
+    device: torch.device,
 ) -> dict[int, SendWire]:
     """A trainer rank's wires, by worker.
 
     Args:
-        transports: by worker.
+        transports: by worker; the first that both ends can have is taken.
         largest: bytes of the largest message to each worker.
         device: this rank's GPU, or the CPU.
 
     Raises:
         BridgeError: not all of them could be connected in time.
     """
-    calls = {
-        worker: partial(_sender, name, meeting, Pair(sender=rank, receiver=worker), largest[worker], device)
-        for worker, name in transports.items()
-    }
+    calls = {}
+    for worker, names in transports.items():
+        pair = Pair(sender=rank, receiver=worker)
+        ways = {name: partial(_sender, name, meeting, pair, largest[worker], device) for name in names}
+        calls[worker] = partial(_first_way, pair, ways)
     return _connect(calls, meeting)
 
 
 def connect_receivers(
-    meeting: Meeting, rank: int, transports: Mapping[int, str], device: torch.device
+    meeting: Meeting, rank: int, transports: Mapping[int, Sequence[str]], device: torch.device
 ) -> dict[int, RecvWire]:
     """A worker's wires, by trainer rank; the arguments are as for :func:`connect_senders`."""
-    calls = {
-        sender: partial(_receiver, name, meeting, Pair(sender=sender, receiver=rank), device)
-        for sender, name in transports.items()
-    }
+    calls = {}
+    for sender, names in transports.items():
+        pair = Pair(sender=sender, receiver=rank)
+        calls[sender] = partial(
+            _first_way, pair, {name: partial(_receiver, name, meeting, pair, device) for name in names}
+        )
     return _connect(calls, meeting)
+
+
+def _first_way(pair: Pair, ways: Mapping[str, Callable[[], Wire]]) -> Wire:
+    """Both ends go through the same ways in the same order: one that an end cannot go, neither goes."""
+    *before, last = ways
+    for name in before:
+        try:
+            return ways[name]()
+        except NoSuchWay as error:
+            logger.warning("wire %s: no %s, but the next way: %s", pair, name, error)
+    return ways[last]()
 
 
 def _sender(name: str, meeting: Meeting, pair: Pair, largest: int, device: torch.device) -> SendWire:
