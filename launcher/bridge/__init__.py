@@ -28,14 +28,15 @@ if TYPE_CHECKING:
     )
     from launcher.bridge.groups import init_process_group
     from launcher.bridge.mappings import export_param_mappings
-    from launcher.bridge.sender import Bridge, UpdateReport, connect
+    from launcher.bridge.report import UpdateReport
+    from launcher.bridge.sender import Bridge, connect
     from launcher.bridge.settings import BridgeSettings
     from launcher.bridge.urls import get_inference_urls
 
 _HOME = {
     "Bridge": "sender",
     "BridgeSettings": "settings",
-    "UpdateReport": "sender",
+    "UpdateReport": "report",
     "connect": "sender",
     "init_process_group": "groups",
     "export_param_mappings": "mappings",

@@ -13,7 +13,7 @@ import torch
 from launcher.errors import TransferError
 
 if TYPE_CHECKING:
-    from launcher.bridge.sender import UpdateReport
+    from launcher.bridge.report import UpdateReport
 
 Publish = Callable[[Callable[[], None]], "UpdateReport"]
 """Carries out one update, and calls its argument once the trainer's weights have been read."""

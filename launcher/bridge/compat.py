@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from launcher.bridge.sender import Bridge, UpdateReport
+from launcher.bridge.report import UpdateReport
+from launcher.bridge.sender import Bridge
 from launcher.bridge.settings import BridgeSettings, settings_from_environment
 from launcher.control.keys import token_from_environment
 from launcher.errors import BridgeError, TransferError

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from launcher.bridge.background import Publisher
-from launcher.bridge.sender import Bridge, UpdateReport
+from launcher.bridge.report import UpdateReport
+from launcher.bridge.sender import Bridge
 from launcher.bridge.settings import BridgeSettings
 from launcher.errors import TransferError
 
