@@ -29,7 +29,7 @@ def apptainer(config: Config) -> list[str]:
 
 def _mounts(config: Config) -> str:
     """``FROM:TO,...``: what a run reads and writes is in the container where it is outside; then the site's own."""
-    folders = sorted({path.absolute() for path in _folders(config)})
+    folders = list(dict.fromkeys(path.absolute() for path in _folders(config)))
     outer = [path for path in folders if not any(parent in folders for parent in path.parents)]
     return ",".join([*(f"{path}:{path}" for path in outer), *filter(None, [slurm_config(config).container_mounts])])
 

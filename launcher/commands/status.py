@@ -84,7 +84,7 @@ def as_data(watch: RunWatch, state: RunState) -> dict[str, Any]:
         "start": status.job.start if status.job is not None else None,
         "nodes_up": {
             node: {"hostname": hostname, "role": state.node_roles.get(node)}
-            for node, hostname in state.nodes_up.items()
+            for node, hostname in sorted(state.nodes_up.items())
         },
         "replicas": [
             {"replica": replica, "state": word, "version": supervision.versions.get(replica)}

@@ -1,4 +1,4 @@
-"""What the tests of whole jobs share: the clusters, and one tiny model."""
+"""What the tests of whole jobs share: one tiny model, and what starts them on this machine."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.jobs.launched import ROOT, Launched, Launcher
-from tests.slurm.conftest import slurm, slurm_accounting
 from tests.unit.processes import Mark
-
-__all__ = ["slurm", "slurm_accounting"]
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,20 @@ class Person:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def begin(self, command: str, *words: str) -> subprocess.Popen[str]:
-        """Starts one that goes on."""
-        return subprocess.Popen(
+    @contextmanager
+    def begin(self, command: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+        """Starts one that goes on, until the block ends."""
+        with subprocess.Popen(
             [*self._cluster.login, *self.words(command, *words)],
             env={**self._cluster.env, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-        )
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
 
 def wait(predicate: Callable[[], bool], what: str) -> None:

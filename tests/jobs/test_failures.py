@@ -44,7 +44,9 @@ def test_a_trainer_that_raises_is_named_with_its_exception_and_log(launcher: Lau
     assert job.cause.startswith("trainer 0 on node 0 (local-0) ended with exit code 1 after ")
     assert job.cause.endswith(": ValueError: the loss is not a number")
     log = job.run_dir / "attempts/1/logs/trainer-0000.log"
-    assert f"  log         {log}\n    | Traceback (most recent call last):" in job.output
+    shown = job.output.partition(f"  log         {log}\n")[2].partition("\n  retry")[0].splitlines()
+    assert "    | Traceback (most recent call last):" in shown
+    assert shown[-1] == "    | ValueError: the loss is not a number"
     failure, finished = job.event("failure"), job.event("finished")
     assert failure is not None and finished is not None
     assert finished["outcome"] == "failed"

@@ -13,8 +13,7 @@ import pytest
 
 from tests.jobs.launched import ROOT
 from tests.jobs.test_slurm_job import submit
-from tests.slurm.cluster import SlurmCluster
-from tests.slurm.conftest import NODES
+from tests.slurm.cluster import NODES, SlurmCluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.engine]
 

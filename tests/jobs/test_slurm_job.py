@@ -17,8 +17,7 @@ import pytest
 from launcher.view.loading import load_state
 from tests.jobs.launched import ROOT
 from tests.jobs.submitted import Submitted, submit
-from tests.slurm.cluster import SlurmCluster
-from tests.slurm.conftest import NODES
+from tests.slurm.cluster import NODES, SlurmCluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.engine]
 

@@ -12,8 +12,7 @@ import pytest
 
 from tests.jobs.test_restarts import WAITS
 from tests.jobs.test_slurm_job import RELEASE_S, Submitted, submit
-from tests.slurm.cluster import SlurmCluster
-from tests.slurm.conftest import NODES
+from tests.slurm.cluster import NODES, SlurmCluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.engine]
 

@@ -20,6 +20,8 @@ from tests.slurm.processes import Process, descendants, kill_tree
 from tests.slurm.spec import ClusterError, ClusterSpec, Isolation, expand_hostlist, missing_requirements, namespaces
 
 ROOT = Path(__file__).parents[2]
+NODES = "rack[0-1]n[01-02]"
+"""The nodes of the clusters that tests share."""
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"})
 """States after which nothing follows; NODE_FAIL and PREEMPTED may be followed by a requeue."""
 

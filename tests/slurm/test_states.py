@@ -10,9 +10,7 @@ import pytest
 
 from launcher.clusters.slurm_query import ControllerAway, accounted_states, job_state, job_states
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.conftest import slurm_accounting
 
-__all__ = ["slurm_accounting"]
 pytestmark = pytest.mark.slurm
 DEADLINE_S = 60
 

@@ -61,7 +61,7 @@ def script_of(scenario: str) -> str:
 
 def golden(text: str) -> str:
     """A script as it is kept: without what depends on this machine, and without the settings that it holds."""
-    text = text.replace(str(ROOT), "/home/me/checkout").replace(sys.executable, "/home/me/venv/bin/python")
+    text = text.replace(sys.executable, "/home/me/venv/bin/python").replace(str(ROOT), "/home/me/checkout")
     return re.sub(rf"(?<=<<'{END}'\n).*?(?=^{END}$)", "...\n", text, flags=re.DOTALL | re.MULTILINE)
 
 

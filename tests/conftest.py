@@ -1,0 +1,45 @@
+"""SLURM clusters that all tests of a session share; each test finds them empty."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.slurm.cluster import NODES, SlurmCluster
+from tests.slurm.spec import missing_requirements
+
+
+@pytest.fixture(scope="session")
+def shared_slurm() -> Iterator[SlurmCluster]:
+    """One cluster for all tests that ask for :func:`slurm`."""
+    yield from _shared(SlurmCluster(NODES))
+
+
+@pytest.fixture(scope="session")
+def shared_slurm_accounting() -> Iterator[SlurmCluster]:
+    """One cluster for all tests that ask for :func:`slurm_accounting`."""
+    yield from _shared(SlurmCluster(NODES, accounting=True))
+
+
+@pytest.fixture
+def slurm(shared_slurm: SlurmCluster) -> Iterator[SlurmCluster]:
+    """Four nodes with eight fake GPUs each, without accounting. What a test that failed left running is ended."""
+    yield shared_slurm
+    shared_slurm.cancel_all()
+
+
+@pytest.fixture
+def slurm_accounting(shared_slurm_accounting: SlurmCluster) -> Iterator[SlurmCluster]:
+    """The same with slurmdbd and MariaDB, so that ``sacct`` answers."""
+    yield shared_slurm_accounting
+    shared_slurm_accounting.cancel_all()
+
+
+def _shared(cluster: SlurmCluster) -> Iterator[SlurmCluster]:
+    # Where tests must count, a machine without SLURM is a failure (that start() explains), never a skip.
+    if not os.environ.get("CI") and (missing := missing_requirements(cluster.spec)):
+        pytest.skip("; ".join(missing))
+    with cluster:
+        yield cluster
