@@ -14,6 +14,7 @@ import torch
 
 from launcher.bridge.reshard import Message, Plan, Segment
 from launcher.bridge.reshard.digest import partial, tensor_key
+from launcher.bridge.reshard.execute import read_back
 
 
 def digest_sent(plan: Plan, message: Message, shards: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -28,25 +29,8 @@ def digest_sent(plan: Plan, message: Message, shards: Mapping[str, torch.Tensor]
 
 
 def digest_received(plan: Plan, message: Message, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The same sum over the places that the message was unpacked into.
-
-    A parameter of a larger type than the wire's holds the same values, so it is cast back, which is exact.
-    """
-    values = []
-    for segment in message.segments:
-        value = parameters[segment.parameter][segment.target.slices()]
-        if segment.axes is not None:
-            shape = [segment.box.shape[axis] for axis in segment.axes]
-            value = value.reshape(shape).permute(*(segment.axes.index(axis) for axis in range(len(segment.axes))))
-        values.append(_partial(plan, segment, _as_on_the_wire(value.reshape(segment.box.shape), segment.wire)))
-    return _weighted(message, values)
-
-
-def _as_on_the_wire(value: torch.Tensor, wire: str) -> torch.Tensor:
-    if value.dtype == torch.float32 and wire == "bfloat16" and value.dim() > 0:
-        # Its upper half. A cast back would make one pattern of all that are not a number.
-        return value.contiguous().view(torch.int16)[..., 1::2].contiguous().view(torch.bfloat16)
-    return value.to(getattr(torch, wire))
+    """The same sum over the places that the message was unpacked into."""
+    return _weighted(message, [_partial(plan, segment, read_back(segment, parameters)) for segment in message.segments])
 
 
 def _partial(plan: Plan, segment: Segment, value: torch.Tensor) -> torch.Tensor:

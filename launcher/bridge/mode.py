@@ -1,4 +1,4 @@
-"""Where an engine's worker receives a version before it serves it."""
+"""What an update costs: where an engine's worker receives it, and how much of it travels."""
 
 from __future__ import annotations
 
@@ -20,4 +20,17 @@ class Mode(StrEnum):
     """
 
 
+class UpdateKind(StrEnum):
+    """How much of a version travels."""
+
+    FULL = "full"
+    """Every element."""
+
+    DELTA = "delta"
+    """What has changed since the version that the replica has committed; everything to one that has none, or another.
+    Each trainer rank keeps a copy of its shards, in the type in which they travel.
+    """
+
+
 MODES = tuple(mode.value for mode in Mode)
+UPDATES = tuple(kind.value for kind in UpdateKind)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from launcher.bridge.collective import Ranks
+from launcher.bridge.mode import UpdateKind
 from launcher.bridge.replica import ReplicaClient
 from launcher.bridge.replicas import GRACE_S, Replicas
 from launcher.bridge.sending import Sent
@@ -28,6 +29,10 @@ class Outcome:
 
     bytes: int
     """Sent by all ranks."""
+
+    compared: int
+    changed: int
+    """Of all ranks: words compared with those of the version before, and those that had changed."""
 
     pause_s: float
     """Longest time for which a replica did not decode."""
@@ -54,12 +59,19 @@ class Offer:
             failures: replicas that have failed before, with reasons.
         """
         deadline = time.monotonic() + self.settings.timeout_s
-        body = {"version": self.version, "names": None if self.only is None else sorted(self.only)}
-        self.replicas.ask("prepare", body, deadline, failures)
+        names = None if self.only is None else sorted(self.only)
+        # Both sides must mean the same: whom a rank drops meanwhile has failed.
+        bases = {replica.index: self.replicas.base_of(replica.index) for replica in self.replicas.asked(failures)}
+        self.replicas.ask(
+            "prepare",
+            lambda replica: {"version": self.version, "names": names, "base": bases[replica.index]},
+            deadline,
+            failures,
+        )
         for index in self.ranks.share(sorted(failures)):
             failures.setdefault(index, f"Replica {index} failed; rank 0 says why.")
         self.replicas.drop(failures)
-        sums, total_bytes = self._add_up(self._send(deadline), failures)
+        sums, (total_bytes, compared, changed) = self._add_up(self._send(bases, deadline), failures)
         vote = {"version": self.version, "timeout_s": max(0.1, deadline - time.monotonic())}
         votes = self.replicas.ask("vote", vote, deadline, failures)
         self._compare(votes, sums, failures)
@@ -75,18 +87,37 @@ class Offer:
         self.replicas.drop(failures)
         generations = {replica.index: replica.generation for replica in self.replicas.known}
         self.replicas.served |= {index: generations[index] for index in words["served"]}
-        return Outcome(failures=failures, bytes=total_bytes, pause_s=float(words["pause_s"]))
+        self._committed(words["served"])
+        return Outcome(
+            failures=failures,
+            bytes=total_bytes,
+            compared=compared,
+            changed=changed,
+            pause_s=float(words["pause_s"]),
+        )
 
-    def _send(self, deadline: float) -> dict[int, Sent | str]:
+    def _committed(self, indexes: Sequence[int]) -> None:
+        """What the next version is compared with: what some replica has committed."""
+        joined = [self.replicas.joined[index] for index in indexes]
+        for sender in joined:
+            sender.committed = self.version
+        if joined and self.settings.update == UpdateKind.DELTA:
+            self.replicas.base.advance(self.version, self._shards(), self.only, [sender.plan for sender in joined])
+
+    def _shards(self) -> dict[str, torch.Tensor]:
+        return {weight.name: weight.local for weight in self.held if weight.alias_of is None}
+
+    def _send(self, bases: Mapping[int, int | None], deadline: float) -> dict[int, Sent | str]:
         """This rank's messages to every joined replica at once; an error's text where a replica did not take them."""
         failed: dict[int, str] = {}
-        shards = {weight.name: weight.local for weight in self.held if weight.alias_of is None}
+        shards = self._shards()
         gpu = self.device if self.device.type == "cuda" else None
 
         def send(replica: ReplicaClient) -> Sent:
             if gpu is not None:
                 torch.cuda.set_device(gpu)
-            return self.replicas.joined[replica.index].send(shards, self.only, deadline)
+            base = None if bases[replica.index] is None else self.replicas.base.shards
+            return self.replicas.joined[replica.index].send(shards, self.only, deadline, base)
 
         if gpu is not None:
             # Threads have streams of their own; what the optimizer has enqueued must be done.
@@ -94,29 +125,35 @@ class Offer:
         left_s = deadline - time.monotonic() + GRACE_S
         return {**self.replicas.each(self.replicas.asked({}), send, failed, left_s), **failed}
 
-    def _add_up(self, sent: Mapping[int, Sent | str], failures: dict[int, str]) -> tuple[dict[int, list[int]], int]:
-        """Over all ranks: each worker's digest, by replica, and all bytes. A failure on any rank is one on all."""
+    def _add_up(
+        self, sent: Mapping[int, Sent | str], failures: dict[int, str]
+    ) -> tuple[dict[int, list[int]], tuple[int, int, int]]:
+        """Over all ranks: each worker's digest, by replica, and bytes, words compared, words changed.
+
+        A failure on any rank is one on all.
+        """
         joined = self.replicas.joined
         width = max((sender.workers for sender in joined.values()), default=0)
         rows = 1 + max((replica.index for replica in self.replicas.known), default=0)
-        table = torch.zeros(rows, 2 + width, dtype=torch.int64)
+        table = torch.zeros(rows, 4 + width, dtype=torch.int64)
         for index, result in sent.items():
             if isinstance(result, str):
                 table[index, 0] = 1
                 failures.setdefault(index, result)
             else:
-                table[index, 1] = result.bytes
                 digests = result.digests()
-                table[index, 2 : 2 + len(digests)] = digests
+                table[index, 1:4] = torch.tensor([result.bytes, result.compared, result.changed])
+                table[index, 4 : 4 + len(digests)] = digests
         table = self.ranks.add_up(table)
         for index in [i for i in joined if table[i, 0]]:
             failures.setdefault(index, f"Replica {index} did not take what a trainer rank sent.")
         sums = {
-            i: [v & MASK for v in table[i, 2 : 2 + s.workers].tolist()]
+            i: [v & MASK for v in table[i, 4 : 4 + s.workers].tolist()]
             for i, s in joined.items()
             if i not in self.replicas.served
         }
-        return sums, int(table[:, 1].sum())
+        total_bytes, compared, changed = table[:, 1:4].sum(0).tolist()
+        return sums, (total_bytes, compared, changed)
 
     def _compare(
         self, votes: Mapping[int, dict[str, Any]], sums: Mapping[int, list[int]], failures: dict[int, str]

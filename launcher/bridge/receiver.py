@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 import torch
 
+from launcher.bridge import arrivals
 from launcher.bridge.agreement import restricted
 from launcher.bridge.integrity import digest_received
 from launcher.bridge.reshard import Message, Plan, Receiver
-from launcher.bridge.reshard.execute import unpack
 from launcher.bridge.transport.base import Meeting, RecvWire, Transfer
 from launcher.bridge.transport.wires import connect_receivers
 from launcher.errors import BridgeError, TransferError
@@ -62,8 +60,8 @@ class WeightReceiver:
         self._error: str | None = None
         self._version: int | None = None
         self._digest: int | None = None
-        self._complete = False
-        """Whether the shadow holds a whole version, so that a part of the next one is enough."""
+        self._held: int | None = None
+        """The version that the shadow holds whole, so that a part of the next one, or its changes, are enough."""
 
         self._writing = threading.Lock()
         """Held while anything is written into ``received``."""
@@ -74,19 +72,28 @@ class WeightReceiver:
         self._meeting = threading.Thread(target=self._meet, name="bridge-meeting", daemon=True)
         self._meeting.start()
 
-    def prepare(self, version: int, names: list[str] | None) -> None:
+    def prepare(self, version: int, names: list[str] | None, base: int | None = None) -> None:
         """Starts receiving one version, or some of its tensors; returns at once.
+
+        Args:
+            version: which.
+            names: these tensors; None for all.
+            base: only what has changed since this version comes; everything if None.
 
         Raises:
             TransferError: a version is still being received, or a part is to come before there is a whole.
         """
         if self._thread is not None and self._thread.is_alive():
             raise TransferError(f"version {self._version} is still being received")
-        if names is not None and not self._complete:
+        if names is not None and self._held is None:
             raise TransferError(f"version {version} is only a part, and no whole version has come before it")
-        self._version, self._error, self._digest, self._complete = version, None, None, False
+        if base is not None and base != self._held:
+            raise TransferError(f"version {version} comes as changes since {base}, but this worker holds {self._held}")
+        self._version, self._error, self._digest, self._held = version, None, None, None
         only = None if names is None else frozenset(names)
-        self._thread = threading.Thread(target=self._receive, args=(only,), name="bridge-receiver", daemon=True)
+        self._thread = threading.Thread(
+            target=self._receive, args=(only, base is not None), name="bridge-receiver", daemon=True
+        )
         self._thread.start()
 
     def status(self) -> dict[str, Any]:
@@ -113,7 +120,7 @@ class WeightReceiver:
         status = self.status()
         if status["state"] != "received" or status["version"] != version:
             raise TransferError(f"version {version} has not been received: {status}")
-        self._thread, self._complete = None, True
+        self._thread, self._held = None, version
 
     def drop(self) -> None:
         """Forgets what has been received; a transfer under way is left to its deadline."""
@@ -145,7 +152,7 @@ class WeightReceiver:
             for wire in wires.values():
                 wire.abort()
 
-    def _receive(self, only: frozenset[str] | None) -> None:
+    def _receive(self, only: frozenset[str] | None, is_changes: bool) -> None:
         deadline = time.monotonic() + self._timeout_s
         try:
             self._meeting.join()
@@ -157,54 +164,32 @@ class WeightReceiver:
                 if self._beside is None:
                     self._beside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
                 with torch.cuda.stream(self._beside):
-                    self._digest = self._receive_rounds(only, deadline)
+                    self._digest = self._receive_rounds(only, is_changes, deadline)
             else:
-                self._digest = self._receive_rounds(only, deadline)
+                self._digest = self._receive_rounds(only, is_changes, deadline)
         except (BridgeError, KeyError, RuntimeError) as error:
             self._error = f"{type(error).__name__}: {error}"
 
-    def _receive_rounds(self, only: frozenset[str] | None, deadline: float) -> int | None:
-        """Round by round, the next one on its way while one is unpacked: no more than two are ever staged."""
+    def _receive_rounds(self, only: frozenset[str] | None, is_changes: bool, deadline: float) -> int | None:
         messages = [part for message in self._incoming if (part := restricted(message, only)) is not None]
         rounds = [list(group) for _round, group in groupby(messages, key=lambda message: message.round)]
         total = torch.zeros((), dtype=torch.int64, device=self._device)
-        posted: deque[list[tuple[Message, Transfer]]] = deque()
-        for number in range(len(rounds) + 1):
-            if number < len(rounds):
-                posted.append([(message, self._post(message)) for message in rounds[number]])
-            for message, transfer in posted.popleft() if number > 0 else ():
-                with _told(message):
-                    buffer = transfer.poll(deadline)
-                with self._writing:
-                    if self._closed:
-                        raise TransferError("the wires were left while a version was being received")
-                    total += self._unpack(message, buffer)
-                with _told(message):
-                    transfer.release()
+        for message, write in (arrivals.changes if is_changes else arrivals.whole)(rounds, self._post, deadline):
+            with self._writing:
+                if self._closed:
+                    raise TransferError("the wires were left while a version was being received")
+                with torch.no_grad():
+                    write(self._received)
+                    if self._verify:
+                        total += digest_received(self._plan, message, self._received).to(self._device)
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
         return int(total.item()) & MASK if self._verify else None
 
-    def _post(self, message: Message) -> Transfer:
-        with _told(message):
-            return self._wires[_sender(message)].post_recv(message.nbytes)
-
-    def _unpack(self, message: Message, buffer: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            unpack(message, buffer, self._received)
-            if not self._verify:
-                return torch.zeros((), dtype=torch.int64, device=self._device)
-            return digest_received(self._plan, message, self._received).to(self._device)
+    def _post(self, message: Message, nbytes: int) -> Transfer:
+        return self._wires[_sender(message)].post_recv(nbytes)
 
 
 def _sender(message: Message) -> int:
     assert isinstance(message.sender, int)
     return message.sender
-
-
-@contextmanager
-def _told(message: Message) -> Iterator[None]:
-    try:
-        yield
-    except TransferError as error:
-        raise TransferError(f"receiving round {message.round} from trainer rank {message.sender} {error}") from error

@@ -14,6 +14,7 @@ from torch import distributed as dist
 from launcher.bridge import joining
 from launcher.bridge.agreement import TrainerFacts
 from launcher.bridge.collective import Ranks
+from launcher.bridge.delta.base import Base
 from launcher.bridge.membership import Known, Membership
 from launcher.bridge.parallel import in_parallel
 from launcher.bridge.replica import ReplicaClient
@@ -39,6 +40,9 @@ class Replicas:
         self.joined: dict[int, ReplicaSender] = {}
         self.served: dict[int, int] = {}
         """Replicas that serve the version that is being sent, or was sent last, with their generations."""
+
+        self.base = Base()
+        """What this rank held of the last version that a replica committed; empty unless changes are sent."""
 
         self._agreed: TrainerFacts | None = None
         self._store: tuple[dist.TCPStore, str] | None = None
@@ -77,16 +81,29 @@ class Replicas:
             if replica.index in self.joined and replica.index not in failures and replica.index not in self.served
         ]
 
+    def base_of(self, index: int) -> int | None:
+        """The version since which a joined replica is sent changes; None if it must get everything."""
+        committed = self.joined[index].committed
+        return committed if committed is not None and committed == self.base.version else None
+
     def ask(
-        self, route: str, body: dict[str, Any], deadline: float, failures: dict[int, str]
+        self,
+        route: str,
+        body: Mapping[str, Any] | Callable[[ReplicaClient], Mapping[str, Any]],
+        deadline: float,
+        failures: dict[int, str],
     ) -> dict[int, dict[str, Any]]:
-        """Rank 0 asks every joined replica that has not failed; what failed is added to ``failures``."""
+        """Rank 0 asks every joined replica that has not failed; what failed is added to ``failures``.
+
+        Args:
+            body: the same for all, or made for each.
+        """
         if self._ranks.rank != 0:
             return {}
         timeout_s = max(1.0, deadline - time.monotonic()) + 1.0
         return self.each(
             self.asked(failures),
-            lambda replica: replica.call(route, body, timeout_s=timeout_s),
+            lambda replica: replica.call(route, dict(body(replica) if callable(body) else body), timeout_s=timeout_s),
             failures,
             timeout_s + GRACE_S,
         )
@@ -165,6 +182,7 @@ class Replicas:
         for sender in self.joined.values():
             sender.close()
         self.joined = {}
+        self.base.clear()
         self._agreed = None
         self._store = None
 

@@ -16,6 +16,11 @@ class UpdateReport:
     bytes: int
     """Bytes sent by all trainer ranks to all replicas."""
 
+    density: float | None
+    """Share of the elements that had changed since the version that a replica had, where only those were sent; None if
+    no replica was sent changes.
+    """
+
     pause_s: float
     """Longest time for which a replica did not decode."""
 

@@ -165,7 +165,7 @@ class Bridge:
         self._device = _device(held)
         replicas, members = self._replicas, self._replicas.members
         tries: dict[tuple[int, int], int] = {}
-        total_bytes, pause_s = 0, 0.0
+        total_bytes, compared, changed, pause_s = 0, 0, 0, 0.0
         while True:
             replicas.refresh()
             for replica in replicas.known:
@@ -173,6 +173,7 @@ class Bridge:
                     tries[replica.index, replica.generation] = tries.get((replica.index, replica.generation), 0) + 1
             outcome = self._offer(held, only, version)
             total_bytes, pause_s = total_bytes + outcome.bytes, max(pause_s, outcome.pause_s)
+            compared, changed = compared + outcome.compared, changed + outcome.changed
             if len(replicas.served) >= members.min_replicas:
                 break
             if not replicas.wait_for_another(tries):
@@ -181,12 +182,19 @@ class Bridge:
         for text in outcome.failures.values():
             logger.warning("version %d: %s", version, text)
         seconds = time.monotonic() - begin
+        density = changed / compared if compared else None
         if self._rank == 0:
-            members.published(version, replicas.served, {"seconds": seconds, "bytes": total_bytes})
+            fields = {"seconds": seconds, "bytes": total_bytes, "density": density}
+            members.published(version, replicas.served, fields)
         # Whoever has returned from here finds the pool up to date.
         seconds = float(self._ranks.share(seconds))
         return UpdateReport(
-            version=version, seconds=seconds, bytes=total_bytes, pause_s=pause_s, replicas=len(replicas.served)
+            version=version,
+            seconds=seconds,
+            bytes=total_bytes,
+            density=density,
+            pause_s=pause_s,
+            replicas=len(replicas.served),
         )
 
     def _offer(self, held: Sequence[Weight], only: frozenset[str] | None, version: int) -> Outcome:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
 from launcher.bridge.agreement import restricted
+from launcher.bridge.delta.encode import Scratch, encode
+from launcher.bridge.delta.head import HEAD_BYTES
 from launcher.bridge.integrity import digest_sent
 from launcher.bridge.reshard import Message, Plan
 from launcher.bridge.reshard.execute import pack
@@ -17,6 +20,10 @@ from launcher.errors import TransferError
 
 IN_FLIGHT = 4
 """Messages that wait for their receivers at a time; bounds the sender's memory to as many packed messages."""
+
+
+Piece = tuple[int, Callable[[torch.Tensor], None]]
+"""One thing that goes over a wire: its bytes, and what fills a buffer with them."""
 
 
 class ReplicaSender:
@@ -34,15 +41,25 @@ class ReplicaSender:
         self._outgoing = list(plan.outgoing(rank))
         self._wires = wires
         self._verify = verify
+        self._scratch = Scratch()
         self.workers = len(plan.engines[0].locations)
+        self.committed: int | None = None
+        """The version that the replica has committed since it was joined; the caller says so."""
 
-    def send(self, shards: Mapping[str, torch.Tensor], only: frozenset[str] | None, deadline: float) -> Sent:
+    def send(
+        self,
+        shards: Mapping[str, torch.Tensor],
+        only: frozenset[str] | None,
+        deadline: float,
+        base: Mapping[str, torch.Tensor] | None = None,
+    ) -> Sent:
         """Sends this rank's messages.
 
         Args:
             shards: what this rank holds, by name.
             only: these tensors; None for all.
             deadline: ``time.monotonic()`` by which the last one must have gone.
+            base: what this rank held of the version that the replica has: only what has changed since is sent.
 
         Raises:
             TransferError: one did not go in time.
@@ -53,21 +70,37 @@ class ReplicaSender:
             part = restricted(message, only)
             if part is None:
                 continue
-            while len(waiting) >= IN_FLIGHT:
-                _finish(*waiting.popleft(), deadline)
-            wire = self._wires[part.receiver.rank]
-            with _told(part):
-                buffer = wire.buffer(part.nbytes, deadline)
+            worker = part.receiver.rank
             with torch.no_grad():
-                pack(self.plan, part, shards, buffer)
+                for nbytes, fill in self._pieces(part, shards, base, sent):
+                    while len(waiting) >= IN_FLIGHT:
+                        _finish(*waiting.popleft(), deadline)
+                    with _told(part):
+                        buffer = self._wires[worker].buffer(nbytes, deadline)
+                    fill(buffer)
+                    with _told(part):
+                        waiting.append((part, self._wires[worker].post_send(buffer)))
+                    sent.bytes += nbytes
                 if self._verify:
-                    sent.add_digest(part.receiver.rank, digest_sent(self.plan, part, shards))
-            with _told(part):
-                waiting.append((part, wire.post_send(buffer)))
-            sent.bytes += part.nbytes
+                    sent.add_digest(worker, digest_sent(self.plan, part, shards))
         while waiting:
             _finish(*waiting.popleft(), deadline)
         return sent
+
+    def _pieces(
+        self,
+        message: Message,
+        shards: Mapping[str, torch.Tensor],
+        base: Mapping[str, torch.Tensor] | None,
+        sent: Sent,
+    ) -> list[Piece]:
+        if base is None:
+            return [(message.nbytes, partial(pack, self.plan, message, shards))]
+        changes = encode(self.plan, message, shards, base, self._scratch)
+        sent.compared += changes.compared
+        sent.changed += changes.changed
+        body: list[Piece] = [(changes.head.nbytes, changes.write)] if changes.head.nbytes else []
+        return [(HEAD_BYTES, changes.head.write), *body]
 
     def close(self) -> None:
         """Leaves the wires."""
@@ -80,6 +113,9 @@ class Sent:
 
     def __init__(self, workers: int) -> None:
         self.bytes = 0
+        self.compared = self.changed = 0
+        """Words that were compared with those of the version before, and that had changed."""
+
         self._digests: list[torch.Tensor | int] = [0] * workers
 
     def add_digest(self, worker: int, value: torch.Tensor) -> None:
@@ -95,7 +131,7 @@ def largest_messages(plan: Plan, rank: int) -> dict[int, int]:
     """Bytes of the largest message of a trainer rank to each worker that it sends anything."""
     largest: dict[int, int] = {}
     for message in plan.outgoing(rank):
-        largest[message.receiver.rank] = max(message.nbytes, largest.get(message.receiver.rank, 0))
+        largest[message.receiver.rank] = max(message.nbytes, HEAD_BYTES, largest.get(message.receiver.rank, 0))
     return largest
 
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.bridge.mode import Mode
+from launcher.bridge.mode import Mode, UpdateKind
 from launcher.control.keys import token_from_environment
 
 ROUND_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
@@ -31,6 +31,9 @@ class BridgeSettings:
 
     mode: str = Mode.SHADOW.value
     """Where the engines receive a version: ``shadow``, ``host_shadow`` or ``inplace``."""
+
+    update: str = UpdateKind.FULL.value
+    """How much of a version travels: ``full`` or ``delta``."""
 
     timeout_s: float = 300.0
     """Deadline of joining and of each update."""
@@ -71,6 +74,7 @@ def settings_from_environment() -> BridgeSettings:
         transport=config.bridge.transport,
         directory=Path(config.bridge.directory or Path(os.environ["LAUNCHER_RUN_DIR"]) / "bridge"),
         mode=config.bridge.mode,
+        update=config.bridge.update,
         timeout_s=config.bridge.timeout_s,
         verify=config.bridge.verify,
         reset_prefix_cache=config.bridge.reset_prefix_cache,

@@ -160,6 +160,10 @@ class WeightBridgeConfig:
     """Where engines receive a version: ``shadow`` (a copy on the device), ``host_shadow`` (a copy in host memory), or
     ``inplace``: no copy, but no decoding either from the first byte to the last."""
 
+    update: str = "full"
+    """How much of a version travels: ``full``, or ``delta``: what has changed since the version that an engine has.
+    Each trainer rank then keeps a copy of its shards. Pays where the wire is slower than a comparison."""
+
     timeout_s: float = 300.0
     """Deadline of each step of an update, and of joining."""
 

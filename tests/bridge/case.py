@@ -83,8 +83,20 @@ class Case:
         plan.verify()
         return plan
 
-    def state(self, version: int) -> State:
-        """The whole model: random bits, the same wherever they are computed, others for every version."""
+    def state(self, version: int, density: float | None = None) -> State:
+        """The whole model: random bits, the same wherever they are computed, others for every version.
+
+        Args:
+            density: share of the elements that differ from the version before, all the way down to version 1; None:
+                nothing is in common.
+        """
+        if density is not None and version > 1:
+            found, new = self.state(version - 1, density), self.state(version)
+            for name, tensor in found.items():
+                generator = torch.Generator().manual_seed(zlib.crc32(f"{version} {name}".encode()))
+                chosen = torch.rand(tensor.shape, generator=generator) < density
+                tensor[chosen] = new[name][chosen]
+            return found
         found = {}
         for spec in self.specs:
             generator = torch.Generator().manual_seed(zlib.crc32(f"{version} {spec.name}".encode()))

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from launcher.bridge.delta.base import Base
 from launcher.bridge.receiver import WeightReceiver
 from launcher.bridge.reshard import fingerprints
 from launcher.bridge.sending import ReplicaSender, largest_messages
@@ -84,18 +85,33 @@ class Sending:
         wires = connect_senders(meeting_of(command), self.rank, transports, largest, self.device)
         self.end = ReplicaSender(plan=self.case.plan, rank=self.rank, wires=wires, verify=True)
 
+        self.base = Base()
+
     def send(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Sends a version; what its bytes and digests were, and how long that took."""
-        state = self.case.shards(self.case.state(command["version"]), self.rank)
-        on_device = {name: tensor.to(self.device) for name, tensor in state.items()}
-        shards = Tensors(on_device, hold=command.get("hold"), flip=command.get("flip"))
+        """Sends a version, or what of it has changed; what its bytes and digests were, and how long that took."""
+        state = self.case.shards(self.case.state(command["version"], command.get("density")), self.rank)
+        self.on_device = {name: tensor.to(self.device) for name, tensor in state.items()}
+        shards = Tensors(self.on_device, hold=command.get("hold"), flip=command.get("flip"))
+        base = self.base.shards if command.get("base") is not None else None
         only = frozenset(command["only"]) if command.get("only") is not None else None
         begin = time.monotonic()
         try:
-            sent = self.end.send(shards, only, begin + command["timeout_s"])
+            sent = self.end.send(shards, only, begin + command["timeout_s"], base)
         except BridgeError as error:
             return {"error": f"{type(error).__name__}: {error}", "seconds": time.monotonic() - begin}
-        return {"bytes": sent.bytes, "digests": sent.digests().tolist(), "seconds": time.monotonic() - begin}
+        return {
+            "bytes": sent.bytes,
+            "changed": sent.changed,
+            "compared": sent.compared,
+            "digests": sent.digests().tolist(),
+            "seconds": time.monotonic() - begin,
+        }
+
+    def advance(self, command: dict[str, Any]) -> dict[str, Any]:
+        """What was sent last has been committed."""
+        only = frozenset(command["only"]) if command.get("only") is not None else None
+        self.base.advance(command["version"], self.on_device, only, [self.case.plan])
+        return {"bytes": self.base.nbytes}
 
     def close(self, _command: dict[str, Any]) -> dict[str, Any]:
         """Leaves the group."""
@@ -129,7 +145,7 @@ class Receiving:
     def prepare(self, command: dict[str, Any]) -> dict[str, Any]:
         """Starts to receive a version."""
         try:
-            self.end.prepare(command["version"], command.get("only"))
+            self.end.prepare(command["version"], command.get("only"), command.get("base"))
         except BridgeError as error:
             return {"error": f"{type(error).__name__}: {error}"}
         return {}

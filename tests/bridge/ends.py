@@ -122,9 +122,9 @@ class Replica:
     senders: list[End]
     workers: list[End]
 
-    def prepare(self, version: int, only: Sequence[str] | None = None) -> list[Answer]:
-        """Asks every worker to receive a version."""
-        return ask_all(self.workers, "prepare", group=self.group, version=version, only=only)
+    def prepare(self, version: int, only: Sequence[str] | None = None, base: int | None = None) -> list[Answer]:
+        """Asks every worker to receive a version, or what has changed since another."""
+        return ask_all(self.workers, "prepare", group=self.group, version=version, only=only, base=base)
 
     def tell_send(self, version: int, *, timeout_s: float = 30.0, **command: Any) -> None:
         """Has every trainer rank send a version."""
@@ -148,12 +148,16 @@ class Replica:
         """Digests of each worker's live tensors."""
         return ask_all(self.workers, "contents", group=self.group)
 
-    def publish(self, version: int, only: Sequence[str] | None = None) -> tuple[list[Answer], list[Answer]]:
+    def publish(
+        self, version: int, only: Sequence[str] | None = None, *, base: int | None = None, density: float | None = None
+    ) -> tuple[list[Answer], list[Answer]]:
         """A whole update without faults: what the senders and what the workers say; committed."""
-        assert self.prepare(version, only) == [{}] * len(self.workers)
-        sent, received = self.send(version, only=only), self.statuses()
+        assert self.prepare(version, only, base) == [{}] * len(self.workers)
+        sent, received = self.send(version, only=only, base=base, density=density), self.statuses()
         assert [status["state"] for status in received] == ["received"] * len(self.workers), received
         assert self.commit(version) == [{}] * len(self.workers)
+        if density is not None:
+            ask_all(self.senders, "advance", group=self.group, version=version, only=only)
         return sent, received
 
     def close(self) -> list[Answer]:
@@ -192,6 +196,7 @@ class Pool:
         senders: Sequence[End] | None = None,
         besides: Sequence[End] = (),
         timeout_s: float = 30.0,
+        directory: str | None = None,
         **worker: Any,
     ) -> Replica:
         """A new group.
@@ -201,6 +206,7 @@ class Pool:
             senders: the trainer ranks; any processes if None.
             besides: processes that shall not be workers.
             timeout_s: deadline of joining, and of each version at the workers.
+            directory: that all share.
             worker: further words to the workers.
         """
         found = list(senders) if senders is not None else self.take(case.trainers, besides)
@@ -212,6 +218,7 @@ class Pool:
             "store": f"127.0.0.1:{self.store.port}",
             "transport": self.transport,
             "timeout_s": timeout_s,
+            "directory": directory,
         }
         # New processes are still importing torch, which belongs to no deadline.
         ask_all([*found, *workers], "compute", device="cpu")

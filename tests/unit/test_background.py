@@ -14,7 +14,7 @@ from launcher.bridge.sender import Bridge
 from launcher.bridge.settings import BridgeSettings
 from launcher.errors import TransferError
 
-REPORT = UpdateReport(version=1, seconds=0.1, bytes=1, pause_s=0.0, replicas=1)
+REPORT = UpdateReport(version=1, seconds=0.1, bytes=1, density=None, pause_s=0.0, replicas=1)
 PATIENCE_S = 30.0
 
 

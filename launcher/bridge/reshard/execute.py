@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from launcher.bridge.reshard.plan import Message, Plan
+from launcher.bridge.reshard.plan import Message, Plan, Segment
 from launcher.errors import BridgeError
 
 if TYPE_CHECKING:
@@ -34,9 +34,35 @@ def unpack(message: Message, buffer: Tensor, parameters: Mapping[str, Tensor]) -
     """Copies a message into parameters (live ones or their shadows), casting where the type differs."""
     for segment in message.segments:
         value = _view(buffer, segment.offset, segment.nbytes, segment.wire).view(segment.box.shape)
-        if segment.axes is not None:
-            value = value.permute(segment.axes)
-        parameters[segment.parameter][segment.target.slices()].copy_(value.reshape(segment.target.shape))
+        write(segment, value, parameters)
+
+
+def write(segment: Segment, value: Tensor, parameters: Mapping[str, Tensor]) -> None:
+    """Copies a segment's elements, in the shape of its box, into its parameter."""
+    if segment.axes is not None:
+        value = value.permute(segment.axes)
+    parameters[segment.parameter][segment.target.slices()].copy_(value.reshape(segment.target.shape))
+
+
+def read_back(segment: Segment, parameters: Mapping[str, Tensor]) -> Tensor:
+    """A segment's elements as they travelled, in type and shape of its box: the inverse of :func:`write`.
+
+    A parameter of a larger type than the wire's holds the same values, so it is cast back, which is exact.
+    """
+    value = parameters[segment.parameter][segment.target.slices()]
+    if segment.axes is not None:
+        shape = [segment.box.shape[axis] for axis in segment.axes]
+        value = value.reshape(shape).permute(*(segment.axes.index(axis) for axis in range(len(segment.axes))))
+    return _as_on_the_wire(value.reshape(segment.box.shape), segment.wire)
+
+
+def _as_on_the_wire(value: Tensor, wire: str) -> Tensor:
+    import torch
+
+    if value.dtype == torch.float32 and wire == "bfloat16" and value.dim() > 0:
+        # Its upper half. A cast back would make one pattern of all that are not a number.
+        return value.contiguous().view(torch.int16)[..., 1::2].contiguous().view(torch.bfloat16)
+    return value.to(getattr(torch, wire))
 
 
 def _view(buffer: Tensor, offset: int, nbytes: int, dtype: str) -> Tensor:

@@ -114,7 +114,7 @@ class BridgeWorker:
         return {"plan": plan.digest, "extra_bytes": self._bridge_writer.extra_bytes}
 
     def _bridge_prepare(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._bridge_joined().prepare(int(request["version"]), request["names"])
+        self._bridge_joined().prepare(int(request["version"]), request["names"], request["base"])
         return {}
 
     def _bridge_status(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from launcher.bridge.mode import MODES
+from launcher.bridge.mode import MODES, UPDATES
 from launcher.bridge.transport.choose import TRANSPORTS
 from launcher.config.schema import Config
 
@@ -84,6 +84,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "model.dtype": ("bfloat16", "float16", "float32"),
     "bridge.transport": TRANSPORTS,
     "bridge.mode": MODES,
+    "bridge.update": UPDATES,
     "cluster.kind": ("local", "slurm"),
     "cluster.gpus": ("gpus-per-node", "gres", "none"),
     "cluster.container_runtime": ("pyxis", "apptainer"),

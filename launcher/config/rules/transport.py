@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from launcher.bridge.mode import UpdateKind
 from launcher.bridge.transport.choose import ON_GPU_MEMORY, ON_ONE_HOST
 from launcher.config.schema import Config
 
@@ -11,6 +12,11 @@ from launcher.config.schema import Config
 def problems(config: Config) -> Iterator[str]:
     """Pairs that the transport cannot join. ``auto`` can join every pair."""
     layout, transport = config.layout, config.bridge.transport
+    if config.bridge.update == UpdateKind.DELTA and not config.bridge.verify:
+        yield (
+            "`bridge.update` (delta) builds each version on the one before, but `bridge.verify` is false, and nothing"
+            " would notice if that were another one. HINT: set `bridge.verify=true`."
+        )
     if transport in ON_GPU_MEMORY and layout.device == "cpu":
         yield (
             f"`bridge.transport` ({transport}) needs GPUs, but `layout.device` is cpu."

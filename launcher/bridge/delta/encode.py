@@ -1,0 +1,107 @@
+"""The sender's half: one message, as its changes since the version that the replica has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from launcher.bridge.delta.bits import differing, mask_of
+from launcher.bridge.delta.head import MOST_WORDS, WORD, Encoding, Head, body_bytes, values_at, word_bytes, words
+from launcher.bridge.reshard import Message, Plan
+from launcher.bridge.reshard.cut import aligned
+from launcher.bridge.reshard.dtype import ITEMSIZE
+from launcher.bridge.reshard.execute import pack
+
+WHOLE_ABOVE = 0.25
+"""Share of changed words from which on a message goes whole, though its changes may be fewer bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """One message, encoded; good until the scratch memory is used again."""
+
+    head: Head
+    message: Message
+    new: torch.Tensor
+    """The whole message: uint8, shape (nbytes,)."""
+
+    positions: torch.Tensor
+    """int64, shape (changed words,)."""
+
+    @property
+    def compared(self) -> int:
+        """Words that were compared, without those between segments."""
+        return sum(segment.nbytes for segment in self.message.segments) // word_bytes(self.message)
+
+    @property
+    def changed(self) -> int:
+        """Words that differ."""
+        return self.positions.numel()
+
+    def write(self, body: torch.Tensor) -> None:
+        """Fills the body: uint8, shape (head.nbytes,)."""
+        encoding, count = self.head.encoding, self.changed
+        if encoding is Encoding.WHOLE:
+            body.copy_(self.new)
+            return
+        start = values_at(self.message, encoding, count)
+        if encoding is Encoding.INDEX:
+            body[: 4 * count].view(torch.int32).copy_(self.positions)
+        else:
+            mask = mask_of(self.positions, words(self.message))
+            body[: mask.numel()].copy_(mask)
+        word = WORD[word_bytes(self.message)]
+        torch.index_select(self.new.view(word), 0, self.positions, out=body[start:].view(word))
+
+
+class Scratch:
+    """Two messages' memory, used for one after the other; for one thread."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, nbytes: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Twice uint8, shape (nbytes,)."""
+        if self._memory.numel() < 2 * nbytes or self._memory.device != device:
+            self._memory = torch.empty(2 * nbytes, dtype=torch.uint8, device=device)
+        return self._memory[:nbytes], self._memory[nbytes : 2 * nbytes]
+
+
+def encode(
+    plan: Plan,
+    message: Message,
+    shards: Mapping[str, torch.Tensor],
+    base: Mapping[str, torch.Tensor],
+    scratch: Scratch,
+) -> Changes:
+    """A message of a trainer rank, as its changes.
+
+    Args:
+        shards: what the rank holds, by name.
+        base: what it held of the version that the replica has.
+    """
+    device = shards[message.segments[0].source].device
+    new, old = scratch.take(message.nbytes, device)
+    for buffer, held in ((new, shards), (old, base)):
+        pack(plan, message, held, buffer)
+        _clear_gaps(message, buffer)
+    word = WORD[word_bytes(message)]
+    positions = differing(new.view(word), old.view(word))
+    count = positions.numel()
+    encoding = min(Encoding, key=lambda way: body_bytes(message, way, count)) if count else Encoding.INDEX
+    if count > WHOLE_ABOVE * words(message) or words(message) >= MOST_WORDS:
+        encoding = Encoding.WHOLE
+    nbytes = body_bytes(message, encoding, count)
+    head = Head(encoding=encoding, count=words(message) if encoding is Encoding.WHOLE else count, nbytes=nbytes)
+    return Changes(head=head, message=message, new=new, positions=positions)
+
+
+def _clear_gaps(message: Message, buffer: torch.Tensor) -> None:
+    """What lies between segments is nobody's, and shall not differ."""
+    for segment in message.segments:
+        end = segment.offset + segment.nbytes
+        padded = segment.offset + aligned(segment.box.volume, ITEMSIZE[segment.wire])
+        if end < padded:
+            buffer[end:padded].zero_()
