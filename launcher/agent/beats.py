@@ -37,6 +37,7 @@ class Beats:
         self.orders = Orders()
         self.failure: dict[str, Any] | None = None
         self._error = ""
+        self._failing_since: float | None = None
         self._client = client
         self._node_rank = node_rank
         self._lease_timeout_s = lease_timeout_s
@@ -55,6 +56,11 @@ class Beats:
         if time.monotonic() - self._answered <= self._lease_timeout_s:
             return None
         return self._error or f"no answer within `lease_timeout_s` ({self._lease_timeout_s:g})"
+
+    @property
+    def failing_s(self) -> float:
+        """Seconds since the first question that had no answer; 0 while they have."""
+        return 0.0 if self._failing_since is None else time.monotonic() - self._failing_since
 
     def start(self) -> None:
         """Starts beating."""
@@ -89,11 +95,12 @@ class Beats:
                 )
             except ControlError as error:
                 self._error = str(error)
+                self._failing_since = self._failing_since or time.monotonic()
                 if self._has_ended():
                     self._answered = float("-inf")
                 self._stop.wait(BEAT_S / 4)
                 continue
-            self._answered = sent
+            self._answered, self._failing_since = sent, None
             self.failure = reply["failure"]
             if "orders" in reply:
                 self.orders = Orders.from_json(reply["orders"])

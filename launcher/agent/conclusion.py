@@ -102,7 +102,7 @@ def conclude(context: NodeContext, client: ControlClient, node: NodeEnvironment,
     record_end(context.run_dir, context.attempt, end)
     outcome, fields = _outcome(phase), {}
     if phase is Phase.STOPPED or failure.get("requeue"):
-        problem = _queue_again(context, node, end)
+        problem = queue_again(context.config, context.run_dir, node, end)
         if problem is None:
             outcome = "requeued"
             client.call("event", event="requeued", fields={"reason": end.value, "attempt": context.attempt + 1})
@@ -132,19 +132,22 @@ def _exit_code(outcome: str, failure: dict[str, Any]) -> int:
     return int(failure.get("launcher_exit_code", CANCELLED_CODE if outcome == "cancelled" else 5))
 
 
-def _queue_again(context: NodeContext, node: NodeEnvironment, end: End) -> str | None:
-    """Sees to it that SLURM starts the job again; None if it will, else why not."""
-    cluster = context.config.cluster
+def queue_again(config: Config, run_dir: Path, node: NodeEnvironment, end: End) -> str | None:
+    """Sees to it that SLURM starts the job again; None if it will, else why not.
+
+    Args:
+        end: how this attempt, which is not counted yet, ends.
+    """
     if node.is_local:
         return "nothing queues a run of this machine again"
     told = fate(0)
     if told is not None and told.is_requeued:
         return None
-    if not isinstance(cluster, SlurmClusterConfig) or not cluster.requeue:
+    if not isinstance(config.cluster, SlurmClusterConfig) or not config.cluster.requeue:
         return "`cluster.requeue` is false"
-    counted = ends(context.run_dir, context.attempt, node.job_id)
+    counted = ends(run_dir, node.attempt, node.job_id)
     counted[end] += 1
-    if (words := passed_limit(context.config, counted)) is not None:
+    if (words := passed_limit(config, counted)) is not None:
         return words
     problem = requeue()
     if problem is not None:

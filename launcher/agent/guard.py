@@ -26,7 +26,15 @@ from launcher.agent.early import PASSED_ON, EarlySignals
 from launcher.agent.exit_file import answer_for_the_run
 from launcher.agent.node import NodeEnvironment, node_environment
 from launcher.agent.postmortem import report_failure
-from launcher.agent.proctree import become_subreaper, end_descendants, is_stopped, signal_on_parent_death
+from launcher.agent.proctree import (
+    become_subreaper,
+    descendants,
+    end_descendants,
+    is_stopped,
+    signal_on_parent_death,
+)
+from launcher.agent.shared_memory import SharedMemory
+from launcher.agent.stand_in import node_0_killed
 from launcher.agent.worker import tail
 from launcher.config import load_run_config
 from launcher.config.schema import Config
@@ -38,6 +46,8 @@ PATIENCE_S = 10.0
 """How much longer than ``stop_grace_s`` an agent may take to end once it was asked to."""
 
 LOOK_S = 1.0
+ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
+"""Signals that ask for the end; after them the death of an agent is no surprise."""
 
 
 def guard_node(run_dir: Path, early: EarlySignals | None = None) -> int:
@@ -70,7 +80,7 @@ def guard_node(run_dir: Path, early: EarlySignals | None = None) -> int:
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    code = _tell_failure(run_dir, node, code, log)
+    code = _tell_failure(run_dir, node, code, log, early.heard)
     if node.node_rank == 0:
         answer_for_the_run(code)
     return code
@@ -92,12 +102,15 @@ def _patience(config: Config, *, is_local: bool) -> Callable[[int], float]:
     return patience_s
 
 
-def _tell_failure(run_dir: Path, node: NodeEnvironment, code: int, log: Path) -> int:
+def _tell_failure(run_dir: Path, node: NodeEnvironment, code: int, log: Path, heard: Sequence[int]) -> int:
     """The node's exit code, once the run knows how its agent ended."""
     if code == 0:
         return 0
     how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-    return report_failure(
+    # One that ends by itself, with an error, would do so again; so does one that was asked to end.
+    was_killed = code < 0 and node.node_rank == 0 and not ENDING & set(heard)
+    tell = node_0_killed if was_killed else report_failure
+    return tell(
         run_dir,
         f"The agent on node {node.node_rank} ({node.hostname}) ended with {how}.",
         128 - code if code < 0 else code,
@@ -133,11 +146,16 @@ def guard(
     agent: subprocess.Popen[bytes] | None = None
 
     heard = early.heard if early is not None else []
+    memory = SharedMemory()
+
+    def look_at_memory() -> None:
+        # The agent does so, too, but what it knows ends with it.
+        memory.attribute({os.getpid(): descendants(os.getpid())})
 
     def pass_on(signum: int, _frame: FrameType | None = None) -> None:
-        if agent is None:
+        if signum not in heard:
             heard.append(signum)
-        elif agent.poll() is None:
+        if agent is not None and agent.poll() is None:
             agent.send_signal(signum)
             # One that was stopped could do nothing about it.
             agent.send_signal(signal.SIGCONT)
@@ -166,10 +184,12 @@ def guard(
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         for signum in list(heard):
             pass_on(signum)
-        code = _wait(agent, stopped_s)
+        code = _wait(agent, stopped_s, look_at_memory)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        look_at_memory()
         stuck = end_descendants(LEFTOVER_GRACE_S)
+        memory.remove(os.getpid())
         signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
         for signum, handler in previous.items():
             signal.signal(signum, handler)
@@ -178,12 +198,13 @@ def guard(
     return code or (1 if stuck else 0)
 
 
-def _wait(agent: subprocess.Popen[bytes], stopped_s: float) -> int:
+def _wait(agent: subprocess.Popen[bytes], stopped_s: float, look: Callable[[], None]) -> int:
     stopped_since: float | None = None
     while True:
         try:
             return agent.wait(timeout=LOOK_S)
         except subprocess.TimeoutExpired:
+            look()
             if not is_stopped(agent.pid):
                 stopped_since = None
             elif stopped_since is None:

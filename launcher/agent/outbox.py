@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from launcher.control.client import ControlClient
-from launcher.errors import ControlError
+from launcher.errors import ControlError, ControlRefusal
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +56,8 @@ class Outbox:
     def _deliver(self, op: str, fields: dict[str, Any]) -> bool:
         try:
             self._client.call(op, timeout_s=CALL_TIMEOUT_S, **fields)
-        except ControlError as error:
-            if "refused" in str(error):
-                logger.error("%s", error)
-                return True
+        except ControlRefusal as error:
+            logger.error("%s", error)
+        except ControlError:
             return False
         return True

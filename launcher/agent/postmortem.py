@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def report_failure(run_dir: Path, message: str, exit_code: int, **fields: Any) -
     directory = attempt_dir(run_dir, node.attempt)
     failure = {"message": message, "node_rank": node.node_rank, "hostname": node.hostname, **fields}
     if node.node_rank == 0:
-        _close_log(directory / EVENTS, failure)
+        close_log(directory / EVENTS, failure, {"outcome": "failed"})
         return exit_code
     try:
         address = json.loads((directory / CONTROL).read_text())["control"]
@@ -42,20 +43,31 @@ def report_failure(run_dir: Path, message: str, exit_code: int, **fields: Any) -
     return 0
 
 
-def _close_log(path: Path, failure: dict[str, Any]) -> None:
-    """Node 0's agent alone writes the event log; when it has ended without a last line, that line is added here."""
-    text = path.read_text() if path.exists() else ""
-    begin = now = time.time()
-    for line in text.splitlines():
+def close_log(path: Path, failure: dict[str, Any], end: dict[str, Any], *others: dict[str, Any]) -> None:
+    """Node 0's agent alone writes the event log; when it has ended without a last line, that line is added here.
+
+    Args:
+        end: what to say in that line.
+        others: events before it.
+    """
+    if events_of(path, {"finished"}):
+        return
+    now = time.time()
+    begin = next((event["time"] for event in events_of(path, {"attempt"})), now)
+    log = EventLog(path)
+    for event in ({"event": "failure", **failure}, *others, {"event": "finished", **end, "seconds": now - begin}):
+        log.append({"time": now, **event})
+    log.close()
+
+
+def events_of(path: Path, names: Set[str]) -> list[dict[str, Any]]:
+    """The events of these names in a log that nobody writes any more."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
         try:
             event = json.loads(line)
         except ValueError:
             continue  # cut off by the end of its writer
-        if event["event"] == "finished":
-            return
-        if event["event"] == "attempt":
-            begin = event["time"]
-    log = EventLog(path)
-    log.append({"time": now, "event": "failure", **failure})
-    log.append({"time": now, "event": "finished", "outcome": "failed", "seconds": now - begin})
-    log.close()
+        if event["event"] in names:
+            found.append(event)
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,8 @@ logger = logging.getLogger(__name__)
 
 FOLDER = Path("/dev/shm")
 
-_MAPPED = re.compile(rb"\s(/dev/shm/\S+)$", re.MULTILINE)
+_MAPPED = re.compile(rb"\s([0-9a-f]+):([0-9a-f]+) (\d+)\s+/dev/shm/")
+"""Device and inode of what a process has mapped there (``proc_pid_maps(5)``)."""
 
 
 class SharedMemory:
@@ -67,13 +69,24 @@ class SharedMemory:
 
 
 def used(pid: int, folder: Path = FOLDER) -> set[str]:
-    """Names in ``folder`` that a process has mapped or open; nothing for one that has ended or is not ours."""
-    prefix = f"{folder}/"
+    """Names in ``folder`` that a process has mapped or open; nothing for one that has ended or is not ours.
+
+    They are told by their inodes: a semaphore is made under another name than it has (``sem_open`` links it), and that
+    one is all that the kernel shows of it.
+    """
     try:
-        found = {match.decode() for match in _MAPPED.findall(Path(f"/proc/{pid}/maps").read_bytes())}
+        found = {
+            (os.makedev(int(major, 16), int(minor, 16)), int(inode))
+            for major, minor, inode in _MAPPED.findall(Path(f"/proc/{pid}/maps").read_bytes())
+        }
         for link in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
-                found.add(str(link.readlink()))
+                if str(link.readlink()).startswith(f"{FOLDER}/"):
+                    found.add(_identity(link.stat()))
+        return {path.name for path in folder.iterdir() if _identity(path.lstat()) in found} if found else set()
     except OSError:
         return set()
-    return {name.removeprefix(prefix) for name in found if name.startswith(prefix)}
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

@@ -68,7 +68,7 @@ def read_fate(line: str, restarts: int, signal_s: int, now: float) -> Fate:
         restarts: how often the job had been queued again when this attempt of it began.
         now: seconds since the epoch.
     """
-    values = dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line))
+    values = _values(line)
     state, end = values.get("JobState", ""), _time(values.get("EndTime", ""))
     is_running = state in ("RUNNING", "SUSPENDED")
     is_requeued = int(values.get("Restarts", "0")) > restarts
@@ -80,6 +80,31 @@ def read_fate(line: str, restarts: int, signal_s: int, now: float) -> Fate:
         is_out_of_time=not is_requeued and (values.get("Reason") == "TimeLimit" or is_near_end),
         is_ending=not is_running,
     )
+
+
+def is_without(hostname: str, environ: Mapping[str, str] = os.environ) -> bool | None:
+    """Whether SLURM has taken a node, which was lost, out of this job; None if this attempt of the job is over.
+
+    SLURM that cannot be asked has not said so.
+    """
+    try:
+        done = ask(["scontrol", "show", "job", "--oneliner", environ.get("SLURM_JOB_ID", "")], CALL_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return False
+    if done.returncode != 0 or "JobId=" not in done.stdout:
+        return False
+    return read_without(done.stdout.splitlines()[0], hostname, int(environ.get("SLURM_RESTART_COUNT", "0")))
+
+
+def read_without(line: str, hostname: str, restarts: int) -> bool | None:
+    """What a line of ``scontrol show job --oneliner`` says of that."""
+    from submitit.slurm.slurm import _parse_node_list
+
+    values = _values(line)
+    nodelist = values.get("NodeList", "")
+    if int(values.get("Restarts", "0")) > restarts or nodelist in UNSET:
+        return None
+    return hostname not in _parse_node_list(nodelist)
 
 
 def requeue(environ: Mapping[str, str] = os.environ) -> str | None:
@@ -96,6 +121,10 @@ def requeue(environ: Mapping[str, str] = os.environ) -> str | None:
     except subprocess.TimeoutExpired:
         return f"`scontrol requeue` did not answer within {CALL_TIMEOUT_S:g} s"
     return None if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
+
+
+def _values(line: str) -> dict[str, str]:
+    return dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line))
 
 
 def _time(text: str) -> float | None:

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from launcher.control.keys import answer, token_from_environment
-from launcher.errors import ControlError
+from launcher.errors import ControlError, ControlRefusal
 
 ADDRESS_VARIABLE = "LAUNCHER_CONTROL"
 CALL_TIMEOUT_S = 10.0
@@ -65,7 +65,7 @@ class ControlClient:
                     what = f"did not answer `{op}` within {timeout_s:g} s" if late else f"is gone: {error}"
                     raise ControlError(f"The control service at {self.address} {what}.") from error
         if not reply.get("ok"):
-            raise ControlError(f"The control service refused `{op}`: {reply.get('error')}")
+            raise ControlRefusal(f"The control service refused `{op}`: {reply.get('error')}")
         return reply
 
     def put(self, key: str, value: Any) -> None:
@@ -107,7 +107,7 @@ class ControlClient:
         reply = self._round_trip({"answer": answer(self._token, nonce)}, deadline)
         if not reply.get("ok"):
             self._drop()
-            raise ControlError(f"The control service at {self.address} refused this process: {reply.get('error')}")
+            raise ControlRefusal(f"The control service at {self.address} refused this process: {reply.get('error')}")
 
     def _round_trip(self, message: dict[str, Any], deadline: float) -> dict[str, Any]:
         assert self._sock is not None

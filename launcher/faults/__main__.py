@@ -1,78 +1,124 @@
 """The fault matrix: ``python -m launcher.faults [--cases WORDS] [--moments WORDS] [--out DIR] [OVERRIDES ...]``.
 
-Runs a small job for each case and moment, on this machine or, with ``+cluster=slurm``, on the SLURM of the
-environment, and prints what followed. Ends with 0 if nothing was a surprise.
+Runs a small job for each case and moment on a SLURM that it makes on this machine (as root, in a checkout) or, with
+``+cluster=slurm``, on the one of the environment, and prints what followed. Ends with 0 if nothing was a surprise.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from launcher.errors import LauncherError
 from launcher.faults.cases import CASES, Moment
-from launcher.faults.strike import Result, strike, write
-from launcher.view.text import aligned
+from launcher.faults.judge import Result
+from launcher.faults.site import OwnCluster, Site
+from launcher.faults.strike import Cell, strike
+from launcher.faults.table import add, load, table
 
 SURPRISED = 1
+NODES = "rack[0-1]n[01-06]"
 SMALL = (
     "trainer.command=[python,-m,launcher.faults.trainer]",
     "trainer.steps=4",
-    "layout.gpus_per_node=2",
-    "inference.replicas_per_node=1",
-    "cluster.wait=true",
-    "restart.stopped_s=5",
+    "layout.nodes=3",
+    "layout.gpus_per_node=1",
     "inference.max_num_seqs=8",
+    "cluster.wait=true",
+    "cluster.exclusive=true",
+    "cluster.time=20",
+    "checkpoint.every_steps=1",
+    "preflight.remember_s=0",
 )
-"""A job that reaches every moment soon: two trainer ranks, one engine."""
-
-HEADER = ("case", "moment", "followed", "seconds", "ended", "orphans", "versions", "as the policy says")
+"""A job that reaches every moment soon: two trainer nodes with a rank each, one engine on a third node."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the matrix."""
+    options = _parser().parse_intermixed_args(argv)
+    folder = options.out.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    site = None
+    try:
+        cells = _cells(options, folder)
+        site = _site(options, folder)
+        words = ["+cluster=slurm", *SMALL, f"model.path={_model(folder)}", *_without_cluster(options.overrides)]
+        results = _run(cells, words, folder, site, options.parallel)
+    except LauncherError as error:
+        print(f"launcher.faults: {error}", file=sys.stderr)
+        return error.exit_code
+    finally:
+        if site is not None:
+            site.close()
+    print(table(results))
+    return SURPRISED if any(result.surprises for result in results) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="launcher.faults", description=__doc__)
     parser.add_argument("--cases", default="", help="only cases whose name holds one of these words, comma-separated")
     parser.add_argument("--moments", default="", help=f"some of: {', '.join(Moment)}")
     parser.add_argument("--out", type=Path, default=Path("faults"), help="directory for the table and the runs")
+    parser.add_argument("--again", action="store_true", help="also cells whose result is in the directory already")
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
+    parser.add_argument("--do", action="append", default=[], metavar="ACTION=COMMAND",
+                        help="of the SLURM at hand: how to crash, boot, cut, heal, down, resume, kill_slurmd or"
+                        " start_slurmd a {node}")  # fmt: skip
+    parser.add_argument("--urgent", help="of the SLURM at hand: a partition whose jobs preempt")
+    parser.add_argument("--small-disk", type=Path, help="of the SLURM at hand: a directory that may be filled")
     parser.add_argument("overrides", nargs="*", help="as for a run")
-    options = parser.parse_intermixed_args(argv)
-    chosen = [word for word in options.cases.split(",") if word]
-    cases = [case for case in CASES if not chosen or any(word in case.name for word in chosen)]
-    moments = [moment for moment in Moment if not options.moments or moment.value in options.moments.split(",")]
-    folder = options.out.absolute()
-    words = [*SMALL, *options.overrides]
-    results = [_told(strike(case, moment, words, folder)) for case in cases for moment in moments]
-    write(results, folder / "faults.jsonl")
-    text = table(results)
-    (folder / "faults.txt").write_text(text + "\n")
-    print(text)
-    return SURPRISED if any(result.surprises for result in results) else 0
+    return parser
 
 
-def table(results: Sequence[Result]) -> str:
-    """One line for each fault."""
-    rows = [
-        (
-            result.case,
-            result.moment,
-            result.followed,
-            "-" if result.next_state_s is None else f"{result.next_state_s:.1f}",
-            result.outcome,
-            str(result.orphans),
-            "mixed" if result.is_mixed else "one",
-            "; ".join(result.surprises) or "yes",
-        )
-        for result in results
+def _cells(options: argparse.Namespace, folder: Path) -> list[Cell]:
+    words = [word.strip() for word in options.cases.split(",") if word.strip()]
+    moments = options.moments.split(",") if options.moments else list(Moment)
+    known = {} if options.again else load(folder)
+    return [
+        Cell(case=case, moment=moment)
+        for moment in Moment
+        for case in CASES
+        if moment in case.moments and moment in moments
+        if not words or any(word in case.name for word in words)
+        if (case.name, moment.value) not in known
     ]
-    return "\n".join(aligned([HEADER, *rows]))
 
 
-def _told(result: Result) -> Result:
-    ending = f"{result.outcome} after {result.seconds:.0f} s"
-    print(f"{result.case}, {result.moment}: {result.followed}; {ending}", flush=True)
-    return result
+def _site(options: argparse.Namespace, folder: Path) -> Site:
+    if "+cluster=slurm" not in options.overrides:
+        return OwnCluster(NODES, folder / "small")
+    commands = dict(word.partition("=")[::2] for word in options.do)
+    return Site(commands, options.urgent, options.small_disk)
+
+
+def _without_cluster(overrides: Sequence[str]) -> list[str]:
+    return [word for word in overrides if word != "+cluster=slurm"]
+
+
+def _model(folder: Path) -> Path:
+    path = folder / "model"
+    if not path.exists():
+        subprocess.run([sys.executable, "-m", "launcher.grpo.tiny_model", str(path), "--seed", "0"], check=True)
+    return path
+
+
+def _run(cells: Sequence[Cell], words: Sequence[str], folder: Path, site: Site, parallel: int) -> list[Result]:
+    def one(cell: Cell) -> Result | None:
+        if lacking := site.lacks(cell.case.act, cell.case.argument):
+            print(f"{cell.case.name}, {cell.moment}: not run, needs {lacking}", flush=True)
+            return None
+        result = strike(cell, words, folder, site)
+        add(result, folder)
+        verdict = "; ".join(result.surprises) or "as it should"
+        print(f"{cell.case.name}, {cell.moment}: {result.followed} ({result.seconds:.0f} s): {verdict}", flush=True)
+        return result
+
+    with ThreadPoolExecutor(parallel) as pool:
+        return [result for result in pool.map(one, cells) if result is not None]
 
 
 if __name__ == "__main__":

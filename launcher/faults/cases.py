@@ -14,6 +14,49 @@ class Moment(StrEnum):
 
     STEP = "mid-step"
     PUBLISH = "mid-publish"
+    CHECKPOINT = "mid-checkpoint"
+
+
+THREE = (Moment.START, Moment.STEP, Moment.PUBLISH)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What must follow."""
+
+    outcome: str = "completed"
+    attempts: int = 1
+    """How often the run starts."""
+
+    needs: frozenset[str] = frozenset()
+    """Events that must come, as :func:`launcher.faults.judge.word` names them."""
+
+    spares: frozenset[str] = frozenset()
+    """Events that must not come."""
+
+    is_noticed: bool = True
+    """Whether the run must say something within :data:`launcher.faults.judge.HANG_S`."""
+
+
+ENGINE_RESTARTS = Policy(needs=frozenset({"restart engine"}), spares=frozenset({"restart trainer", "node_lost"}))
+TRAINERS_RESTART = Policy(needs=frozenset({"restart trainer"}), spares=frozenset({"restart engine", "node_lost"}))
+SPARE_INFERS = Policy(needs=frozenset({"node_lost", "spare"}), spares=frozenset({"restart trainer"}))
+SPARE_TRAINS = Policy(needs=frozenset({"node_lost", "spare"}), spares=frozenset({"restart engine"}))
+DROPPED = Policy(needs=frozenset({"replica dropped"}), spares=frozenset({"restart trainer"}))
+UNNOTICED = Policy(
+    spares=frozenset({"restart trainer", "restart engine", "node_lost", "replica lost"}), is_noticed=False
+)
+QUEUED_AGAIN = Policy(attempts=2)
+STOPS_AND_RESUMES = Policy(attempts=2, needs=frozenset({"stopping"}))
+CANCELLED = Policy(outcome="cancelled")
+
+ENGINE, TRAINER, RANK_0 = "inference-0", "trainer-0001", "trainer-0000"
+SPARE = ("layout.spares=1",)
+LONG = ("trainer.steps=25",)
+"""Long enough for SLURM to find out by itself."""
+
+SMALL_DISK = ("preflight.min_disk_gb=0.01",)
+TWO_ENGINES = ("layout.nodes=4", "layout.inference_nodes=2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,40 +64,57 @@ class Case:
     """One fault."""
 
     name: str
-    process: str
-    """Name of the worker that the target is found from; empty for a fault of the whole job."""
+    act: str
+    """What is done; see :mod:`launcher.faults.acts`."""
 
-    relation: str
-    """Where the target is from there; see :mod:`launcher.faults.inject`."""
+    policy: Policy
+    target: str = RANK_0
+    """The worker that the fault is aimed at, or whose node it is."""
 
-    signal: str
-    outcomes: frozenset[str]
-    """How the run may end."""
+    argument: str = ""
+    """Of a signal: where its targets are from the worker, see :mod:`launcher.faults.inject`; else how it goes on."""
 
-    restart: str | None = None
-    """What must have been restarted: ``engine`` or ``trainer``."""
+    shape: tuple[str, ...] = ()
+    """Overrides of the run."""
 
-
-COMPLETES, FAILS, CANCELLED = frozenset({"completed"}), frozenset({"failed"}), frozenset({"cancelled"})
-ENGINE, TRAINER, RANK_0 = "inference-0", "trainer-0001", "trainer-0000"
+    moments: tuple[Moment, ...] = THREE
 
 
-def _overcome(name: str, process: str, relation: str, signal: str, restart: str) -> Case:
-    """A fault that the run gets over by starting something again."""
-    return Case(name=name, process=process, relation=relation, signal=signal, outcomes=COMPLETES, restart=restart)
+def _signals(what: str, target: str, argument: str, policy: Policy, shape: tuple[str, ...] = ()) -> tuple[Case, ...]:
+    """SIGKILL and SIGSTOP of the same target."""
+    return tuple(
+        Case(name=f"{act} {what}", act=act, policy=policy, target=target, argument=argument, shape=shape)
+        for act in ("kill", "stop")
+    )
 
 
 CASES = (
-    _overcome("kill engine server", ENGINE, "self", "KILL", "engine"),
-    _overcome("stop engine server", ENGINE, "self", "STOP", "engine"),
-    _overcome("kill engine core", ENGINE, "EngineCore", "KILL", "engine"),
-    _overcome("stop engine core", ENGINE, "EngineCore", "STOP", "engine"),
-    _overcome("kill trainer rank", TRAINER, "self", "KILL", "trainer"),
-    _overcome("stop trainer rank", TRAINER, "self", "STOP", "trainer"),
-    _overcome("kill trainer rank 0", RANK_0, "self", "KILL", "trainer"),
-    # One replica, and no spare node: without its node the run cannot go on.
-    Case(name="kill inference agent", process=ENGINE, relation="agent", signal="KILL", outcomes=FAILS),
-    Case(name="kill inference node", process=ENGINE, relation="node", signal="KILL", outcomes=FAILS),
-    Case(name="kill agent of node 0", process=RANK_0, relation="agent", signal="KILL", outcomes=FAILS),
-    Case(name="cancel", process="", relation="job", signal="TERM", outcomes=CANCELLED),
+    *_signals("engine server", ENGINE, "self", ENGINE_RESTARTS),
+    *_signals("engine core", ENGINE, "EngineCore", ENGINE_RESTARTS),
+    *_signals("inference agent", ENGINE, "agent", SPARE_INFERS, SPARE),
+    *_signals("trainer rank", TRAINER, "self", TRAINERS_RESTART),
+    *_signals("trainer rank 0", RANK_0, "self", TRAINERS_RESTART),
+    *_signals("trainer agent", TRAINER, "agent", SPARE_TRAINS, SPARE),
+    *_signals("agent of node 0", RANK_0, "agent", QUEUED_AGAIN),
+    Case(name="kill inference node, spare", act="crash", target=ENGINE, policy=SPARE_INFERS, shape=SPARE),
+    Case(name="kill inference node, no spare", act="crash", target=ENGINE, policy=DROPPED, shape=TWO_ENGINES),
+    Case(name="kill trainer node, spare", act="crash", target=TRAINER, policy=SPARE_TRAINS, shape=SPARE),
+    Case(name="kill trainer node, no spare", act="crash", target=TRAINER, policy=QUEUED_AGAIN),
+    Case(name="kill node 0", act="crash", target=RANK_0, policy=QUEUED_AGAIN),
+    Case(name="scontrol down, trainer node", act="down", target=TRAINER, policy=SPARE_TRAINS, shape=SPARE),
+    Case(name="scontrol down, node 0", act="down", target=RANK_0, policy=QUEUED_AGAIN),
+    Case(name="kill slurmd, trainer node", act="kill_slurmd", target=TRAINER, policy=UNNOTICED, shape=LONG),
+    Case(name="kill slurmd, node 0", act="kill_slurmd", target=RANK_0, policy=QUEUED_AGAIN, shape=LONG),
+    Case(name="cut inference node, heals", act="cut", argument="heal", target=ENGINE, policy=UNNOTICED),
+    Case(name="cut inference node", act="cut", target=ENGINE, policy=SPARE_INFERS, shape=SPARE),
+    Case(name="cut trainer node, heals", act="cut", argument="heal", target=TRAINER, policy=UNNOTICED),
+    Case(name="cut trainer node", act="cut", target=TRAINER, policy=SPARE_TRAINS, shape=SPARE),
+    Case(name="disk full, freed", act="fill", argument="free", policy=Policy(is_noticed=False), shape=SMALL_DISK),
+    Case(name="disk full", act="fill", policy=Policy(outcome="failed", is_noticed=False), shape=SMALL_DISK),
+    Case(name="USR2", act="usr2", policy=STOPS_AND_RESUMES),
+    Case(name="USR2 twice", act="usr2", argument="twice", policy=STOPS_AND_RESUMES),
+    Case(name="USR2 in a checkpoint", act="usr2", policy=STOPS_AND_RESUMES, moments=(Moment.CHECKPOINT,)),
+    Case(name="scontrol requeue", act="requeue", policy=STOPS_AND_RESUMES),
+    Case(name="preemption", act="preempt", policy=STOPS_AND_RESUMES),
+    Case(name="scancel", act="scancel", policy=CANCELLED),
 )

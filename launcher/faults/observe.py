@@ -1,9 +1,8 @@
-"""What a run under test does: its events as they come, and the processes that belong to it."""
+"""What a run under test does: the events of all its attempts, as they come."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,22 +15,25 @@ Event = dict[str, Any]
 
 
 class Observed:
-    """The event log of a run's first attempt."""
+    """The event logs of a run; each event is given the number of its ``attempt_number``."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / "attempts" / "1" / "events.jsonl"
+        self.run_dir = run_dir
         self.events: list[Event] = []
-        self._offset = 0
+        self._offsets: dict[int, int] = {}
 
     def read(self) -> list[Event]:
         """What is new."""
-        if not self.path.exists():
-            return []
-        with self.path.open("rb") as file:
-            file.seek(self._offset)
-            *lines, rest = file.read().split(b"\n")
-            self._offset = file.tell() - len(rest)
-        new = [json.loads(line) for line in lines if line]
+        new: list[Event] = []
+        for number in range(1, len(self._offsets) + 2):
+            path = self.run_dir / "attempts" / str(number) / "events.jsonl"
+            if not path.exists():
+                break
+            with path.open("rb") as file:
+                file.seek(self._offsets.get(number, 0))
+                *lines, rest = file.read().split(b"\n")
+                self._offsets[number] = file.tell() - len(rest)
+            new += [{**json.loads(line), "attempt_number": number} for line in lines if _is_whole(line)]
         self.events += new
         return new
 
@@ -50,23 +52,32 @@ class Observed:
                 return None
             time.sleep(LOOK_S)
 
-    def pid_of(self, process: str) -> tuple[int, int] | None:
-        """Process id and node of the newest start of a worker."""
-        starts = [e for e in self.events if e.get("event") == "process" and e.get("name") == process and "pid" in e]
+    def first(self, event: str, **fields: Any) -> Event | None:
+        """The first event of this name with these fields; None if there is none so far."""
+        wanted = {"event": event, **fields}.items()
+        return next((found for found in self.events if wanted <= found.items()), None)
+
+    def started(self, process: str) -> Event | None:
+        """The newest start of a worker."""
+        starts = [e for e in self.events if e["event"] == "process" and e.get("name") == process and "pid" in e]
         started = [event for event in starts if event.get("state") == "started"]
-        return (int(started[-1]["pid"]), int(started[-1]["node_rank"])) if started else None
+        return started[-1] if started else None
+
+    def hostname(self, node_rank: int, attempt: int = 1) -> str:
+        """Name of a node of an attempt that has begun.
+
+        Raises:
+            LookupError: it has not reported.
+        """
+        up = self.first("node_up", node_rank=node_rank, attempt_number=attempt)
+        if up is None:
+            raise LookupError(f"node {node_rank} has not reported")
+        return str(up["hostname"])
 
 
-def processes_of(run_dir: Path) -> list[int]:
-    """Processes of this machine that belong to a run, however they detached themselves."""
-    needle = str(run_dir).encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            if needle in (entry / "environ").read_bytes() or needle in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
+def _is_whole(line: bytes) -> bool:
+    """A line that its writer could not finish, because it was killed or the disk was full, says nothing."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

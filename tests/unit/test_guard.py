@@ -111,6 +111,27 @@ def test_an_agent_that_was_killed_leaves_nothing(mark: Mark, tmp_path: Path) -> 
     assert not mark.left()
 
 
+def test_shared_memory_below_an_agent_that_was_killed_is_removed(mark: Mark, tmp_path: Path) -> None:
+    # Nobody else would remove it: no resource tracker knows of it. The child has it mapped, too.
+    then = """
+from multiprocessing import resource_tracker, shared_memory
+memory = shared_memory.SharedMemory(create=True, size=4096)
+resource_tracker.unregister(memory._name, "shared_memory")
+if os.fork() == 0:
+    print("up", memory.name, flush=True)
+    time.sleep(600)
+signal.pause()
+"""
+    guarded = Guarded(mark, tmp_path, then)
+    guarded.wait_ready()
+    path = Path("/dev/shm", guarded.log.read_text().split()[1])
+    assert path.exists()
+    os.kill(guarded.agent(), signal.SIGKILL)
+    assert guarded.process.wait(20) == 137
+    assert not mark.left()
+    assert not path.exists()
+
+
 def test_an_agent_that_ignores_the_end_is_killed_when_patience_ends(mark: Mark, tmp_path: Path) -> None:
     guarded = Guarded(mark, tmp_path, STUBBORN, patience_s=0.5)
     guarded.wait_ready()

@@ -1,0 +1,89 @@
+"""A client that asks the engines again and again with which weights they answer, while these change under it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.request
+from typing import Any
+
+from launcher.inference.client import api_key, inference_urls
+from launcher.inference.versions import HEADER, token_versions
+
+PAUSE_S = 0.2
+TIMEOUT_S = 10.0
+TOKENS = 4
+
+
+class Asker:
+    """Asks each engine that may be asked, in turn, from a thread.
+
+    An answer is wrong if a token is of weights older than those whose publication was over when the question was put,
+    or newer than those whose publication had begun when the answer came, or older than the token before it.
+
+    Args:
+        version: of the weights that are served now.
+    """
+
+    def __init__(self, version: int) -> None:
+        self.committed = version
+        """The last version whose publication is over."""
+
+        self.begun = version
+        """The last version whose publication has begun."""
+
+        self._answers = 0
+        self._lost = 0
+        self._wrong: list[str] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="asker", daemon=True)
+        self._thread.start()
+
+    def told(self) -> dict[str, Any]:
+        """How many answers there were so far, how many questions had none, and which answers were wrong."""
+        return {"answers": self._answers, "lost": self._lost, "wrong": list(self._wrong)}
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._stop.set()
+        self._thread.join(timeout=2 * TIMEOUT_S)
+
+    def _run(self) -> None:
+        while not self._stop.wait(PAUSE_S):
+            for url in inference_urls():
+                self._ask(url)
+
+    def _ask(self, url: str) -> None:
+        committed = self.committed
+        try:
+            versions = _versions(url)
+        except OSError:
+            self._lost += 1  # an engine may die at any time; what counts is what it says while it lives
+            return
+        self._answers += 1
+        if problem := judge(versions, committed, self.begun):
+            self._wrong.append(f"{url}: {problem}")
+
+
+def judge(versions: tuple[int | None, ...], committed: int, begun: int) -> str | None:
+    """What is wrong with the versions of an answer's tokens; None if nothing is."""
+    known = [version for version in versions if version is not None]
+    if len(known) < len(versions):
+        return "weights of no version"
+    if known != sorted(known):
+        return f"versions {known} go back"
+    if known and not committed <= known[0] <= known[-1] <= begun:
+        return f"versions {known}, not {committed} to {begun}"
+    return None
+
+
+def _versions(url: str) -> tuple[int | None, ...]:
+    headers = {"Authorization": f"Bearer {api_key()}", "Content-Type": "application/json"}
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(urllib.request.Request(f"{url}/v1/models", headers=headers), timeout=TIMEOUT_S) as answer:
+        model = json.load(answer)["data"][0]["id"]
+    body = {"model": model, "prompt": [1, 2, 3], "max_tokens": TOKENS, "temperature": 0.0, "ignore_eos": True}
+    request = urllib.request.Request(f"{url}/v1/completions", data=json.dumps(body).encode(), headers=headers)
+    with opener.open(request, timeout=TIMEOUT_S) as answer:
+        json.load(answer)
+        return token_versions(answer.headers.get(HEADER), TOKENS)
