@@ -8,6 +8,8 @@ from typing import Any
 
 from launcher.config.schema import RestartConfig
 from launcher.control.checking import Checking
+from launcher.control.deadlines import Deadlines
+from launcher.control.ending import Ending
 from launcher.control.membership import Membership
 from launcher.control.ordering import orders_for
 from launcher.control.orders import Orders
@@ -16,7 +18,7 @@ from launcher.control.recovery import Recovery
 from launcher.control.replicas import Replicas, ReplicaState
 from launcher.control.starting import Starting
 from launcher.control.stopping import Stopping, StopStage
-from launcher.control.trainers import HOLD_S, Trainers
+from launcher.control.trainers import Trainers
 from launcher.control.values import (
     ALL_URLS,
     INCARNATION,
@@ -75,7 +77,6 @@ class JobState:
     ) -> None:
         restart = restart or RestartConfig()
         self.phase = Phase.STARTING
-        self.failure: dict[str, Any] | None = None
         self.values: dict[str, Any] = {INCARNATION: 0}
         self.touched: set[int] = set()
         """Nodes whose orders have changed since somebody cleared this."""
@@ -96,20 +97,18 @@ class JobState:
         )
         self.stopping = stopping or Stopping()
         self._on_signal = on_signal
-        self._held: dict[str, Any] | None = None
-        """A failure that ends the run as soon as the checkpoint that is being written is complete."""
-
         self._layout = layout
         self._recovery = Recovery(self, min_replicas)
         self._starting = Starting(self, layout, self._recovery, self._checking, start_timeout_s)
+        self.ending = Ending(self)
+        self._deadlines = Deadlines(
+            self, layout, self._starting, self._recovery, start_timeout_s, lease_timeout_s, clock()
+        )
         self._url_keys = {replica_key(replica.index, "url"): replica.index for replica in layout.replicas}
         self._urls: dict[int, str] = {}
         self._revisions: dict[int, int] = {}
         self._emit = emit
         self._clock = clock
-        self._start_timeout_s = start_timeout_s
-        self._lease_timeout_s = lease_timeout_s
-        self._started = clock()
 
     def emit(self, event: str, **fields: Any) -> None:
         """Logs one event with the time of this host."""
@@ -167,10 +166,10 @@ class JobState:
             self.touch(self.replicas.lives[index].replica.node_ranks)
             self.gather_urls()
         elif key in (MODEL_READY, store_key(self.trainers.incarnation)):
-            self.touch(range(len(self._layout.nodes)))
+            self.touch_all()
         elif key == STOP_SEEN:
             self.stopping.seen()
-            self.touch(range(len(self._layout.nodes)))
+            self.touch_all()
 
     def master(self, index: int, generation: int, address: str) -> None:
         """The head of a replica over several nodes says where its parts meet."""
@@ -216,7 +215,7 @@ class JobState:
             return
         now = self._clock()
         if self.stopping.stage is not StopStage.NO:
-            self._ended_while_stopping(role, failure)
+            self.ending.process_ended(role, failure, now)
         elif role == Role.INFERENCE:
             life = self.replicas.lives[rank]
             if start == life.generation and life.runs:
@@ -270,19 +269,8 @@ class JobState:
             self._starting.start_if_complete(self._clock())
 
     def fail(self, failure: dict[str, Any]) -> None:
-        """The first failure is the failure; what comes later is logged as a consequence.
-
-        What is not the trainer's own end waits for a checkpoint that is just being written.
-        """
-        first = self.phase not in ENDED and self._held is None
-        self.emit("failure", first=first, **failure)
-        if not first:
-            return
-        self.failure = failure
-        if self.phase is Phase.RUNNING and self.stopping.is_writing(self._clock()) and failure.get("role") != "trainer":
-            self._held = failure
-        else:
-            self._conclude()
+        """The first failure is the failure; what comes later is logged as a consequence."""
+        self.ending.fail(failure, self._clock())
 
     def signalled(self, name: str) -> None:
         """A node received a signal that asks for the end; what follows is for node 0's agent to find out."""
@@ -291,66 +279,23 @@ class JobState:
 
     def stop(self, reason: str) -> None:
         """Somebody asked for a checkpoint and the end, or will end the run soon. Asked again, it changes nothing."""
-        if self.phase in ENDED or self.phase is Phase.DRAINING or not self.stopping.ask(reason, self._clock()):
-            return
-        self.emit("stopping", reason=reason)
-        self.touch(range(len(self._layout.nodes)))
-        if self.phase is not Phase.RUNNING or self.trainers.started_at is None:
-            self.phase = Phase.STOPPED  # nothing runs that could save anything
+        self.ending.stop(reason, self._clock())
 
     def cancel(self, reason: str) -> None:
         """Somebody asked for the end."""
-        if self.phase not in ENDED:
-            self.failure = {"message": reason}
-            self.emit("cancelled", message=reason)
-            self.phase = Phase.CANCELLED
+        self.ending.cancel(reason)
 
     def tick(self) -> None:
         """Turns silence and hangs into failures, and starts what has waited long enough. Called about once a second."""
-        now = self._clock()
-        if self.phase is Phase.STARTING and now - self._started > self._start_timeout_s:
-            self._starting.give_up_waiting(now)
-        for node, seconds in self.members.silent(now):
-            place = self.members.place_of(node)
-            role = "spare" if place is None else self._layout.nodes[place].role.value
-            hostname = self.members.hostnames[node]
-            self.node_lost(
-                node,
-                {
-                    "message": f"{role} on node {node} ({hostname}): its agent has been silent for {seconds:.0f} s,"
-                    f" longer than `lease_timeout_s` ({self._lease_timeout_s:g}).",
-                    "role": role,
-                    "node_rank": node,
-                    "hostname": hostname,
-                },
-            )
-        self._starting.judge_if_due(now)
-        if self.phase in ENDED or self.phase is Phase.DRAINING:
-            return
-        if self._held is not None and not self.stopping.is_writing(now):
-            self._conclude()
-            return
-        if self.stopping.is_overdue(now):
-            self.emit("stopping", reason=self.stopping.reason, overdue=True, after_s=now - self.stopping.asked_at)
-            self.phase = Phase.STOPPED
-            return
-        if self.stopping.stage is not StopStage.NO:
-            return
-        for life in self.replicas.start_due(now):
-            self.touch(life.replica.node_ranks)
-        held = self.trainers.held
-        if held is not None and self.members.have_spoken_since(self.trainers.places, held[0] + HOLD_S):
-            self.fail(held[1])
-        elif self.trainers.is_hanging(now):
-            limit = self.trainers.restart.step_timeout_s
-            self._recovery.restart_trainers(
-                {"message": f"No step was finished within `restart.step_timeout_s` ({limit:g} s).", "role": "trainer"},
-                now,
-            )
+        self._deadlines.look(self._clock())
 
     def touch(self, places: Iterable[int]) -> None:
         """The nodes on these places have new orders."""
         self._touch_nodes(node for place in places if (node := self.members.node_at(place)) is not None)
+
+    def touch_all(self) -> None:
+        """Every node that holds a place has new orders."""
+        self.touch(range(len(self._layout.nodes)))
 
     def gather_urls(self) -> None:
         """One value with the URLs of all replicas, as soon as each that is not dropped has said its own."""
@@ -371,20 +316,14 @@ class JobState:
         return may
 
     @property
+    def failure(self) -> dict[str, Any] | None:
+        """What ended the run; None while nothing has."""
+        return self.ending.failure
+
+    @property
     def everybody_gone(self) -> bool:
         """True once each node that ever reported has left, or is lost."""
         return self.members.everybody_gone
-
-    def _conclude(self) -> None:
-        """Ends the run after a failure; if it was asked to stop anyway, the next attempt can make good for it."""
-        self.phase = Phase.FAILED if self.stopping.stage is StopStage.NO else Phase.STOPPED
-
-    def _ended_while_stopping(self, role: str, failure: dict[str, Any]) -> None:
-        # Without its engines the trainer still reaches the next step's end, or fails; nothing is started again.
-        if role != Role.TRAINER:
-            self.emit("failure", first=False, **failure)
-        else:
-            self.fail(failure)
 
     def _touch_nodes(self, nodes: Iterable[int]) -> None:
         for node in nodes:

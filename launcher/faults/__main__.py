@@ -1,5 +1,7 @@
 """The fault matrix: ``python -m launcher.faults [--cases WORDS] [--moments WORDS] [--out DIR] [OVERRIDES ...]``.
 
+With the word ``soak``: one run under random faults, for ``--minutes N``.
+
 Runs a small job for each case and moment on a SLURM that it makes on this machine (as root, in a checkout) or, with
 ``+cluster=slurm``, on the one of the environment, and prints what followed. Ends with 0 if nothing was a surprise.
 """
@@ -17,6 +19,7 @@ from launcher.errors import LauncherError
 from launcher.faults.cases import CASES, Moment
 from launcher.faults.judge import Result
 from launcher.faults.site import OwnCluster, Site
+from launcher.faults.soak import soak, text
 from launcher.faults.strike import Cell, strike
 from launcher.faults.table import add, load, table
 
@@ -44,10 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     site = None
     try:
-        cells = _cells(options, folder)
         site = _site(options, folder)
-        words = ["+cluster=slurm", *SMALL, f"model.path={_model(folder)}", *_without_cluster(options.overrides)]
-        results = _run(cells, words, folder, site, options.parallel)
+        words = [f"model.path={_model(folder)}", *(w for w in options.overrides if w not in ("soak", "+cluster=slurm"))]
+        if "soak" in options.overrides:
+            soaked = soak(options.minutes, options.seed, words, folder, site)
+            print(text(soaked))
+            return SURPRISED if soaked.surprises else 0
+        results = _run(_cells(options, folder), [*SMALL, *words], folder, site, options.parallel)
     except LauncherError as error:
         print(f"launcher.faults: {error}", file=sys.stderr)
         return error.exit_code
@@ -70,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
                         " start_slurmd a {node}")  # fmt: skip
     parser.add_argument("--urgent", help="of the SLURM at hand: a partition whose jobs preempt")
     parser.add_argument("--small-disk", type=Path, help="of the SLURM at hand: a directory that may be filled")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of a soak: how long")
+    parser.add_argument("--seed", type=int, default=0, help="of a soak: of the dice")
     parser.add_argument("overrides", nargs="*", help="as for a run")
     return parser
 
@@ -93,10 +101,6 @@ def _site(options: argparse.Namespace, folder: Path) -> Site:
         return OwnCluster(NODES, folder / "small")
     commands = dict(word.partition("=")[::2] for word in options.do)
     return Site(commands, options.urgent, options.small_disk)
-
-
-def _without_cluster(overrides: Sequence[str]) -> list[str]:
-    return [word for word in overrides if word != "+cluster=slurm"]
 
 
 def _model(folder: Path) -> Path:

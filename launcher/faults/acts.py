@@ -61,7 +61,8 @@ class Striker:
         if self.case.act in SIGNALS:
             if self._armed is None:
                 self._armed = self._injector()
-            self.go.touch()
+            else:
+                self.go.touch()
             try:
                 out, error = self._armed.communicate(timeout=INJECT_TIMEOUT_S)
             except subprocess.TimeoutExpired:
@@ -113,7 +114,9 @@ class Striker:
 
     def _host(self) -> str:
         started = self.observed.started(self.case.target)
-        return self.observed.hostname(int(started["node_rank"]) if started else 0)
+        if started is None:
+            return self.observed.hostname(0)
+        return self.observed.hostname(int(started["node_rank"]), int(started["attempt_number"]))
 
     def _do_to_node(self) -> None:
         host = self._host()

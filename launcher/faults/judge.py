@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Any, Self
 
@@ -128,11 +128,6 @@ def judged(
         wrong=wrong,
         surprises=tuple(surprises),
     )
-
-
-def ended(result: Result, *, seconds: float, run_dir: str) -> Result:
-    """With what only who started the run knows."""
-    return replace(result, seconds=seconds, run_dir=run_dir)
 
 
 def _last_words(events: Sequence[Event]) -> list[Event]:

@@ -7,13 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.errors import LauncherError
 from launcher.faults.acts import Striker
 from launcher.faults.cases import Case, Moment
-from launcher.faults.judge import Result, ended, is_noticed, judged
+from launcher.faults.judge import Result, is_noticed, judged
 from launcher.faults.observe import Event, Observed
 from launcher.faults.site import Site
 
@@ -40,23 +40,41 @@ class Cell:
 def strike(cell: Cell, overrides: Sequence[str], folder: Path, site: Site) -> Result:
     """Runs a job and strikes it; a result also when it did not come as far."""
     begin = time.monotonic()
-    output = folder / f"{cell.name}.txt"
     runs = folder / "runs" if cell.case.act != "fill" or site.small_disk is None else site.small_disk / "runs"
-    words = [sys.executable, "-m", "launcher", f"output_dir={runs}", f"name={cell.name}", *overrides, *cell.case.shape]
+    run_dir, result = Path(), Result(case=cell.case.name, moment=cell.moment.value)
+    try:
+        launched, run_dir, job_id = start(
+            cell.name, [*overrides, *cell.case.shape], runs, folder / f"{cell.name}.txt", site
+        )
+        try:
+            result = _struck(cell, launched, Observed(run_dir), job_id, site, folder)
+        finally:
+            launched.kill()
+            launched.wait()
+    except (LauncherError, LookupError, subprocess.SubprocessError) as error:
+        result = replace(result, surprises=(str(error),))
+    return replace(result, seconds=time.monotonic() - begin, run_dir=str(run_dir))
+
+
+def start(
+    name: str, overrides: Sequence[str], runs: Path, output: Path, site: Site
+) -> tuple[subprocess.Popen[bytes], Path, str]:
+    """Submits a run and follows it; who follows it, its directory, and its job.
+
+    Raises:
+        LauncherError: it was not submitted.
+    """
+    words = [sys.executable, "-m", "launcher", "+cluster=slurm", f"output_dir={runs}", f"name={name}", *overrides]
     with output.open("w") as file:
         launched = subprocess.Popen(
             [*site.login, *words], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=site.env
         )
-    run_dir = Path()
     try:
-        run_dir, job_id = _submitted(launched, output)
-        result = _struck(cell, launched, Observed(run_dir), job_id, site, folder)
-    except (LauncherError, LookupError, subprocess.SubprocessError) as error:
-        result = Result(case=cell.case.name, moment=cell.moment.value, surprises=(str(error),))
-    finally:
+        return (launched, *_submitted(launched, output))
+    except LauncherError:
         launched.kill()
         launched.wait()
-    return ended(result, seconds=time.monotonic() - begin, run_dir=str(run_dir))
+        raise
 
 
 def _submitted(launched: subprocess.Popen[bytes], output: Path) -> tuple[Path, str]:
@@ -93,7 +111,7 @@ def _struck(
         is_hanging = _is_hanging(launched)
         observed.read()
         nodes = [str(event["hostname"]) for event in observed.events if event["event"] == "node_up"]
-        left = _left(site, observed.run_dir, sorted(set(nodes)))
+        left = left_behind(site, observed.run_dir, sorted(set(nodes)))
         return judged(case, moment, observed.events, at, left=left, is_hanging=is_hanging)
     finally:
         if not is_over():
@@ -127,7 +145,8 @@ def _is_hanging(launched: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _left(site: Site, run_dir: Path, nodes: Sequence[str]) -> list[str]:
+def left_behind(site: Site, run_dir: Path, nodes: Sequence[str]) -> list[str]:
+    """What is left of a run that is over, after some time in which it may go."""
     deadline = time.monotonic() + LEFT_TIMEOUT_S
     while (left := site.left(run_dir, nodes)) and time.monotonic() < deadline:
         time.sleep(0.5)
