@@ -43,6 +43,12 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=10, help="measured updates of each way, after one that is not")
     parser.add_argument("--only", help="regular expression: only the ways whose name it finds")
     parser.add_argument("--round-mb", type=int, help="most MiB that a worker of ours stages at a time")
+    parser.add_argument(
+        "--density",
+        type=float,
+        default=0.01,
+        help="share of the elements that change, for the ways that send only those; default: %(default)s",
+    )
     parser.add_argument("--out", type=Path, help="directory for bench-bridge.json and bench-bridge.png")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the ways")
     return parser.parse_args(arguments)

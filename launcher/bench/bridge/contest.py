@@ -17,6 +17,7 @@ import torch
 from torch import distributed as dist
 
 from launcher.bench.bridge.baselines import baselines
+from launcher.bench.bridge.changes import Changes
 from launcher.bench.bridge.models import MODELS
 from launcher.bench.bridge.ours import Ours, ours, plan_of
 from launcher.bench.bridge.report import Result, report
@@ -82,6 +83,7 @@ def _stage(options: argparse.Namespace, directory: str) -> Stage:
             spec.name: weight(spec, device) if rank == 0 else weight(spec, device).zero_() for spec in model.tensors()
         },
         round_bytes=options.round_mb << 20 if options.round_mb else None,
+        density=options.density,
     )
 
 
@@ -91,6 +93,8 @@ def _ways(stage: Stage, only: str | None) -> dict[str, Callable[[], Way]]:
     makers: dict[str, Callable[[], Way]] = {way.name: partial(_itself, way) for way in baselines(stage)}
     for transport, verify in ours(stage):
         makers[Ours.title(transport, verify)] = partial(Ours, stage, plan, transport, verify=verify)
+        if verify:
+            makers[Changes.title_of(transport, stage.density)] = partial(Changes, stage, plan, transport)
     return {name: make for name, make in makers.items() if only is None or re.search(only, name)}
 
 
@@ -112,6 +116,7 @@ def _measure(stage: Stage, makers: dict[str, Callable[[], Way]], repeats: int, o
             if turn > 0:
                 results[name].seconds.append(seconds)
                 results[name].extra_bytes = max(results[name].extra_bytes, extra)
+                results[name].sent_bytes = ways[name].sent_bytes
     for way in ways.values():
         way.close()
     return list(results.values())

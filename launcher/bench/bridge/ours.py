@@ -11,7 +11,7 @@ from launcher.bench.bridge.stage import SENDER, Stage, Way
 from launcher.bridge.receiver import WeightReceiver
 from launcher.bridge.reshard import Engine, Location, Plan, Slice, place, reshard
 from launcher.bridge.reshard.placement import replicated
-from launcher.bridge.sending import ReplicaSender, largest_messages
+from launcher.bridge.sending import ReplicaSender, Sent, largest_messages
 from launcher.bridge.settings import ROUND_BYTES
 from launcher.bridge.transport.base import Meeting
 from launcher.bridge.transport.choose import Place, here, joins, possible
@@ -25,8 +25,8 @@ MASK = (1 << 64) - 1
 class Ours(Way):
     """From the trainer's tensors into a shadow of every worker's fused ones, sliced on the way."""
 
-    def __init__(self, stage: Stage, plan: Plan, transport: str, *, verify: bool) -> None:
-        self.name = self.title(transport, verify)
+    def __init__(self, stage: Stage, plan: Plan, transport: str, *, verify: bool, name: str | None = None) -> None:
+        self.name = name or self.title(transport, verify)
         self.stage = stage
         self._verify = verify
         self._version = 0
@@ -75,7 +75,8 @@ class Ours(Way):
     def once(self) -> None:
         self._digests.zero_()
         if self.stage.is_sender:
-            sent = self._sender.send(self.stage.tensors, None, time.monotonic() + TIMEOUT_S)
+            sent = self._send()
+            self.sent_bytes = sent.bytes
             if self._verify:
                 self._digests += sent.digests()
             return
@@ -85,6 +86,9 @@ class Ours(Way):
             raise TransferError(f"{self.name}: {status}")
         if self._verify:
             self._digests[self.stage.rank - 1] = -_signed(status["digest"])
+
+    def _send(self) -> Sent:
+        return self._sender.send(self.stage.tensors, None, time.monotonic() + TIMEOUT_S)
 
     def check(self) -> None:
         dist.all_reduce(self._digests)

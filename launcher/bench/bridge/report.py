@@ -22,6 +22,9 @@ class Result:
     extra_bytes: int = 0
     """GPU memory besides the tensors themselves; 0 on a CPU, where it is not measured."""
 
+    sent_bytes: int | None = None
+    """By one update, where that depends on what is in it."""
+
     def to_json(self, nbytes: int) -> dict[str, Any]:
         """Its numbers; rates count the bytes of the model once."""
         ordered = sorted(self.seconds)
@@ -32,6 +35,7 @@ class Result:
             "p95_s": ordered[min(len(ordered) - 1, -(-95 * len(ordered) // 100) - 1)],
             "gb_per_s": nbytes / median / 1e9,
             "extra_bytes": self.extra_bytes,
+            "sent_bytes": self.sent_bytes,
             "seconds": self.seconds,
         }
 
@@ -54,10 +58,11 @@ def report(results: list[Result], options: argparse.Namespace, nbytes: int) -> N
         "ways": rows,
     }
     print(f"{options.model}: {nbytes / 1e6:,.0f} MB to {options.workers} worker(s) on {facts['device']}")
-    print(f"{'':<42} {'median':>10} {'p95':>10} {'GB/s':>7} {'extra MB':>9}")
+    print(f"{'':<42} {'median':>10} {'p95':>10} {'GB/s':>7} {'extra MB':>9} {'sent MB':>8}")
     for row in rows:
         times = f"{row['median_s'] * 1e3:>7.1f} ms {row['p95_s'] * 1e3:>7.1f} ms"
-        print(f"{row['name']:<42} {times} {row['gb_per_s']:>7.2f} {row['extra_bytes'] / 1e6:>9.0f}")
+        sent = "" if row["sent_bytes"] is None else f"{row['sent_bytes'] / 1e6:.1f}"
+        print(f"{row['name']:<42} {times} {row['gb_per_s']:>7.2f} {row['extra_bytes'] / 1e6:>9.0f} {sent:>8}")
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "bench-bridge.json").write_text(json.dumps(facts, indent=2) + "\n")

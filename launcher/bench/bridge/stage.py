@@ -40,6 +40,8 @@ class Stage:
     """The trainer's: its weights. A worker's: where whole tensors are received, for the ways that move whole ones."""
 
     round_bytes: int | None
+    density: float
+    """Share of the elements that differ from the version before, for the ways that send what has changed."""
 
     @property
     def is_sender(self) -> bool:
@@ -57,6 +59,8 @@ class Way(ABC):
     """One way of moving an update."""
 
     name: str
+    sent_bytes: int | None = None
+    """By the last update; None if that is the model's, once to every worker."""
 
     @abstractmethod
     def once(self) -> None:
