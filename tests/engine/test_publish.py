@@ -37,9 +37,12 @@ def run_job(folder: Path, model: Path, command: list[str], *overrides: str) -> N
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
-@pytest.fixture(scope="module", params=["tp1-untied", "tp2-tied"])
+@pytest.fixture(scope="module", params=["tp1-untied", "tp2-tied-delta"])
 def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the trainer of :mod:`tests.engine.publish_program` saw, and what a fresh engine says of its checkpoint."""
+    """What the trainer of :mod:`tests.engine.publish_program` saw, and what a fresh engine says of its checkpoint.
+
+    The second one sends bfloat16 of float32 masters, and only what has changed.
+    """
     folder = tmp_path_factory.mktemp(request.param)
     plain = ("qwen3", "", "1", "float32")
     architecture, tied, size, dtype = plain if request.param == "tp1-untied" else ("llama", "--tied", "2", "bfloat16")
@@ -51,8 +54,11 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         capture_output=True,
     )
     shape = [f"inference.tensor_parallel_size={size}", f"layout.gpus_per_node={size}", f"model.dtype={dtype}"]
+    update = "delta" if request.param.endswith("delta") else "full"
     out, checkpoint, fresh = folder / "facts.json", folder / "checkpoint", folder / "fresh.json"
-    run_job(folder, model, ["tests.engine.publish_program", str(out), str(checkpoint)], *shape)
+    run_job(
+        folder, model, ["tests.engine.publish_program", str(out), str(checkpoint)], f"bridge.update={update}", *shape
+    )
     run_job(folder, checkpoint, ["tests.engine.ask_program", str(fresh)], *shape)
     return {**json.loads(out.read_text()), "fresh": json.loads(fresh.read_text())[0]}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from launcher.bridge.delta.apply import apply
 from launcher.bridge.delta.base import Base
+from launcher.bridge.delta.bits import mask_of, packed, positions_of, unpacked
 from launcher.bridge.delta.encode import WHOLE_ABOVE, Changes, Scratch, encode
 from launcher.bridge.delta.head import HEAD_BYTES, Encoding, Head, body_bytes, word_bytes, words
 from launcher.bridge.integrity import digest_received, digest_sent
@@ -48,9 +51,10 @@ def bits(*patterns: int) -> torch.Tensor:
     trainers=st.integers(1, 3),
     workers=st.sampled_from([1, 2]),
     round_bytes=st.sampled_from([700, 1 << 20]),
+    whole_above=st.sampled_from([1 / 32, 0.25, 1.0]),
 )
 def test_any_placement_at_any_density_ends_with_the_new_weights(
-    density: float, placement: str, trainers: int, workers: int, round_bytes: int
+    density: float, placement: str, trainers: int, workers: int, round_bytes: int, whole_above: float
 ) -> None:
     """Fused, padded, permuted, cast and sliced parameters; random bits, so also what is not a number."""
     case = Case(trainers=trainers, workers=workers, placement=placement, round_bytes=round_bytes)
@@ -62,7 +66,8 @@ def test_any_placement_at_any_density_ends_with_the_new_weights(
         base.advance(1, case.shards(old, sender), None, [case.plan])
         shards, scratch = case.shards(new, sender), Scratch()
         for message in case.plan.outgoing(sender):
-            changes = encode(case.plan, message, shards, base.shards, scratch)
+            with patch.dict(WHOLE_ABOVE, cpu=whole_above):
+                changes = encode(case.plan, message, shards, base.shards, scratch)
             assert changes.head.nbytes <= message.nbytes
             assert (changes.changed == 0) == (changes.head.nbytes == 0)
             parameters = found[message.receiver.rank]
@@ -114,7 +119,7 @@ def test_a_master_that_moves_less_than_the_wire_shows_sends_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "encoding"),
-    [(0, Encoding.INDEX), (40, Encoding.INDEX), (200, Encoding.MASK), (int(4096 * WHOLE_ABOVE) + 1, Encoding.WHOLE)],
+    [(0, Encoding.INDEX), (40, Encoding.INDEX), (200, Encoding.MASK), (410, Encoding.WHOLE)],
 )
 def test_a_message_takes_the_shortest_encoding_and_goes_whole_above_a_density(changed: int, encoding: Encoding) -> None:
     plan = plan_of(TensorSpec(name="up", shape=(4096,)))
@@ -122,7 +127,8 @@ def test_a_message_takes_the_shortest_encoding_and_goes_whole_above_a_density(ch
     old = torch.zeros(4096, dtype=torch.bfloat16)
     new = old.clone()
     new[torch.randperm(4096)[:changed]] = 1.0
-    changes = encode(plan, message, {"up": new}, {"up": old}, Scratch())
+    with patch.dict(WHOLE_ABOVE, cpu=0.1):
+        changes = encode(plan, message, {"up": new}, {"up": old}, Scratch())
     assert changes.head.encoding is encoding
     sizes = {way: body_bytes(message, way, changed) for way in Encoding}
     assert changes.head.nbytes == (sizes[encoding] if encoding is Encoding.WHOLE else min(sizes.values()))
@@ -216,3 +222,12 @@ def test_a_wrong_base_changes_the_digest() -> None:
     whole.view(torch.bfloat16).copy_(new)
     unpack(message, whole, wrong)
     assert sent == int(digest_received(plan, message, wrong))
+
+
+@given(st.lists(st.booleans(), max_size=100))
+def test_bits_are_packed_on_a_gpu_as_on_a_cpu(found: list[bool]) -> None:
+    mask = torch.tensor([*found, *[False] * (-len(found) % 8)], dtype=torch.bool)
+    positions = mask.nonzero().view(-1)
+    assert torch.equal(packed(mask), mask_of(positions, len(found)))
+    assert torch.equal(unpacked(packed(mask)).to(torch.bool), mask)
+    assert torch.equal(positions_of(packed(mask), len(found)), positions)

@@ -10,6 +10,7 @@ everything else. A change is the word's new value, so that nothing adds up over 
             / positions pad values    ; INDEX: 32-bit positions, rising; padded to 16 bytes; the words in that order
             / bits pad values         ; MASK: a bit for every word of the message, the first one highest; then as above
 
-Each message takes the shortest of these, and WHOLE if more than :data:`launcher.bridge.delta.encode.WHOLE_ABOVE` of its
-words have changed. The digest of an update is that of the whole resulting weights, as in a full update.
+Each message takes the shortest of these, and WHOLE if a larger share of its words has changed than
+:data:`launcher.bridge.delta.encode.WHOLE_ABOVE`. The digest of an update is that of the
+whole resulting weights, as in a full update.
 """

@@ -41,12 +41,12 @@ def apply(message: Message, head: Head, body: torch.Tensor, parameters: Mapping[
 
 
 def _positions(message: Message, head: Head, body: torch.Tensor) -> torch.Tensor:
-    if head.encoding is Encoding.INDEX:
-        positions = body[: POSITION_BYTES * head.count].view(torch.int32).to(torch.int64)
-    else:
+    if head.encoding is Encoding.MASK:
         positions = positions_of(body[: -(-words(message) // 8)], words(message))
         if positions.numel() != head.count:
             raise TransferError(f"failed: {positions.numel()} changes are marked, not {head.count}.")
+        return positions
+    positions = body[: POSITION_BYTES * head.count].view(torch.int32).to(torch.int64)
     if head.count > 1 and not bool((positions[1:] > positions[:-1]).all()):
         raise TransferError("failed: changes are out of order.")
     return positions
@@ -57,6 +57,8 @@ def _overwrite(
 ) -> None:
     target = parameters[segment.parameter][segment.target.slices()]
     is_same = segment.axes is None and target.dtype == getattr(torch, segment.wire)
+    # A transport may lend memory elsewhere than where the parameter, or its shadow, lies.
+    positions, values = positions.to(target.device), values.to(target.device)
     if is_same and target.is_contiguous():
         target.view(-1).view(values.dtype).index_copy_(0, positions, values)
         return

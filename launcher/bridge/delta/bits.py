@@ -15,19 +15,26 @@ def differing(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 def mask_of(positions: torch.Tensor, count: int) -> torch.Tensor:
     """uint8, shape (ceil(count / 8),): one bit for each of ``count`` words, the first one highest."""
-    mask = torch.zeros(-(-count // 8) * 8, dtype=torch.uint8, device=positions.device)
-    mask[positions] = 1
-    if not mask.is_cuda:
-        return torch.from_numpy(np.packbits(mask.numpy()))
-    return (mask.view(-1, 8) << _shifts(mask.device)).sum(1, dtype=torch.uint8)
+    mask = torch.zeros(-(-count // 8) * 8, dtype=torch.bool, device=positions.device)
+    mask[positions] = True
+    return packed(mask) if mask.is_cuda else torch.from_numpy(np.packbits(mask.numpy()))
 
 
 def positions_of(mask: torch.Tensor, count: int) -> torch.Tensor:
     """int64 positions of the bits that are set, of ``count`` words; the inverse of :func:`mask_of`."""
-    if not mask.is_cuda:
-        return torch.from_numpy(np.flatnonzero(np.unpackbits(mask.numpy(), count=count)))
-    bits = (mask.unsqueeze(1) >> _shifts(mask.device)) & 1
-    return bits.view(-1)[:count].nonzero().view(-1)
+    if mask.is_cuda:
+        return unpacked(mask)[:count].nonzero().view(-1)
+    return torch.from_numpy(np.flatnonzero(np.unpackbits(mask.numpy(), count=count).view(np.bool_)))
+
+
+def packed(mask: torch.Tensor) -> torch.Tensor:
+    """uint8, eight to one, from bool of shape (a multiple of 8,): what numpy's ``packbits`` does."""
+    return (mask.view(-1, 8).to(torch.uint8) << _shifts(mask.device)).sum(1, dtype=torch.uint8)
+
+
+def unpacked(mask: torch.Tensor) -> torch.Tensor:
+    """uint8 of ones and zeros, one to eight: what numpy's ``unpackbits`` does."""
+    return ((mask.unsqueeze(1) >> _shifts(mask.device)) & 1).view(-1)
 
 
 def _shifts(device: torch.device) -> torch.Tensor:
