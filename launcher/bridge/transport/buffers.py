@@ -1,11 +1,11 @@
-"""Buffers that are used again: fresh host memory costs more than the copy into it."""
+"""Buffers that are used again: fresh host memory costs more than the copy into it.
+
+There are never more of them than messages were under way at a time.
+"""
 
 from __future__ import annotations
 
 import torch
-
-KEPT = 4
-"""Buffers that wait for their next message, at most."""
 
 
 class Buffers:
@@ -21,12 +21,15 @@ class Buffers:
         for index, buffer in enumerate(self._free):
             if buffer.numel() >= nbytes:
                 return self._free.pop(index)[:nbytes]
+        # None is large enough: the largest gives way to one that is.
+        del self._free[-1:]
         return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
 
     def give(self, buffer: torch.Tensor) -> None:
-        """It is not used any more; the smallest are dropped when there are many."""
+        """It is not used any more."""
         whole: torch.Tensor = buffer if buffer._base is None else buffer._base
-        self._free = sorted([*self._free, whole], key=torch.Tensor.numel)[-KEPT:]
+        if not self.cleared:
+            self._free = sorted([*self._free, whole], key=torch.Tensor.numel)
 
     def clear(self) -> None:
         """Frees them, for good."""

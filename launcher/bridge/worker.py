@@ -1,0 +1,151 @@
+"""An engine worker's side of the bridge's requests, whatever the engine: binds, joins, receives, writes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from launcher.bridge.agreement import TrainerFacts, replica_plan
+from launcher.bridge.binding import Binding, Writer
+from launcher.bridge.mode import Mode
+from launcher.bridge.receiver import WeightReceiver
+from launcher.bridge.reshard import fingerprints
+from launcher.bridge.transport.base import Meeting
+from launcher.bridge.transport.choose import Place, choose_all, here
+from launcher.errors import BridgeError, TransferError
+
+if TYPE_CHECKING:
+    from launcher.bridge.manifest import Manifest
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """What one worker of a replica does for the bridge; ``bridge_call`` is its one public method.
+
+    It runs in the worker's loop, so never during a forward pass, and must therefore be quick: only ``commit`` does work
+    there. Its answer is JSON and holds ``error`` instead of raising, so that one worker's failure reaches the trainer
+    as words and does not take the engine down.
+
+    An engine's own class says which parameters there are, in :meth:`_bridge_learn` and :meth:`_bridge_make_writer`.
+    """
+
+    rank: int
+    device: torch.device
+    _bridge_facts: TrainerFacts | None = None
+    _bridge_binding: Binding | None = None
+    _bridge_writer: Writer | None = None
+    _bridge_receiver: WeightReceiver | None = None
+
+    def _bridge_learn(self, manifest: Manifest) -> Binding:
+        """How the trainer's tensors map into this worker's.
+
+        Raises:
+            BridgeError: they do not.
+        """
+        raise NotImplementedError
+
+    def _bridge_make_writer(self, binding: Binding, mode: Mode) -> Writer:
+        """What puts a received version into this worker's parameters."""
+        raise NotImplementedError
+
+    def bridge_call(self, op: str, request: dict[str, Any]) -> dict[str, Any]:
+        """One request to this worker; ``{"error": text}`` if it failed."""
+        operations = {
+            "bind": self._bridge_bind,
+            "connect": self._bridge_connect,
+            "prepare": self._bridge_prepare,
+            "status": self._bridge_status,
+            "commit": self._bridge_commit,
+            "drop": self._bridge_drop,
+            "disconnect": self._bridge_disconnect,
+        }
+        try:
+            return operations[op](request)
+        except (BridgeError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            return {"error": f"worker {self.rank}: {type(error).__name__}: {error}"}
+
+    def _bridge_bind(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._bridge_facts = TrainerFacts.from_json(request["trainer"])
+        self._bridge_binding = self._bridge_learn(self._bridge_facts.manifest)
+        logger.info("bridge: %s", self._bridge_binding.describe())
+        location = [int(os.environ.get("LAUNCHER_NODE_RANK", "0")), self._bridge_gpu()]
+        place = here(self.device)
+        return {
+            "binding": self._bridge_binding.to_json(),
+            "location": location,
+            "place": [place.host, place.device],
+        }
+
+    def _bridge_connect(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._bridge_disconnect(request)
+        if self._bridge_facts is None or self._bridge_binding is None:
+            raise TransferError("this worker has not been bound")
+        workers = request["workers"]
+        if Binding.from_json(workers[self.rank]["binding"]).digest != self._bridge_binding.digest:
+            raise TransferError("the trainer has another binding of this worker than the worker itself")
+        plan = replica_plan(self._bridge_facts, workers)
+        if plan.digest != request["plan"]:
+            # The trainer names the first difference from these.
+            return {"plan": plan.digest, "fingerprints": fingerprints(plan)}
+        self._bridge_writer = self._bridge_make_writer(self._bridge_binding, Mode(request["mode"]))
+        self._bridge_receiver = WeightReceiver(
+            plan=plan,
+            rank=self.rank,
+            received=self._bridge_writer.received,
+            meeting=Meeting(
+                group=request["group"],
+                secret=request["secret"],
+                store=request["store"],
+                directory=None if request["directory"] is None else Path(request["directory"]),
+                address=os.environ.get("LAUNCHER_ADDRESS"),
+                timeout_s=float(request["timeout_s"]),
+            ),
+            transports=choose_all(
+                request["transport"], [Place(*place) for place in request["places"]], self.rank, here(self.device)
+            ),
+            device=self.device,
+            timeout_s=float(request["timeout_s"]),
+            verify=bool(request["verify"]),
+        )
+        return {"plan": plan.digest, "extra_bytes": self._bridge_writer.extra_bytes}
+
+    def _bridge_prepare(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._bridge_joined().prepare(int(request["version"]), request["names"], request["base"])
+        return {}
+
+    def _bridge_status(self, request: dict[str, Any]) -> dict[str, Any]:
+        return self._bridge_joined().status()
+
+    def _bridge_commit(self, request: dict[str, Any]) -> dict[str, Any]:
+        begin = time.monotonic()
+        self._bridge_joined().committed(int(request["version"]))
+        assert self._bridge_writer is not None
+        self._bridge_writer.commit()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return {"seconds": time.monotonic() - begin}
+
+    def _bridge_drop(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._bridge_receiver is not None:
+            self._bridge_receiver.drop()
+        return {}
+
+    def _bridge_disconnect(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._bridge_receiver is not None:
+            self._bridge_receiver.close()
+            self._bridge_receiver, self._bridge_writer = None, None
+        return {}
+
+    def _bridge_gpu(self) -> int:
+        return self.device.index or 0 if self.device.type == "cuda" else self.rank
+
+    def _bridge_joined(self) -> WeightReceiver:
+        if self._bridge_receiver is None:
+            raise TransferError("this worker has not joined the bridge")
+        return self._bridge_receiver
