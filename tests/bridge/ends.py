@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
-import os
 import queue
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from torch import distributed as dist
 
+from tests.bridge import nursery
 from tests.bridge.case import Case
 
-ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
 """Longest wait for a line that must come; a busy machine takes its time to import torch."""
 
@@ -31,14 +28,8 @@ class End:
     """A process of :mod:`tests.bridge.end`, or of another module that speaks the same way."""
 
     def __init__(self, module: str = "tests.bridge.end") -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self.process = nursery.start(module)
+        self._to, self._from = self.process.socket.makefile("w"), self.process.socket.makefile("r")
         self._lines: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -51,10 +42,9 @@ class End:
         if not self._started:
             assert self.hear() == {"ready": True}
             self._started = True
-        assert self.process.stdin is not None
         self._owed += 1
-        self.process.stdin.write(json.dumps({"do": do, **command}) + "\n")
-        self.process.stdin.flush()
+        self._to.write(json.dumps({"do": do, **command}) + "\n")
+        self._to.flush()
 
     def hear(self, timeout_s: float = PATIENCE_S) -> Answer:
         """Its next line; empty if it has ended.
@@ -83,7 +73,7 @@ class End:
     @property
     def lives(self) -> bool:
         """Whether it has not ended."""
-        return self.process.poll() is None
+        return self.process.lives
 
     @property
     def is_sound(self) -> bool:
@@ -95,14 +85,17 @@ class End:
         self.process.kill()
         self.process.wait()
         self._reader.join()
-        for stream in (self.process.stdin, self.process.stdout):
-            assert stream is not None
-            stream.close()
+        self._from.close()
+        with contextlib.suppress(BrokenPipeError):  # What it was told last, it never read.
+            self._to.close()
+        self.process.close()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.put(json.loads(line))
+        try:
+            for line in self._from:
+                self._lines.put(json.loads(line))
+        except ConnectionResetError:
+            pass  # It was killed before it had read all that it was told.
         self._lines.put({})
 
 
