@@ -120,7 +120,7 @@ def _measure(programs: dict[str, list[str]], rounds: int, folder: Path) -> list[
         # The first round only fills caches.
         for number in range(rounds + 1):
             for name, command in programs.items():
-                seconds = _once(command, folder / "output")
+                seconds = _once(command, folder)
                 if number > 0:
                     found[name].append(seconds)
     finally:
@@ -136,15 +136,23 @@ def _measure(programs: dict[str, list[str]], rounds: int, folder: Path) -> list[
     ]
 
 
-def _once(command: Sequence[str], log: Path) -> tuple[float, float]:
+def _once(command: Sequence[str], folder: Path) -> tuple[float, float]:
     """Wall time and work of one start, in seconds.
+
+    Args:
+        folder: for its output, and for the modules that it compiles.
 
     Raises:
         LauncherError: it failed.
     """
+    log = folder / "output"
+    environ = {**os.environ, "PYTHONPYCACHEPREFIX": str(folder / "modules")}
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)
     begin = time.perf_counter()
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environ
+        )
         _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - begin
     process.returncode = os.waitstatus_to_exitcode(status)

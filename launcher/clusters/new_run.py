@@ -22,7 +22,7 @@ from launcher.config import check, from_yaml
 from launcher.config.schema import Config
 from launcher.errors import AllocationError, LauncherError
 from launcher.layout import plan
-from launcher.snapshot.again import kept_code
+from launcher.snapshot.again import KeptCode
 
 
 def new_run(
@@ -55,7 +55,7 @@ def new_run(
     if int(environ.get("SLURM_RESTART_COUNT", "0")) and (found := _earlier(config, job_id)) is not None:
         return found
     run_dir = directory.create(
-        config, plan(config), None if code is None else kept_code(code), Path(config.output_dir).absolute() / name
+        config, plan(config), None if code is None else KeptCode.read(code), Path(config.output_dir).absolute() / name
     )
     if script is not None:
         shutil.copyfile(script, run_dir / "job.sh")

@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from launcher.config import to_yaml
 from launcher.config.schema import Config
@@ -25,6 +26,25 @@ class KeptCode:
     replay_of: str | None = None
     """Name of the run that the new one is a replay of."""
 
+    @classmethod
+    def read(cls, directory: Path, replay_of: str | None = None) -> Self:
+        """What ``directory`` keeps.
+
+        Raises:
+            FileNotFoundError: it keeps no code.
+        """
+        record = read_record(directory)
+        if record is None:
+            raise FileNotFoundError(f"{directory} keeps no code")
+        git = json.loads((directory / GIT).read_text()) if (directory / GIT).exists() else None
+        return cls(
+            directory=directory,
+            kept=record,
+            git=GitState(root=Path(git["root"]), commit=git["commit"], branch=git["branch"]) if git else None,
+            patch=(directory / PATCH).read_bytes() if (directory / PATCH).exists() else b"",
+            replay_of=replay_of,
+        )
+
     def record(self, run_dir: Path) -> Record:
         """The same code as the run in ``run_dir`` uses it: in a view of its own."""
         view = os.path.normpath(self.directory / CODE)
@@ -37,21 +57,3 @@ class KeptCode:
     def config_text(self, config: Config) -> str:
         """``config`` for the launcher that is part of the code."""
         return to_yaml(config)
-
-
-def kept_code(directory: Path) -> KeptCode:
-    """Reads it.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    record = read_record(directory)
-    if record is None:
-        raise FileNotFoundError(f"{directory} keeps no code")
-    git = json.loads((directory / GIT).read_text()) if (directory / GIT).exists() else None
-    return KeptCode(
-        directory=directory,
-        kept=record,
-        git=GitState(root=Path(git["root"]), commit=git["commit"], branch=git["branch"]) if git else None,
-        patch=(directory / PATCH).read_bytes() if (directory / PATCH).exists() else b"",
-    )

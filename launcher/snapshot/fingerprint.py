@@ -29,7 +29,7 @@ def fingerprint() -> dict[str, Any]:
         "python": platform.python_version(),
         "executable": sys.executable,
         "prefix": sys.prefix,
-        "platform": platform.platform(),
+        "platform": _platform(),
         "launcher": launcher.__version__,
         "cuda_driver": _driver(),
         "nccl": next((packages[name] for name in sorted(packages) if name.startswith("nvidia-nccl")), None),
@@ -54,6 +54,12 @@ def installed_packages() -> dict[str, str]:
                 # The first one wins, as it does for `import`.
                 found.setdefault(re.sub(r"[-_.]+", "-", match.group(1)).lower(), match.group(2))
     return dict(sorted(found.items()))
+
+
+def _platform() -> str:
+    """As :func:`platform.platform` says it, without the program that it starts to ask for the processor."""
+    kernel = os.uname()
+    return f"{kernel.sysname}-{kernel.release}-{kernel.machine}-with-{''.join(platform.libc_ver())}"
 
 
 def _driver() -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 from launcher.config.compose import CONFIG_FILE, from_yaml
 from launcher.config.schema import Config
 from launcher.errors import LauncherError
-from launcher.snapshot.again import KeptCode, kept_code
+from launcher.snapshot.again import KeptCode
 from launcher.snapshot.compare import damage
 from launcher.snapshot.fingerprint import ENVIRONMENT
 from launcher.snapshot.place import read_record
@@ -69,8 +69,7 @@ def replayed(run_dir: Path) -> Replayed:
                 f"The snapshot of {run_dir.name} was changed after it was taken, in {tree.tree}:"
                 f" {', '.join(changed.lines())}. HINT: `--code current` runs today's code."
             )
-    code = kept_code(run_dir)
-    return Replayed(directory=run_dir, kept=record, git=code.git, patch=code.patch, replay_of=run_dir.name)
+    return Replayed.read(run_dir, replay_of=run_dir.name)
 
 
 def replayed_config(run_dir: Path, overrides: Sequence[str]) -> Config:

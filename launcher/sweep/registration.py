@@ -9,6 +9,7 @@ from pathlib import Path
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
+from launcher.sweep import SWEEPS
 from launcher.sweep.identity import sweep_name
 
 PLUGINS = Path(__file__).parent / "hydra"
@@ -30,4 +31,4 @@ def register_plugins() -> None:
 def _sweep_dir(*, _root_: DictConfig) -> str:
     """The same directory for the same command."""
     name = _root_.sweep.name or sweep_name(_root_.name, list(_root_.hydra.overrides.task))
-    return str(Path(_root_.output_dir) / "sweeps" / name)
+    return str(Path(_root_.output_dir) / SWEEPS / name)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from launcher.cli import main
-from launcher.commands.completion import SCRIPTS, candidates
+from launcher.commands.candidates import candidates
+from launcher.commands.completion import SCRIPTS
 from tests.unit.recorded import run_dir
+from tests.unit.terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +19,22 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("line", "has", "has_not"),
     [
-        ("launcher ", {"runs ", "status ", "layout=", "trainer.lr="}, {"last "}),
+        ("launcher ", {"runs ", "status ", "layout=", "trainer."}, {"last ", "trainer.lr="}),
+        ("launcher tr", {"trainer=", "trainer."}, {"trainer.lr="}),
+        ("launcher -m trainer.l", {"trainer.lr="}, set()),
+        ("launcher trainer.lr=", {"trainer.lr=0.001 "}, set()),
+        ("launcher layout.nodes=7 layout.nodes=", {"layout.nodes=7 "}, set()),
+        ("launcher no.such=7 layout.nodes=", {"layout.nodes=2 "}, set()),
+        ("launcher snapshot=", {"snapshot=true ", "snapshot=false "}, set()),
+        ("launcher bridge.transport=g", {"bridge.transport=gloo "}, {"bridge.transport=shm "}),
+        ("launcher +cluster=", {"+cluster=slurm ", "+cluster=local "}, set()),
+        ("launcher --", {"--multirun "}, {"--json "}),
+        ("launcher logs last --", {"--role ", "--json ", "--help "}, {"--multirun "}),
+        ("launcher logs last --role t", {"trainer "}, {"inference "}),
+        ("launcher sweep ", {"status ", "results ", "cancel "}, {"layout="}),
+        ("launcher sweep status ", {"runs/sweeps/lr "}, {"last "}),
+        ("launcher replay ", {"last ", "grpo-1 "}, {"layout="}),
+        ("launcher replay last layout.no", {"layout.nodes="}, {"last "}),
         ("launcher st", {"status "}, {"runs "}),
         ("launcher plan layout=", {"layout=gpu ", "layout=cpu "}, {"model=tiny "}),
         ("launcher +clu", {"+cluster="}, {"cluster="}),
@@ -36,28 +51,56 @@ def test_candidates(
     monkeypatch.chdir(tmp_path)
     run_dir(tmp_path / "runs", "grpo-1")
     run_dir(tmp_path / "other", "ppo-1")
+    (tmp_path / "runs" / "sweeps" / "lr").mkdir(parents=True)
     found = set(candidates(line))
     assert has <= found and not has_not & found
 
 
-@pytest.mark.parametrize("shell", SCRIPTS)
-def test_scripts_are_printed(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["completion", shell]) == 0
-    assert f"launcher completion {shell} --line" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
-    ("line", "reply"), [("launcher plan layout=gpu_sp", "gpu_split "), ("launcher expl", "explain ")]
+    ("line", "reply"),
+    [
+        ("launcher trainer.lr=", "0.001 \n"),
+        ("launcher trainer.lr=1e-3 layout=gpu_sp", "gpu_split \n"),
+        ("launcher trainer.lr=1e-3 ", "bridge=\n"),
+    ],
 )
-def test_bash_completes(line: str, reply: str, tmp_path: Path) -> None:
+def test_bash_is_told_what_follows_an_equals_sign(line: str, reply: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash", "--line", line]) == 0
+    assert capsys.readouterr().out.startswith(reply)
+
+
+SHELLS = {
+    "bash": (["bash", "--norc", "--noprofile", "-i"], ""),
+    "zsh": (["zsh", "-f", "-i"], "autoload -U compinit; compinit -u -D"),
+    "fish": (["fish", "--no-config", "-i"], "function fish_prompt; end"),
+}
+"""How each is started without anybody's settings, and what it needs first."""
+
+
+SHELLS = {
+    "bash": (["bash", "--norc", "--noprofile", "-i"], ""),
+    "zsh": (["zsh", "-f", "-i"], "autoload -U compinit; compinit -u -D"),
+    "fish": (["fish", "--no-config", "-i"], ""),
+}
+"""How each is started without anybody's settings, and what it needs first."""
+
+PROGRAM = """\
+#!/bin/sh
+[ "$1" != completion ] && { echo "given: $*."; exit; }
+PYTHONPATH=%s exec %s -m launcher "$@"
+"""
+
+
+@pytest.mark.parametrize("shell", SCRIPTS)
+def test_a_shell_completes(shell: str, tmp_path: Path) -> None:
     program = tmp_path / "launcher"
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m launcher "$@"\n')
+    program.write_text(PROGRAM % (ROOT, sys.executable))
     program.chmod(0o755)
-    ask = 'COMP_POINT=${#COMP_LINE}; _launcher; printf "%s|" "${COMPREPLY[@]}"'
-    script = f'{SCRIPTS["bash"]}\nCOMP_LINE="{line}"; {ask}'
-    bash = shutil.which("bash")
-    assert bash is not None
-    done = subprocess.run(
-        [bash, "-c", script], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == f"{reply}|"
+    script = tmp_path / "completion"
+    script.write_text(SCRIPTS[shell] + "\n")
+    command, first = SHELLS[shell]
+    with Terminal(command, tmp_path) as terminal:
+        terminal.type(f"{first}\nsource {script}\necho 'set' up\n")
+        terminal.wait_for("set up")
+        terminal.type("launcher expl\tlayout=gpu_sp\ttrainer.lr=\t--js\t\n")
+        terminal.wait_for("given: explain layout=gpu_split trainer.lr=0.001 --json.")
