@@ -53,8 +53,9 @@ def record_begin(run_dir: Path, attempt: int, job_id: str | None) -> None:
 
 
 def record_end(run_dir: Path, attempt: int, end: End) -> None:
-    """How the attempt ends, so far as is known now; a later call corrects an earlier one."""
-    write_atomically(attempt_dir(run_dir, attempt) / END, {"end": end.value})
+    """How the attempt ends, so far as is known now; a later call corrects an earlier one. On a full disk it is lost."""
+    with contextlib.suppress(OSError):
+        write_atomically(attempt_dir(run_dir, attempt) / END, {"end": end.value})
 
 
 def ends(run_dir: Path, attempt: int, job_id: str | None) -> Counter[End]:

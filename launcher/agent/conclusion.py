@@ -13,7 +13,7 @@ from launcher.agent.context import NodeContext
 from launcher.agent.node import NodeEnvironment
 from launcher.agent.signals import Reason
 from launcher.attempts import End, ends, record_end
-from launcher.clusters.slurm_fate import fate, requeue
+from launcher.clusters.slurm_fate import fate, give_back, is_without, requeue
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.control.client import ControlClient
 from launcher.control.phase import Phase
@@ -109,6 +109,12 @@ def conclude(context: NodeContext, client: ControlClient, node: NodeEnvironment,
         else:
             fields["reason"] = problem
     client.call("event", event="finished", fields={"outcome": outcome, "seconds": time.monotonic() - began, **fields})
+    if outcome != "requeued" and not node.is_local and is_without(node.hostname):
+        # SLURM believes that this node, and the job script with it, is lost, and will not notice that script's end.
+        logger.warning(
+            "SLURM has taken this node out of the job; the job is cancelled, so that its nodes are given back"
+        )
+        give_back()
     return _exit_code(outcome, failure)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -10,12 +11,16 @@ EXIT_FILE = "LAUNCHER_EXIT_FILE"
 
 
 def answer_for_the_run(code: int) -> None:
-    """Called by node 0 as the last thing it does: from now on the job script knows the run's exit code."""
+    """Called by node 0 as the last thing it does: from now on the job script knows the run's exit code.
+
+    On a full disk it cannot be told; then the job script takes what ``srun`` ends with.
+    """
     if name := os.environ.get(EXIT_FILE):
         path = Path(name)
         draft = path.with_name(f"{path.name}.{os.getpid()}")
-        draft.write_text(f"{code}\n")
-        draft.replace(path)
+        with contextlib.suppress(OSError):
+            draft.write_text(f"{code}\n")
+            draft.replace(path)
 
 
 def node_0_has_ended() -> bool:

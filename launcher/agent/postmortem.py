@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Set
@@ -55,8 +56,9 @@ def close_log(path: Path, failure: dict[str, Any], end: dict[str, Any], *others:
     now = time.time()
     begin = next((event["time"] for event in events_of(path, {"attempt"})), now)
     log = EventLog(path)
-    for event in ({"event": "failure", **failure}, *others, {"event": "finished", **end, "seconds": now - begin}):
-        log.append({"time": now, **event})
+    with contextlib.suppress(OSError):  # on a full disk it stays unsaid
+        for event in ({"event": "failure", **failure}, *others, {"event": "finished", **end, "seconds": now - begin}):
+            log.append({"time": now, **event})
     log.close()
 
 

@@ -14,6 +14,7 @@ them apart is in ``scontrol show job`` by the time the signal arrives (seen with
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -121,6 +122,12 @@ def requeue(environ: Mapping[str, str] = os.environ) -> str | None:
     except subprocess.TimeoutExpired:
         return f"`scontrol requeue` did not answer within {CALL_TIMEOUT_S:g} s"
     return None if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
+
+
+def give_back(environ: Mapping[str, str] = os.environ) -> None:
+    """Cancels this process's own job: the way to end one whose script SLURM has lost."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        ask(["scancel", environ["SLURM_JOB_ID"]], CALL_TIMEOUT_S)
 
 
 def _values(line: str) -> dict[str, str]:

@@ -48,6 +48,9 @@ UNNOTICED = Policy(
 )
 QUEUED_AGAIN = Policy(attempts=2)
 STOPS_AND_RESUMES = Policy(attempts=2, needs=frozenset({"stopping"}))
+UNSAID = Policy(outcome="no last word", is_noticed=False)
+"""It fails, and has nowhere to say so."""
+
 CANCELLED = Policy(outcome="cancelled")
 
 ENGINE, TRAINER, RANK_0 = "inference-0", "trainer-0001", "trainer-0000"
@@ -110,7 +113,7 @@ CASES = (
     Case(name="cut trainer node, heals", act="cut", argument="heal", target=TRAINER, policy=UNNOTICED),
     Case(name="cut trainer node", act="cut", target=TRAINER, policy=SPARE_TRAINS, shape=SPARE),
     Case(name="disk full, freed", act="fill", argument="free", policy=Policy(is_noticed=False), shape=SMALL_DISK),
-    Case(name="disk full", act="fill", policy=Policy(outcome="failed", is_noticed=False), shape=SMALL_DISK),
+    Case(name="disk full", act="fill", policy=UNSAID, shape=SMALL_DISK),
     Case(name="USR2", act="usr2", policy=STOPS_AND_RESUMES),
     Case(name="USR2 twice", act="usr2", argument="twice", policy=STOPS_AND_RESUMES),
     Case(name="USR2 in a checkpoint", act="usr2", policy=STOPS_AND_RESUMES, moments=(Moment.CHECKPOINT,)),

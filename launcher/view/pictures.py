@@ -40,12 +40,16 @@ def write_pictures(run_dir: Path, state: RunState | None = None) -> tuple[Path, 
     state = load_state(run_dir) if state is None else state
     layout = _read_layout(run_dir, state.attempt)
     written = []
-    if any(step.reward is not None for step in state.steps):
-        written.append(_save(draw_reward(state, title=run_dir.name), run_dir / "reward.png"))
-    if state.phases:
-        written.append(_save(draw_startup(state, title=run_dir.name), run_dir / "startup.png"))
-    if layout is not None:
-        written.append(_save(draw_layout(layout, title=run_dir.name), run_dir / "layout.png"))
+    try:
+        if any(step.reward is not None for step in state.steps):
+            written.append(_save(draw_reward(state, title=run_dir.name), run_dir / "reward.png"))
+        if state.phases:
+            written.append(_save(draw_startup(state, title=run_dir.name), run_dir / "startup.png"))
+        if layout is not None:
+            written.append(_save(draw_layout(layout, title=run_dir.name), run_dir / "layout.png"))
+    except OSError as error:
+        # How the run ended is more than its pictures.
+        logger.warning("a picture cannot be written: %s", error)
     return tuple(written)
 
 

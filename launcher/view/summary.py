@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from typing import Any
 from launcher.view.loading import load_state
 from launcher.view.state import RunState
 from launcher.view.text import counted, duration, number
+
+logger = logging.getLogger(__name__)
 
 AVERAGED_STEPS = 5
 """First and last reward are means of this many steps: one step's reward is a throw of dice."""
@@ -30,8 +33,12 @@ def summary(run_dir: Path, state: RunState | None = None, slurm: str | None = No
     state = load_state(run_dir) if state is None else state
     facts = gather(run_dir, state)
     temporary = run_dir / f".summary.json.{os.getpid()}"
-    temporary.write_text(json.dumps(_finite(facts), indent=2) + "\n")
-    temporary.replace(run_dir / "summary.json")
+    try:
+        temporary.write_text(json.dumps(_finite(facts), indent=2) + "\n")
+        temporary.replace(run_dir / "summary.json")
+    except OSError as error:
+        # What it would say is printed all the same; the disk may be what the run ended by.
+        logger.warning("summary.json cannot be written: %s", error)
     return "\n".join(_block(run_dir, state, facts, slurm))
 
 

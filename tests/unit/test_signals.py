@@ -8,7 +8,7 @@ import pytest
 
 from launcher.agent.signals import Reason, decide
 from launcher.attempts import End
-from launcher.clusters.slurm_fate import Fate, read_fate
+from launcher.clusters.slurm_fate import Fate, read_fate, read_without
 
 LINE = (
     "JobId=7 JobName=job.sh UserId=root(0) JobState={state} Reason={reason} Dependency=(null) Requeue=1"
@@ -81,3 +81,17 @@ def test_what_an_attempt_counts_as() -> None:
         Reason.REQUEUE: End.PREEMPTED,
         Reason.REQUEST: End.STOPPED,
     }
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("JobId=7 JobState=RUNNING Restarts=0 NodeList=gpu-[01-04] BatchHost=gpu-01", False),
+        ("JobId=7 JobState=RUNNING Restarts=0 NodeList=gpu-[02-04] BatchHost=gpu-01", True),
+        # Queued again already: it is another attempt's job now.
+        ("JobId=7 JobState=RUNNING Restarts=1 NodeList=gpu-[02-04] BatchHost=gpu-02", None),
+        ("JobId=7 JobState=PENDING Restarts=0 NodeList=(null)", None),
+    ],
+)
+def test_a_node_that_slurm_took_out_of_the_job(line: str, expected: bool | None) -> None:
+    assert read_without(line, "gpu-01", restarts=0) is expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from launcher.view.pictures import write_pictures
 from launcher.view.summary import summary
 from tests.unit import view_events
 from tests.unit.view_events import T0
@@ -61,3 +62,11 @@ def test_numbers_that_json_has_not(tmp_path: Path) -> None:
     view_events.write(tmp_path, [{"time": T0, "event": "step", "step": 1, "reward": float("nan"), "version": 1}])
     assert "nan -> nan" in summary(tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["reward"]["first"] is None
+
+
+def test_a_run_directory_that_cannot_be_written_hides_nothing(tmp_path: Path) -> None:
+    view_events.write(tmp_path, [*view_events.startup(), *view_events.steps(60), *view_events.ending(180)])
+    for name in ("summary.json", "reward.png", "startup.png"):
+        (tmp_path / name).mkdir()  # as good as a full disk
+    assert write_pictures(tmp_path) == ()
+    assert summary(tmp_path).startswith("Completed after 3 min 02 s")
