@@ -29,6 +29,9 @@ class TrainerFacts:
     round_bytes: int
     """Most bytes that a receiver stages at a time."""
 
+    adapter: Mapping[str, Any] | None = None
+    """PEFT's description of the adapter whose matrices these are; None for the model's weights."""
+
     def to_json(self) -> dict[str, Any]:
         """JSON form; equal placements are written once."""
         distinct = list(dict.fromkeys(self.shardings.values()))
@@ -39,6 +42,7 @@ class TrainerFacts:
             "sharding_of": {name: number[sharding] for name, sharding in self.shardings.items()},
             "locations": [[at.node, at.gpu] for at in self.locations],
             "round_bytes": self.round_bytes,
+            "adapter": self.adapter,
         }
 
     @classmethod
@@ -56,6 +60,7 @@ class TrainerFacts:
             shardings={name: distinct[index] for name, index in data["sharding_of"].items()},
             locations=_locations(data["locations"]),
             round_bytes=int(data["round_bytes"]),
+            adapter=data["adapter"],
         )
 
     def sources(self) -> dict[str, Source]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ class JoinSettings:
     generation: int
     """Distinguishes these wires from earlier ones of the same replica."""
 
+    adapter: str | None
+    """Whose matrices go over them; None for the model's weights."""
+
 
 def serve_store(address: str, timeout_s: float) -> tuple[dist.TCPStore, str]:
     """A rendezvous store on a port that is held, and its ``host:port``. Rank 0 keeps it while groups use it."""
@@ -97,7 +101,9 @@ def join(
     plan = replica_plan(facts, workers)
     places = [Place(*worker["place"]) for worker in workers]
     chosen = [choose_all(settings.transport, settings.places, index, place) for index, place in enumerate(places)]
-    group = f"bridge-{settings.generation}-replica-{replica.index}"
+    # A name for people, but also of a directory.
+    thing = "weights" if settings.adapter is None else sha256(settings.adapter.encode()).hexdigest()[:8]
+    group = f"bridge-{settings.generation}-{thing}-replica-{replica.index}"
     meeting = Meeting(
         group=group,
         secret=settings.secret,

@@ -38,9 +38,11 @@ class Membership:
 
     Args:
         settings: ``urls`` are the replicas if the run has no control service.
+        adapter: name of the adapter that they are asked about; None for the model's weights.
     """
 
-    def __init__(self, settings: BridgeSettings) -> None:
+    def __init__(self, settings: BridgeSettings, adapter: str | None = None) -> None:
+        self._adapter = adapter
         self._settings = settings
         self._key = bridge_key(settings.token)
         self._fixed = [Known(replica=i, generation=0, url=url) for i, url in enumerate(settings.urls)]
@@ -78,6 +80,7 @@ class Membership:
             self._key,
             generation=known.generation,
             incarnation=self._settings.incarnation,
+            adapter=self._adapter,
         )
 
     def wait_for_another(self, served: Mapping[int, int], tries: Mapping[tuple[int, int], int]) -> bool | None:

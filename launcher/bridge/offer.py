@@ -47,6 +47,9 @@ class Offer:
     only: frozenset[str] | None
     """Names of the storages that are sent; None for all."""
 
+    releases: bool
+    """Whether a restarted engine that waits for weights need not wait for others after these."""
+
     device: torch.device
     replicas: Replicas
     ranks: Ranks
@@ -75,7 +78,11 @@ class Offer:
         vote = {"version": self.version, "timeout_s": max(0.1, deadline - time.monotonic())}
         votes = self.replicas.ask("vote", vote, deadline, failures)
         self._compare(votes, sums, failures)
-        commit = {"version": self.version, "reset_prefix_cache": self.settings.reset_prefix_cache}
+        commit = {
+            "version": self.version,
+            "releases": self.releases,
+            "reset_prefix_cache": self.settings.reset_prefix_cache,
+        }
         answers = self.replicas.ask("commit", commit, time.monotonic() + self.settings.timeout_s, failures)
         words = {
             "failures": {str(index): text for index, text in failures.items()},

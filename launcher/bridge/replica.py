@@ -18,14 +18,26 @@ class ReplicaClient:
         key: the run's bridge key.
         generation: which start of the engine this is.
         incarnation: how often the trainers have been restarted; an engine refuses those older than it has seen.
+        adapter: name of the adapter that all calls are about; None for the model's weights.
     """
 
-    def __init__(self, index: int, url: str, key: str, *, generation: int = 0, incarnation: int = 0) -> None:
+    def __init__(
+        self,
+        index: int,
+        url: str,
+        key: str,
+        *,
+        generation: int = 0,
+        incarnation: int = 0,
+        adapter: str | None = None,
+    ) -> None:
         self.index = index
         self.url = url
         self.generation = generation
         self._key = key
-        self._incarnation = incarnation
+        self._about = (
+            {"incarnation": incarnation} if adapter is None else {"incarnation": incarnation, "adapter": adapter}
+        )
 
     def call(self, route: str, body: dict[str, Any] | None = None, *, timeout_s: float) -> dict[str, Any]:
         """POST with a body, GET without; the JSON answer.
@@ -35,7 +47,7 @@ class ReplicaClient:
         """
         request = urllib.request.Request(
             f"{self.url}/bridge/{route}",
-            data=None if body is None else json.dumps({**body, "incarnation": self._incarnation}).encode(),
+            data=None if body is None else json.dumps({**body, **self._about}).encode(),
             headers={"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
         )
         try:

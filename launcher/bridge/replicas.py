@@ -30,12 +30,17 @@ GRACE_S = 1.0
 
 
 class Replicas:
-    """All trainer ranks make one, and make the same calls in step; rank 0 alone talks to the engines."""
+    """All trainer ranks make one, and make the same calls in step; rank 0 alone talks to the engines.
 
-    def __init__(self, settings: BridgeSettings, ranks: Ranks) -> None:
+    Args:
+        adapter: name of the adapter that is sent to them; None for the model's weights.
+    """
+
+    def __init__(self, settings: BridgeSettings, ranks: Ranks, adapter: str | None = None) -> None:
         self._settings = settings
         self._ranks = ranks
-        self.members = Membership(settings)
+        self._adapter = adapter
+        self.members = Membership(settings, adapter)
         self.known: list[ReplicaClient] = []
         self.joined: dict[int, ReplicaSender] = {}
         self.served: dict[int, int] = {}
@@ -166,6 +171,7 @@ class Replicas:
             timeout_s=self._settings.timeout_s,
             verify=self._settings.verify,
             generation=self._generation,
+            adapter=self._adapter,
         )
 
     def drop(self, failures: Mapping[int, str]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,19 +10,14 @@ import torch
 from torch import nn
 
 from launcher.bridge import collective, startup
-from launcher.bridge.agreement import TrainerFacts
+from launcher.bridge.adapter import adapter_of, adapter_weights
 from launcher.bridge.background import Publisher, Update
-from launcher.bridge.membership import too_few
-from launcher.bridge.offer import Offer, Outcome
+from launcher.bridge.channel import Channel, device_of
 from launcher.bridge.parallel import in_parallel
-from launcher.bridge.replicas import Replicas
 from launcher.bridge.report import UpdateReport
-from launcher.bridge.reshard import Location
-from launcher.bridge.settings import ROUND_BYTES, BridgeSettings, settings_from_environment
-from launcher.bridge.state import Weight, described, manifest, shardings, weights
+from launcher.bridge.settings import BridgeSettings, settings_from_environment
+from launcher.bridge.state import Weight, weights
 from launcher.inference.client import wait_ready
-
-logger = logging.getLogger(__name__)
 
 
 def connect(settings: BridgeSettings | None = None, *, ready_timeout_s: float = 600.0) -> Bridge:
@@ -60,14 +53,14 @@ class Bridge:
     def __init__(self, settings: BridgeSettings) -> None:
         self._settings = settings
         self._ranks = collective.Ranks(settings.address, settings.timeout_s)
-        self._rank, self._world_size = self._ranks.rank, self._ranks.size
         self._publisher = Publisher()
-        self._replicas = Replicas(settings, self._ranks)
-        self._known: tuple[object, TrainerFacts] | None = None
-        self._locations: tuple[Location, ...] | None = None
-        self._device = torch.device("cpu")
-        self.version: int | None = None
-        """The last version that was published; None before the first."""
+        self._channel = Channel(settings, self._ranks)
+        self._adapters: dict[str, Channel] = {}
+
+    @property
+    def version(self) -> int | None:
+        """The last version of the model that was published; None before the first."""
+        return self._channel.version
 
     def publish(self, model: nn.Module, version: int, *, names: Sequence[str] | None = None) -> UpdateReport:
         """Sends the module's weights; when it returns, every engine serves them.
@@ -84,7 +77,7 @@ class Bridge:
         """
         self._publisher.drain()
         held = weights(model)
-        return self._publish(held, _owners(held, names), version, lambda: None)
+        return self._channel.publish(held, _owners(held, names), version)
 
     def publish_async(self, model: nn.Module, version: int, *, names: Sequence[str] | None = None) -> Update:
         """Begins to send the module's weights and returns; the next forward and backward may go on meanwhile.
@@ -104,13 +97,13 @@ class Bridge:
         held = weights(model)
         only = _owners(held, names)
         # What the optimizer has enqueued comes before what the thread reads.
-        device = _device(held)
+        device = device_of(held)
         written = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
         def publish(read: Callable[[], None]) -> UpdateReport:
             if written is not None:
                 written.synchronize()
-            return self._publish(held, only, version, read)
+            return self._channel.publish(held, only, version, read)
 
         return self._publisher.submit(version, publish)
 
@@ -118,105 +111,59 @@ class Bridge:
         """From now on each of the optimizer's steps first waits until no update reads the weights any more."""
         optimizer.register_step_pre_hook(lambda *_: self._publisher.wait_read())
 
-    def _publish(
-        self, held: Sequence[Weight], only: frozenset[str] | None, version: int, read: Callable[[], None]
+    def publish_adapter(
+        self, name: str, adapter: nn.Module | Mapping[str, torch.Tensor], version: int, *, config: Any
     ) -> UpdateReport:
-        self._replicas.served = {}
-        report = self._bring(held, only, version)
-        startup.first_sync("end", when=self._rank == 0 and self.version is None)
-        self.version = version
-        # Not before: a replica that comes back is sent the weights once more.
-        read()
-        return report
+        """Sends a low-rank adapter's matrices alone; when it returns, every engine serves them under the name.
 
-    def rejoin(self, model: nn.Module) -> int:
+        The weights that an engine was started with, or that were published, stay as they are. Engines must have been
+        started with ``--enable-lora``. A request uses the adapter by giving its name as ``model``.
+
+        Args:
+            name: of the adapter; any number of them may be published, each with versions of its own.
+            adapter: a model that PEFT has put one adapter into, or matrices by PEFT's names, sharded or not.
+            version: larger than every one of this adapter before.
+            config: PEFT's ``LoraConfig``, or what is in ``adapter_config.json``.
+
+        Raises:
+            TransferError: as for :meth:`publish`.
+            BridgeError: there is no matrix of an adapter, or no rank in its configuration.
+        """
+        self._publisher.drain()
+        described = adapter_of(name, config)
+        channel = self._adapters.get(name)
+        if channel is None or channel.adapter != described:
+            if channel is not None:
+                channel.close()
+            channel = self._adapters[name] = Channel(self._settings, self._ranks, described)
+        # An engine whose own weights were never replaced waits for nothing else.
+        return channel.publish(adapter_weights(adapter), None, version, releases=self.version is None)
+
+    def rejoin(self, model: nn.Module | None = None) -> int:
         """Gives the last version to replicas that came back since, and waits until enough replicas serve it.
 
         Costs a few small messages if there is nothing to do. Every trainer rank calls it, with the weights as they were
-        published last: at the start of a step, and whenever no engine is left to answer.
+        published last: at the start of a step, and whenever no engine is left to answer. Adapters come back as they
+        were published, too.
 
         Args:
-            model: as it was given to :meth:`publish`.
+            model: as it was given to :meth:`publish`; None if only adapters were published.
 
         Returns:
-            How many replicas took the version now.
+            How many replicas took the version now, those of adapters added.
 
         Raises:
             TransferError: fewer replicas than ``min_replicas`` serve it, and no other comes.
         """
         self._publisher.drain()
-        if self.version is None:
-            return 0
-        replicas = self._replicas
-        before = dict(replicas.served)
-        replicas.refresh()
-        if replicas.lacking() or len(replicas.served) < replicas.members.min_replicas:
-            self._bring(weights(model), None, self.version)
-        return sum(before.get(index) != generation for index, generation in replicas.served.items())
+        taken = 0 if model is None else self._channel.rejoin(weights(model))
+        releases = self.version is None
+        return taken + sum(channel.rejoin(channel.held, releases=releases) for channel in self._adapters.values())
 
     def begin(self) -> None:
         """Tells the run that weights will come; every trainer rank calls it."""
-        if self._rank == 0:
-            self._replicas.members.connected()
-
-    def _bring(self, held: Sequence[Weight], only: frozenset[str] | None, version: int) -> UpdateReport:
-        """Offers a version to all replicas that lack it, again to those that come back, until enough serve it."""
-        begin = time.monotonic()
-        self._device = _device(held)
-        replicas, members = self._replicas, self._replicas.members
-        tries: dict[tuple[int, int], int] = {}
-        total_bytes, compared, changed, pause_s = 0, 0, 0, 0.0
-        while True:
-            replicas.refresh()
-            for replica in replicas.known:
-                if replica.index not in replicas.served:
-                    tries[replica.index, replica.generation] = tries.get((replica.index, replica.generation), 0) + 1
-            outcome = self._offer(held, only, version)
-            total_bytes, pause_s = total_bytes + outcome.bytes, max(pause_s, outcome.pause_s)
-            compared, changed = compared + outcome.compared, changed + outcome.changed
-            if len(replicas.served) >= members.min_replicas:
-                break
-            if not replicas.wait_for_another(tries):
-                known = len(replicas.known)
-                raise too_few(version, len(replicas.served), known, members.min_replicas, outcome.failures)
-        for text in outcome.failures.values():
-            logger.warning("version %d: %s", version, text)
-        seconds = time.monotonic() - begin
-        density = changed / compared if compared else None
-        if self._rank == 0:
-            fields = {"seconds": seconds, "bytes": total_bytes, "density": density}
-            members.published(version, replicas.served, fields)
-        # Whoever has returned from here finds the pool up to date.
-        seconds = float(self._ranks.share(seconds))
-        return UpdateReport(
-            version=version,
-            seconds=seconds,
-            bytes=total_bytes,
-            density=density,
-            pause_s=pause_s,
-            replicas=len(replicas.served),
-        )
-
-    def _offer(self, held: Sequence[Weight], only: frozenset[str] | None, version: int) -> Outcome:
-        """Offers a version once to every replica that lacks it, after joining those that are not joined."""
-        failures: dict[int, str] = {}
-        joined_before = set(self._replicas.joined)
-        is_first = self._rank == 0 and self.version is None
-        with startup.phase("groups", when=is_first):
-            self._replicas.join_missing(self._facts(held), self._device, failures)
-        startup.first_sync("begin", when=is_first)
-        if set(self._replicas.joined) - joined_before:
-            only = None  # whoever is new knows nothing of the other tensors
-        offer = Offer(
-            version=version,
-            held=held,
-            only=only,
-            device=self._device,
-            replicas=self._replicas,
-            ranks=self._ranks,
-            settings=self._settings,
-        )
-        return offer.make(failures)
+        if self._ranks.rank == 0:
+            self._channel.replicas.members.connected()
 
     def info(self) -> list[dict[str, Any]]:
         """What each healthy replica says of itself: its version, its state. Rank 0 only; empty elsewhere.
@@ -225,11 +172,11 @@ class Bridge:
             ControlError: the run's control service does not answer.
             TransferError: a replica does not answer.
         """
-        if self._rank != 0:
+        if self._ranks.rank != 0:
             return []
         timeout_s = self._settings.timeout_s
         # Whatever has been published so far: before the first version no replica is joined yet.
-        members = self._replicas.members
+        members = self._channel.replicas.members
         replicas = [members.client(known) for known in members.ready()]
         return in_parallel([partial(replica.call, "info", timeout_s=timeout_s) for replica in replicas])
 
@@ -238,29 +185,8 @@ class Bridge:
         twice.
         """
         self._publisher.close()
-        self._replicas.leave()
-        self._replicas.members.close()
-
-    def _facts(self, held: Sequence[Weight]) -> TrainerFacts:
-        """What the engines must know; the same object as long as the tensors are, and lie, as before."""
-        description = (self._device, described(held))
-        if self._known is None or self._known[0] != description:
-            if self._locations is None:
-                pairs = self._ranks.gather_pairs(self._settings.location)
-                self._locations = tuple(Location(node=node, gpu=gpu) for node, gpu in pairs)
-            facts = TrainerFacts(
-                manifest=manifest(held),
-                shardings=shardings(held, self._world_size),
-                locations=self._locations,
-                round_bytes=self._settings.round_bytes or ROUND_BYTES[self._device.type],
-            )
-            self._known = (description, facts)
-        return self._known[1]
-
-
-def _device(held: Sequence[Weight]) -> torch.device:
-    """Where the weights are: on one GPU, or on the CPU."""
-    return next((weight.local.device for weight in held if weight.local.is_cuda), torch.device("cpu"))
+        for channel in (self._channel, *self._adapters.values()):
+            channel.close()
 
 
 def _owners(held: Sequence[Weight], names: Sequence[str] | None) -> frozenset[str] | None:

@@ -6,12 +6,12 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from launcher.bridge.agreement import TrainerFacts, replica_plan
-from launcher.bridge.binding import Binding, Writer
+from launcher.bridge.binding import Binding
 from launcher.bridge.mode import Mode
 from launcher.bridge.receiver import WeightReceiver
 from launcher.bridge.reshard import fingerprints
@@ -23,6 +23,20 @@ if TYPE_CHECKING:
     from launcher.bridge.manifest import Manifest
 
 logger = logging.getLogger(__name__)
+
+
+class Destination(Protocol):
+    """Where a version is received, and what puts it into use."""
+
+    received: dict[str, torch.Tensor]
+    """By the names of the plan's parameters."""
+
+    @property
+    def extra_bytes(self) -> int:
+        """Memory beyond what the engine serves from."""
+
+    def commit(self) -> None:
+        """Puts what was received into use. The engine must not run a forward pass meanwhile."""
 
 
 class Worker:
@@ -39,7 +53,7 @@ class Worker:
     device: torch.device
     _bridge_facts: TrainerFacts | None = None
     _bridge_binding: Binding | None = None
-    _bridge_writer: Writer | None = None
+    _bridge_writer: Destination | None = None
     _bridge_receiver: WeightReceiver | None = None
 
     def _bridge_learn(self, manifest: Manifest) -> Binding:
@@ -50,7 +64,7 @@ class Worker:
         """
         raise NotImplementedError
 
-    def _bridge_make_writer(self, binding: Binding, mode: Mode) -> Writer:
+    def _bridge_make_writer(self, binding: Binding, mode: Mode) -> Destination:
         """What puts a received version into this worker's parameters."""
         raise NotImplementedError
 
@@ -61,6 +75,7 @@ class Worker:
             "connect": self._bridge_connect,
             "prepare": self._bridge_prepare,
             "status": self._bridge_status,
+            "stage": self._bridge_stage,
             "commit": self._bridge_commit,
             "drop": self._bridge_drop,
             "disconnect": self._bridge_disconnect,
@@ -121,6 +136,10 @@ class Worker:
 
     def _bridge_status(self, request: dict[str, Any]) -> dict[str, Any]:
         return self._bridge_joined().status()
+
+    def _bridge_stage(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Whatever can be done, and can fail, between the last byte and the pause."""
+        return {}
 
     def _bridge_commit(self, request: dict[str, Any]) -> dict[str, Any]:
         begin = time.monotonic()

@@ -285,6 +285,7 @@ def test_joining_ends_with_the_name_of_the_first_tensor_that_the_sides_differ_in
         timeout_s=1.0,
         verify=True,
         generation=1,
+        adapter=None,
     )
     with pytest.raises(TransferError, match=r"another plan than the trainer; they first differ in `beta`"):
         join(ReplicaClient(0, engine, "key"), ours, [worker_of(ours)], address, settings)

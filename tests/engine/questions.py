@@ -30,13 +30,15 @@ def ask(url: str, path: str, key: str | None, body: dict[str, Any] | None = None
         return error.code, None, {}
 
 
-def greedy(url: str, key: str) -> list[dict[str, Any]]:
-    """Greedy tokens and their log-probabilities, for each prompt."""
-    _, models, _ = ask(url, "/v1/models", key)
+def greedy(url: str, key: str, model: str | None = None) -> list[dict[str, Any]]:
+    """Greedy tokens and their log-probabilities, for each prompt; of the engine's first model if none is named."""
+    if model is None:
+        _, models, _ = ask(url, "/v1/models", key)
+        model = models["data"][0]["id"]
     answers = []
     for prompt in PROMPTS:
         body = {
-            "model": models["data"][0]["id"],
+            "model": model,
             "prompt": prompt,
             "max_tokens": NEW_TOKENS,
             "temperature": 0.0,
@@ -52,6 +54,7 @@ def greedy(url: str, key: str) -> list[dict[str, Any]]:
                 "tokens": choice["token_ids"],
                 "logprobs": choice["logprobs"]["token_logprobs"],
                 "version": headers.get("x-weight-version"),
+                "adapter": headers.get("x-weight-adapter"),
             }
         )
     return answers

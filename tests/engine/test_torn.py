@@ -10,14 +10,11 @@ import json
 import os
 import queue
 import random
-import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,13 +23,11 @@ import pytest
 
 from launcher.bridge.mode import Mode
 from launcher.control.keys import api_key, bridge_key
-from launcher.inference.server import MIDDLEWARE, WORKER_EXTENSION
-from launcher.ports import hold_free_port, port_of
 from tests.engine.answers import check_answers, spanning
 from tests.engine.load_program import Client
 from tests.engine.questions import ask
+from tests.engine.vllm_server import PATIENCE_S, ROOT, serving
 
-ROOT = Path(__file__).parents[2]
 CLIENTS = 2
 TRAINERS = 8
 UPDATES = 25
@@ -40,8 +35,6 @@ UPDATES = 25
 
 TIMEOUT_S = 6.0
 """Of each step of an update: so long the engine may wait for a trainer that was stopped."""
-
-PATIENCE_S = 240.0
 
 
 @pytest.fixture
@@ -55,51 +48,8 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def engine(model: Path, tmp_path: Path) -> Iterator[tuple[str, str]]:
     """URL and token of a server."""
-    token = secrets.token_hex(32)
-    with hold_free_port("127.0.0.1") as sock:
-        port = port_of(sock)
-    command = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--enforce-eager"),
-        *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "128"),
-        *("--middleware", MIDDLEWARE, "--worker-extension-cls", WORKER_EXTENSION, "--quantization", "launcher-plain"),
-    ]
-    environ = {
-        **os.environ,
-        "LAUNCHER_TOKEN": token,
-        "PYTHONPATH": str(ROOT),
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",
-        "HF_HUB_OFFLINE": "1",
-    }
-    log = tmp_path / "engine.log"
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            command, cwd=tmp_path, env=environ, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_healthy(url, server, log)
-        yield url, token
-    finally:
-        server.send_signal(signal.SIGTERM)
-        try:
-            server.wait(60)
-        finally:
-            if server.poll() is None:
-                os.killpg(server.pid, signal.SIGKILL)
-
-
-def wait_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=5).close()
-            return
-        except (OSError, urllib.error.URLError):
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.3)
+    with serving(model, tmp_path) as found:
+        yield found
 
 
 class Trainer:

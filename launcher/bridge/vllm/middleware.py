@@ -14,7 +14,9 @@ POST /bridge/disconnect
 
 All of them take the run's bridge key as ``Authorization: Bearer``. vLLM's own development endpoints are not enabled:
 they would open the engine to everybody who reaches the port. Answers carry ``x-weight-version``, and with
-``x-weight-versions`` which version produced which of their tokens (:mod:`launcher.bridge.vllm.spans`).
+``x-weight-versions`` which version produced which of their tokens (:mod:`launcher.bridge.vllm.spans`). Those of an
+adapter that the bridge brought count its versions, and name it in ``x-weight-adapter``. A body with ``adapter`` is
+about that adapter.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import quote
 
 from launcher.bridge.vllm import spans
 from launcher.bridge.vllm.engine import BridgeEngine, Refused
+from launcher.bridge.vllm.served import Served
 from launcher.control.keys import api_key, bridge_key, same, token_from_environment
 
 logger = logging.getLogger(__name__)
@@ -72,7 +76,9 @@ class BridgeMiddleware:
         route = scope["path"].removeprefix("/bridge/")
         try:
             body = await _body(receive)
-            answer = await self._engine.handle(scope["app"].state.engine_client, scope["method"], route, body)
+            state = scope["app"].state
+            models = getattr(state, "openai_serving_models", None)
+            answer = await self._engine.handle(state.engine_client, scope["method"], route, body, models)
             await _reply(send, 200, answer)
         except Refused as refused:
             logger.warning("bridge: refused %s: %s", route, refused)
@@ -82,38 +88,45 @@ class BridgeMiddleware:
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ordinary request; its answer says which versions it comes from."""
+        served = self._engine.weights
+        if self._engine.adapters and scope["method"] == "POST":
+            content = await _content(receive)
+            served = self._engine.adapters.get(_model(content), served)
+            receive = _again(content, receive)
         request_id = _header(scope, spans.REQUEST_ID) or spans.new_request_id()
         # vLLM names the request after this header, and so it is found again when a version is committed.
         headers = [*(item for item in scope["headers"] if item[0] != spans.REQUEST_ID)]
         headers.append((spans.REQUEST_ID, request_id.encode("latin-1")))
-        self._engine.spans.begin(request_id, self._engine.version)
+        served.spans.begin(request_id, served.version)
         try:
-            await self._app({**scope, "headers": headers}, receive, self._stamped(send, request_id))
+            await self._app({**scope, "headers": headers}, receive, _stamped(send, served, request_id))
         finally:
-            self._engine.spans.end(request_id)
+            served.spans.end(request_id)
 
-    def _stamped(self, send: Send, request_id: str) -> Send:
-        """Adds versions to an answer: to its head those up to its first byte, to a stream's end those up to there."""
-        is_stream = False
 
-        async def stamp(message: MutableMapping[str, Any]) -> None:
-            nonlocal is_stream
-            if message["type"] == "http.response.start" and self._engine.version is not None:
-                headers = list(message.get("headers", []))
-                is_stream = any(
-                    name.lower() == b"content-type" and value.startswith(b"text/event-stream")
-                    for name, value in headers
-                )
-                headers.append((b"x-weight-version", str(self._engine.version).encode()))
-                headers.append((spans.HEADER, self._engine.spans.text(request_id).encode()))
-                message["headers"] = headers
-            elif message["type"] == "http.response.body" and is_stream and not message.get("more_body"):
-                # A comment, which clients of server-sent events pass over.
-                last = f": {spans.HEADER.decode()} {self._engine.spans.text(request_id)}\n\n".encode()
-                message["body"] = message.get("body", b"") + last
-            await send(message)
+def _stamped(send: Send, served: Served, request_id: str) -> Send:
+    """Adds versions to an answer: to its head those up to its first byte, to a stream's end those up to there."""
+    is_stream = False
 
-        return stamp
+    async def stamp(message: MutableMapping[str, Any]) -> None:
+        nonlocal is_stream
+        if message["type"] == "http.response.start" and served.version is not None:
+            headers = list(message.get("headers", []))
+            is_stream = any(
+                name.lower() == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers
+            )
+            headers.append((b"x-weight-version", str(served.version).encode()))
+            headers.append((spans.HEADER, served.spans.text(request_id).encode()))
+            if served.adapter is not None:
+                headers.append((b"x-weight-adapter", quote(served.adapter).encode()))
+            message["headers"] = headers
+        elif message["type"] == "http.response.body" and is_stream and not message.get("more_body"):
+            # A comment, which clients of server-sent events pass over.
+            last = f": {spans.HEADER.decode()} {served.spans.text(request_id)}\n\n".encode()
+            message["body"] = message.get("body", b"") + last
+        await send(message)
+
+    return stamp
 
 
 def _bearer(scope: Scope) -> str:
@@ -124,7 +137,7 @@ def _header(scope: Scope, wanted: bytes) -> str:
     return next((str(value.decode("latin-1")) for name, value in scope["headers"] if name == wanted), "")
 
 
-async def _body(receive: Receive) -> dict[str, Any]:
+async def _content(receive: Receive) -> bytes:
     chunks = b""
     while True:
         message = await receive()
@@ -132,8 +145,32 @@ async def _body(receive: Receive) -> dict[str, Any]:
         if len(chunks) > LARGEST_BODY:
             raise ValueError(f"the body is larger than {LARGEST_BODY} bytes")
         if not message.get("more_body"):
-            break
-    body = json.loads(chunks) if chunks else {}
+            return bytes(chunks)
+
+
+def _again(content: bytes, receive: Receive) -> Receive:
+    """Gives a body that has been read once more, and then what comes after it."""
+    waiting = [content]
+
+    async def give() -> MutableMapping[str, Any]:
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+        return await receive()
+
+    return give
+
+
+def _model(content: bytes) -> str:
+    """The ``model`` of an OpenAI request; empty if it is none, which is for vLLM to say."""
+    try:
+        return str(json.loads(content)["model"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+async def _body(receive: Receive) -> dict[str, Any]:
+    content = await _content(receive)
+    body = json.loads(content) if content else {}
     if not isinstance(body, dict):
         raise ValueError("the body must be a JSON object")
     return body

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from launcher.bridge.binding.vllm import bind_worker, writer
+from launcher.bridge.vllm.adapter import AdapterWorker
 from launcher.bridge.vllm.plain_linear import use_live_weights
 from launcher.bridge.worker import Worker
+from launcher.errors import BridgeError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,10 +24,24 @@ class BridgeWorker(Worker):
     """Mixed into vLLM's worker class."""
 
     vllm_config: Any
+    _bridge_adapters: dict[str, AdapterWorker] | None = None
 
     if TYPE_CHECKING:
 
         def get_model(self) -> nn.Module: ...
+
+    def bridge_call(self, op: str, request: dict[str, Any]) -> dict[str, Any]:
+        """One request about the weights, or about the adapter that it names."""
+        name = request.get("adapter")
+        if name is None:
+            return super().bridge_call(op, request)
+        self._bridge_adapters = self._bridge_adapters or {}
+        if name not in self._bridge_adapters:
+            try:
+                self._bridge_adapters[name] = AdapterWorker(self)
+            except BridgeError as error:
+                return {"error": f"worker {self.rank}: {error}"}
+        return self._bridge_adapters[name].bridge_call(op, request)
 
     def _bridge_learn(self, manifest: Manifest) -> Binding:
         """From the model's own loader."""
