@@ -162,7 +162,9 @@ WRONG: list[tuple[Callable[..., Config], dict[str, Any], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "settings", "says"), WRONG, ids=lambda value: getattr(value, "__name__", str(value)[:60]))
+@pytest.mark.parametrize(
+    ("make", "settings", "says"), WRONG, ids=lambda value: str(getattr(value, "__name__", value))[:60]
+)
 def test_one_mistake_is_one_message(make: Callable[..., Config], settings: dict[str, Any], says: list[str]) -> None:
     found = problems(make(**settings))
 
