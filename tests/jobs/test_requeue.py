@@ -135,3 +135,25 @@ def test_a_run_resumes_from_attempt_to_attempt(slurm: SlurmCluster, tmp_path: Pa
     assert slurm.job_state(run.job_id) == "COMPLETED"
     slurm.wait_empty()
     assert "attempt 4" in run.output
+
+
+def test_a_job_that_has_lost_its_first_node_is_queued_again(slurm: SlurmCluster, tmp_path: Path, model: Path) -> None:
+    """SLURM itself would end it (a node that is set down) or let it run on, without its script (one that is silent)."""
+    program = ["python", "-m", "tests.jobs.stopping_trainer", str(STEPS), "0.3", "100"]
+    run = Run(slurm, tmp_path, f"model.path={model}", "layout.nodes=3", f"trainer.command={json.dumps(program)}")
+    lost = ""
+    try:
+        run.wait(lambda: bool(run.find(1, "process", role="inference", state="started")), "engine")
+        lost = str(run.find(1, "node_up", node_rank=0)[0]["hostname"])
+        slurm.run(["scontrol", "update", f"nodename={lost}", "state=down", "reason=test"])
+        run.wait(lambda: bool(run.find(2, "process", role="inference", state="started")), "second attempt")
+        assert run.find(2, "node_up", node_rank=0)[0]["hostname"] != lost
+        assert run.find(1, "finished")[0]["outcome"] == "requeued"
+        assert run.end(1) == "lost"
+    finally:
+        run.launcher.kill()
+        run.launcher.wait()
+        slurm.cancel_all()
+        if lost:
+            slurm.run(["scontrol", "update", f"nodename={lost}", "state=resume"])
+    slurm.wait_empty()
