@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cases", default="", help="only cases whose name holds one of these words, comma-separated")
     parser.add_argument("--moments", default="", help=f"some of: {', '.join(Moment)}")
     parser.add_argument("--out", type=Path, default=Path("faults"), help="directory for the table and the runs")
-    parser.add_argument("--again", action="store_true", help="also cells whose result is in the directory already")
+    parser.add_argument(
+        "--again", action="store_true", help="also cells that are in the directory already, and were no surprise"
+    )
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
     parser.add_argument("--do", action="append", default=[], metavar="ACTION=COMMAND",
                         help="of the SLURM at hand: how to crash, boot, cut, heal, down, resume, kill_slurmd or"
@@ -85,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 def _cells(options: argparse.Namespace, folder: Path) -> list[Cell]:
     words = [word.strip() for word in options.cases.split(",") if word.strip()]
     moments = options.moments.split(",") if options.moments else list(Moment)
-    known = {} if options.again else load(folder)
+    known = set() if options.again else {cell for cell, result in load(folder).items() if not result.surprises}
     return [
         Cell(case=case, moment=moment)
         for moment in Moment

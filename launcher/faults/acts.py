@@ -102,7 +102,8 @@ class Striker:
         if started is None:
             raise LauncherError(f"{self.case.target} was not started")
         words = ["srun", "--overlap", f"--jobid={self.job_id}", f"--nodelist={self._host()}", "--nodes=1", "--ntasks=1"]
-        words += ["--mem=0", sys.executable, "-m", "launcher.faults.inject", str(started["pid"]), self.case.argument]
+        words += ["--mem=0", sys.executable, "-m", "launcher.faults.inject", str(self.observed.run_dir)]
+        words += [str(started["pid"]), self.case.argument]
         return subprocess.Popen(
             [*self.site.login, *words, SIGNALS[self.case.act], *go],
             stdin=subprocess.DEVNULL,

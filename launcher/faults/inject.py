@@ -1,8 +1,8 @@
-"""Strikes: ``python -m launcher.faults.inject PID RELATION SIGNAL [GO]``, on the node where the process is.
+"""Strikes: ``python -m launcher.faults.inject RUN_DIR PID RELATION SIGNAL [GO]``, on the node where the process is.
 
 RELATION says where the target is from the worker PID: ``self``; ``agent``, its parent; any other word: the processes
-below the worker whose title contains it. With GO it finds its targets, and then waits for that file: a publication is
-over sooner than a program on another node has started.
+below the worker whose title contains it. What does not belong to the run is never struck. With GO it finds its targets,
+and then waits for that file: a publication is over sooner than a program on another node has started.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 from launcher.agent.proctree import descendants
+from launcher.faults.left import belongs_to
 
-FIND_TIMEOUT_S = 30.0
+FIND_TIMEOUT_S = 10.0
 GO_TIMEOUT_S = 180.0
 LOOK_S = 0.005
 
@@ -25,16 +26,16 @@ def targets(pid: int, relation: str) -> list[int]:
     if relation == "self":
         return [pid]
     if relation == "agent":
-        return [_parent(pid)]
+        return [parent] if (parent := _parent(pid)) else []
     return [below for below in descendants(pid) if relation in _title(below)]
 
 
 def main() -> int:
     """Returns 1 if there was nothing to strike, 2 if nobody gave the word."""
-    pid, relation, name, *go = sys.argv[1:]
+    run_dir, worker, relation, name, *go = sys.argv[1:]
     signum = signal.Signals[f"SIG{name}"]
     deadline = time.monotonic() + FIND_TIMEOUT_S
-    while not (found := targets(int(pid), relation)):
+    while not (found := [pid for pid in targets(int(worker), relation) if belongs_to(pid, Path(run_dir))]):
         if time.monotonic() > deadline:
             return 1
         time.sleep(LOOK_S)
@@ -44,13 +45,17 @@ def main() -> int:
             return 2
         time.sleep(LOOK_S)
     for target in found:
-        os.kill(target, signum)
+        if belongs_to(target, Path(run_dir)):  # its number may be another's by now
+            os.kill(target, signum)
     print(f"{time.time():.3f} {' '.join(map(str, found))}", flush=True)
     return 0
 
 
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+def _parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
 
 
 def _title(pid: int) -> str:

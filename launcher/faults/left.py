@@ -8,20 +8,28 @@ import sys
 from pathlib import Path
 
 
-def processes_of(run_dir: Path) -> list[str]:
-    """Processes of this machine that belong to a run, however they detached themselves, each as one line."""
+def belongs_to(pid: int, run_dir: Path) -> bool:
+    """Whether a process is of a run, by its environment or its command line; however it detached itself."""
     needle = str(run_dir).encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            title = (entry / "cmdline").read_bytes()
-            if needle in (entry / "environ").read_bytes() or (needle in title and b"launcher.faults" not in title):
-                found.append(f"process {entry.name}: {title.replace(bytes(1), b' ').decode(errors='replace')[:200]}")
-        except OSError:
-            continue
-    return found
+    try:
+        entry = Path(f"/proc/{pid}")
+        title = (entry / "cmdline").read_bytes()
+        return needle in (entry / "environ").read_bytes() or (needle in title and b"launcher.faults" not in title)
+    except OSError:
+        return False
+
+
+def processes_of(run_dir: Path) -> list[str]:
+    """Processes of this machine that belong to a run, each as one line."""
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return [f"process {pid}: {_title(pid)}" for pid in pids if pid != os.getpid() and belongs_to(pid, run_dir)]
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
+    except OSError:
+        return ""
 
 
 def shared_memory(folder: Path = Path("/dev/shm")) -> list[str]:

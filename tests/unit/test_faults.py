@@ -15,7 +15,7 @@ from launcher.faults.asker import judge as judge_answer
 from launcher.faults.cases import CASES, Case, Moment
 from launcher.faults.inject import targets
 from launcher.faults.judge import Result, judged
-from launcher.faults.left import processes_of
+from launcher.faults.left import belongs_to, processes_of
 from launcher.faults.observe import Observed
 from launcher.faults.site import Site
 from launcher.faults.table import add, load, table
@@ -125,6 +125,17 @@ def test_a_target_is_found_from_a_worker() -> None:
         assert targets(worker.pid, "NoSuchCore") == []
         os.kill(core, 9)
         worker.wait(20)
+
+
+def test_only_what_belongs_to_the_run_is_struck(tmp_path: Path) -> None:
+    environ = {**os.environ, "LAUNCHER_RUN_DIR": str(tmp_path / "own")}
+    with subprocess.Popen(SLEEP, env=environ, stdout=subprocess.PIPE) as target:
+        assert target.stdout is not None
+        target.stdout.readline()
+        assert not belongs_to(target.pid, tmp_path / "other")
+        words = [sys.executable, "-m", "launcher.faults.inject", str(tmp_path / "own"), str(target.pid), "self", "TERM"]
+        subprocess.run(words, check=True, timeout=60)
+        assert target.wait(20) == -15
 
 
 def test_events_of_all_attempts_are_read_once_and_only_when_whole(tmp_path: Path) -> None:
