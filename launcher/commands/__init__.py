@@ -46,7 +46,7 @@ _ALL = (
     Command(name="render", group=START, usage="[overrides] [-o FILE]", summary="a job script to read, edit and sbatch"),
     Command(name="explain", group=START, usage="NODE|RANK [overrides]", summary="what one node or rank would execute"),
     Command(name="resume", group=START, usage="RUN", summary="go on with a run that has ended, from its checkpoint"),
-    Command(name="runs", group=LOOK, usage="[--all]", summary="all runs: state, steps, reward, job"),
+    Command(name="runs", group=LOOK, usage="[--all|--prune]", summary="all runs: state, steps, reward, job"),
     Command(name="status", group=LOOK, usage="[RUN]", summary="where a run stands; live on a terminal"),
     Command(name="why", group=LOOK, usage="[RUN]", summary="which process failed first, and whether to retry"),
     Command(name="nodes", group=LOOK, usage="[forget NODE ...]", summary="nodes that were bad and are left out"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from launcher.clusters.base import job_environment
+from launcher.clusters.containers import apptainer, pyxis
 from launcher.commands.parser import CommandParser
+from launcher.config import load_run_config
 from launcher.errors import LauncherError
 from launcher.run_dir import attempt_dir
 from launcher.runs.digest import digest, newest_attempt
@@ -21,7 +24,7 @@ from launcher.runs.status import RunStatus, statuses
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Becomes the shell; returns only if there is nothing to attach to."""
+    """Becomes the shell; returns only if there is nothing to attach to, or with ``--json``."""
     words = list(arguments)
     command = words[words.index("--") + 1 :] if "--" in words else []
     parser = CommandParser(
@@ -40,7 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--node", metavar="N", help="node rank or hostname (default: 0)")
     parser.add_argument("--role", choices=("trainer", "inference"), help="with --rank: the node of this process")
     parser.add_argument("--rank", type=int, help="trainer: global rank; inference: replica (default: 0)")
-    parser.usage = f"{parser.prog} RUN [--node N | --role ROLE --rank K] [--output-dir DIR] [-- COMMAND ...]"
+    parser.add_json("the command, and the variables that it would have, and start nothing,")
+    parser.usage = f"{parser.prog} RUN [--node N | --role ROLE --rank K] [--output-dir DIR] [--json] [-- COMMAND ...]"
     options = parser.parse_args(words[: words.index("--")] if "--" in words else words)
     if options.node is not None and (options.role is not None or options.rank is not None):
         parser.error("--node and --role/--rank exclude each other")
@@ -55,10 +59,13 @@ def main(arguments: Sequence[str]) -> int:
     else:
         target = find_target(layout, options.node or "0")
     shell = command or [os.environ.get("SHELL", "/bin/bash")]
-    environ = {**job_environment(), **_environment(run, target)}
-    if status.digest.job_id is None:
-        _become(shell, environ)
-    _become(_srun(status.digest.job_id, target.node.hostname, shell), environ)
+    there = _srun(run, status.digest.job_id, target.node.hostname, shell) if status.digest.job_id else shell
+    variables = _environment(run, target)
+    if not options.json:
+        _become(there, {**job_environment(), **variables})
+    where = {"run_dir": str(run), "node_rank": target.node.node_rank, "hostname": target.node.hostname}
+    print(json.dumps({**where, "command": there, "environment": variables}))
+    return 0
 
 
 def _check(status: RunStatus) -> None:
@@ -73,12 +80,14 @@ def _check(status: RunStatus) -> None:
             raise LauncherError(f"{name} runs on {host}. HINT: run this command there.")
 
 
-def _srun(job_id: str, hostname: str, shell: list[str]) -> list[str]:
+def _srun(run: Path, job_id: str, hostname: str, shell: list[str]) -> list[str]:
+    config = load_run_config(run)
     # --overlap: the run's own step holds everything. No input is taken away from a step that has none.
     options = ["--overlap", f"--jobid={job_id}", f"--nodelist={hostname}", "--nodes=1", "--ntasks=1", "--export=ALL"]
     if sys.stdin.isatty() and sys.stdout.isatty():
         options.append("--pty")
-    return ["srun", "--quiet", *options, *shell]
+    # Into the same image as the run's own processes.
+    return ["srun", "--quiet", *options, *pyxis(config), *apptainer(config), *shell]
 
 
 def _environment(run: Path, target: Target) -> dict[str, str]:

@@ -17,7 +17,7 @@ from launcher.paths import conf_dir
 OUTPUT_DIR = "--output-dir"
 MOST_RUNS = 100
 _OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
-_RUN_OPTIONS = ("-m ", "--multirun ", "--cfg ", "--config-dir ", "--help ")
+_RUN_OPTIONS = ("-m ", "--multirun ", "--json ", "--cfg ", "--config-dir ", "--help ")
 """Of a run or a sweep, as Hydra knows them."""
 
 

@@ -39,6 +39,7 @@ Puts reinforcement-learning post-training on a SLURM cluster: the first nodes tr
 Usage:
   launcher [overrides]               run: on this machine, or with +cluster=slurm on a cluster
   launcher -m [overrides]            a sweep: a run of each combination, trainer.lr=1e-4,1e-3
+  launcher --json [overrides]        a run, told as one line of JSON
   launcher --cfg job [overrides]     show the whole configuration
   launcher COMMAND --help            how a command is used, with an example and its exit codes
   launcher --help | --version | --hydra-help
@@ -47,6 +48,10 @@ Usage:
 Overrides choose presets or set values:
   experiment=qwen3_8b model.path=/models/Qwen3-8B      +cluster=slurm cluster.partition=gpu cluster.time=01:00:00
   layout.nodes=4 layout.inference_nodes=2              --config-dir DIR adds presets of your own
+
+Exit codes:
+  0 done or queued; 2 wrong configuration, nothing was started; 3 `sbatch` refused; 4 another allocation than planned;
+  5 a process failed; 6 node 0 cannot be reached; 7 a bad node; 9 stopped with a checkpoint; 130, 143 interrupted
 
 Presets ({directory}):
 {presets}

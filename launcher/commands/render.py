@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write it there instead of printing it")
     parser.add_argument("--submitit", action="store_true", help="start the nodes through submitit, as a run does")
     parser.add_argument("--config-dir", "-cd", type=Path, help="directory of further presets")
+    parser.add_json("the script's text, file and number of nodes")
     options = parser.parse_intermixed_args(arguments)
     with explained():
         config = compose(options.overrides, options.config_dir)
@@ -36,13 +38,23 @@ def main(arguments: Sequence[str]) -> int:
     check(config, model_is_here=False)
     file: Path | None = options.output
     text = render_script(config, None if file is None else file.absolute(), with_submitit=options.submitit)
-    if file is None:
+    if file is not None:
+        _write(file, text)
+    if options.json:
+        nodes = config.layout.nodes + config.layout.spares
+        print(json.dumps({"file": None if file is None else str(file.absolute()), "nodes": nodes, "text": text}))
+    elif file is None:
         print(text, end="")
-        return 0
+    else:
+        print(f"wrote {file}\nnext:\n  sbatch {file}")
+    return 0
+
+
+def _write(file: Path, text: str) -> None:
+    from launcher.errors import ConfigError
+
     try:
         file.write_text(text)
         file.chmod(0o755)
     except OSError as error:
         raise ConfigError([f"`--output` ({file}) cannot be written: {error.strerror}."]) from error
-    print(f"wrote {file}\nnext:\n  sbatch {file}")
-    return 0

@@ -6,12 +6,14 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from launcher.commands.parser import CommandParser
 from launcher.runs.digest import digest
 from launcher.runs.find import add_output_dir, run_dirs, submitted_at
 from launcher.runs.status import RunStatus, open_first, statuses
+from launcher.snapshot.prune import prune
 from launcher.view.text import age, aligned
 
 SHOWN = 20
@@ -23,13 +25,23 @@ def main(arguments: Sequence[str]) -> int:
     parser = CommandParser(
         "runs",
         "Lists runs: those that are not over first, then the newest. SLURM is asked once for all of them; what it does"
-        " not answer is marked `?` and is the last that was known.",
-        examples=["launcher runs", "launcher runs --all --json --output-dir /scratch/me/runs"],
+        " not answer is marked `?` and is the last that was known. Run directories are yours to remove; --prune"
+        " removes the snapshots of code that no run uses any more.",
+        examples=[
+            "launcher runs",
+            "launcher runs --all --json --output-dir /scratch/me/runs",
+            "launcher runs --prune",
+        ],
     )
     add_output_dir(parser)
     parser.add_argument("--all", action="store_true", help=f"all of them, not only {SHOWN}")
-    parser.add_json("the runs")
+    parser.add_argument("--prune", action="store_true", help="remove snapshots of code that no run here uses; no list")
+    parser.add_json("the runs, or what was removed,")
     options = parser.parse_args(arguments)
+    if options.prune:
+        pruned = prune(options.output_dir)
+        print(json.dumps(asdict(pruned)) if options.json else pruned.text())
+        return 0
     paths = run_dirs(options.output_dir)
     found, problem = statuses([digest(path) for path in sorted(paths, key=submitted_at, reverse=True)])
     found = open_first(found)

@@ -1,21 +1,26 @@
-"""``launcher [overrides]``, or ``launcher submit [overrides]``: one run, or with ``-m`` a sweep."""
+"""``launcher [overrides]``, or ``launcher submit [overrides] [--json]``: one run, or with ``-m`` a sweep."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
 from launcher.commands.composing import HYDRA_FULL_ERROR, explained, hydra_full_error
 from launcher.commands.help import show_help
+from launcher.commands.parser import UsageError
 from launcher.errors import ConfigError, LauncherError
 from launcher.paths import conf_dir
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from launcher.config.schema import Config
+
+JSON = "--json"
 MULTIRUN = ("-m", "--multirun")
 """Hydra takes them in front of the overrides only."""
 
@@ -27,11 +32,17 @@ def main(arguments: Sequence[str]) -> int:
     from launcher.config import register_configs
     from launcher.config.rules.secrets import word_problems
 
+    is_json = JSON in arguments
+    arguments = [word for word in arguments if word != JSON]
+    if is_json and set(MULTIRUN) & set(arguments):
+        raise UsageError(
+            f"`{JSON}` is for a single run. HINT: `launcher sweep status DIR {JSON}` shows those of a sweep."
+        )
     # Before a sweep's ledger keeps a record of the overrides.
     if found := list(word_problems(arguments)):
         raise ConfigError(found)
 
-    task = Task(os.environ.get(HYDRA_FULL_ERROR))
+    task = Task(os.environ.get(HYDRA_FULL_ERROR), is_json=is_json)
     register_configs()
     composed = _single(arguments)
     if composed is not None:
@@ -88,12 +99,14 @@ class Task:
 
     Args:
         full_errors: Hydra's switch as it was before it was lent to Hydra.
+        is_json: standard output is for one line of JSON, the rest goes to standard error.
     """
 
-    def __init__(self, full_errors: str | None) -> None:
+    def __init__(self, full_errors: str | None, *, is_json: bool = False) -> None:
         self.codes: list[int] = []
         """Exit codes of all runs."""
         self.full_errors = full_errors
+        self.is_json = is_json
 
     def __call__(self, composed: DictConfig) -> None:
         """Starts one run."""
@@ -104,15 +117,31 @@ class Task:
                 with explained():
                     config = typed(composed)
 
-                from launcher.run import run
-
-                self.codes.append(run(config))
+                self.codes.append(_run_and_tell(config) if self.is_json else _run(config))
         except LauncherError as error:
             # Here, not in main: Hydra would add its own words to an error that passes through it.
             print(f"launcher: {error}", file=sys.stderr)
             self.codes.append(error.exit_code)
         except Exception as error:
             raise _Unexpected from error
+
+
+def _run(config: Config) -> int:
+    from launcher.run import run
+
+    return run(config)
+
+
+def _run_and_tell(config: Config) -> int:
+    from launcher.run import run
+    from launcher.run_dir import new_run_dir
+    from launcher.runs.digest import job_id_of
+
+    path = new_run_dir(config)
+    with redirect_stdout(sys.stderr):
+        code = run(config, path=path)
+    print(json.dumps({"run_dir": str(path), "job_id": job_id_of(path), "exit_code": code}))
+    return code
 
 
 class _Unexpected(Exception):

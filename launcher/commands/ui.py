@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, help=f"(default: {PORT}, or the next free one)")
     parser.add_argument("--token", action="store_true", help="ask for a token on loopback, too")
+    parser.add_json("the address")
     options = parser.parse_args(arguments)
     path = Path(options.run)
     is_sweep = path.is_dir() and not is_run(path) and bool(run_dirs(path))
@@ -52,7 +54,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.host in ("0.0.0.0", "::"):
         shown_host = socket.getfqdn()
     query = f"?token={token}" if token is not None else ""
-    print(f"{directory.name}: http://{shown_host}:{sock.getsockname()[1]}/{query}   (Ctrl-C ends it)", flush=True)
+    url = f"http://{shown_host}:{sock.getsockname()[1]}/{query}"
+    said = json.dumps({"directory": str(directory), "url": url})
+    print(said if options.json else f"{directory.name}: {url}   (Ctrl-C ends it)", flush=True)
     servers: list[uvicorn.Server] = []
     app = make_app(
         directory, token=token, is_local=is_local, is_ending=lambda: any(server.should_exit for server in servers)

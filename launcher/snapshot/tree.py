@@ -16,6 +16,9 @@ from pathlib import Path
 from launcher.errors import ConfigError
 
 STORE = ".snapshots"
+DRAFT = ".draft-"
+"""Begins the name of what is not complete, or not any more."""
+
 MANIFEST = "manifest.json"
 TREE = "tree"
 DIGEST_LENGTH = 20
@@ -139,8 +142,10 @@ def store(root: Path, entries: Iterable[Entry], output_dir: Path) -> tuple[str, 
     home = _home(output_dir)
     digest = digest_of(entries)
     if (home / digest).is_dir():
+        # As good as new: nobody removes it before the run that is about to use it says so.
+        os.utime(home / digest)
         return digest, home / digest / TREE
-    draft = home / f".draft-{secrets.token_hex(6)}"
+    draft = home / f"{DRAFT}{secrets.token_hex(6)}"
     try:
         copied = list(_copy(root, entries, draft / TREE))
         digest = digest_of(copied)
@@ -165,7 +170,7 @@ def _home(output_dir: Path) -> Path:
         # Another user's might change under our runs, and may not be writable.
         home = output_dir / f"{STORE}-{os.getuid()}"
         home.mkdir(exist_ok=True)
-    for draft in home.glob(".draft-*"):
+    for draft in home.glob(f"{DRAFT}*"):
         # Of a submission that was killed.
         if time.time() - draft.stat().st_mtime > STALE_DRAFT_S:
             shutil.rmtree(draft, ignore_errors=True)

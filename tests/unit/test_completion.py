@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
         ("launcher snapshot=", {"snapshot=true ", "snapshot=false "}, set()),
         ("launcher bridge.transport=g", {"bridge.transport=gloo "}, {"bridge.transport=shm "}),
         ("launcher +cluster=", {"+cluster=slurm ", "+cluster=local "}, set()),
-        ("launcher --", {"--multirun "}, {"--json "}),
+        ("launcher --", {"--multirun ", "--json "}, {"--role "}),
         ("launcher logs last --", {"--role ", "--json ", "--help "}, {"--multirun "}),
         ("launcher logs last --role t", {"trainer "}, {"inference "}),
         ("launcher sweep ", {"status ", "results ", "cancel "}, {"layout="}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import launcher
+from launcher.cli import main
 from launcher.config import compose, load_run_config
 from launcher.errors import ConfigError
 from launcher.layout import plan
@@ -19,7 +21,9 @@ from launcher.run_dir import create
 from launcher.snapshot import tree
 from launcher.snapshot.anchor import anchored_settings, anchored_words
 from launcher.snapshot.place import CODE, GIT, PATCH, place_of, read_record
+from launcher.snapshot.prune import prune
 from launcher.snapshot.take import Taken, take
+from launcher.snapshot.tree import STORE
 from tests.unit.repository import Repository
 
 FILES = {
@@ -152,6 +156,29 @@ def test_runs_with_the_same_code_share_one_copy(repository: Repository, tmp_path
     kept = {path.name for path in (tmp_path / "runs" / ".snapshots").iterdir()}
     assert kept == {digest, edited.digest, own.digest}
     assert len(kept) == 3
+
+
+def test_a_snapshot_that_no_run_uses_is_pruned_a_day_later(repository: Repository, tmp_path: Path) -> None:
+    output_dir = tmp_path / "runs"
+    used, unused, new = [], [], []
+    for number, which in enumerate((used, unused, new)):
+        (repository.path / "train.py").write_text(f"print({number})\n")
+        taken = take(repository.path, output_dir, {})
+        assert taken.code is not None and taken.launcher is not None
+        which += [taken.code.digest, run_of(taken, output_dir), taken.launcher.digest]
+    for path in (output_dir / STORE).iterdir():
+        if path.name != new[0]:
+            os.utime(path, (0, 0))
+    for _, run, _ in (unused, new):
+        shutil.rmtree(run)
+    assert main(["runs", "--prune", "--output-dir", str(output_dir)]) == 0
+    assert sorted(path.name for path in (output_dir / STORE).iterdir()) == sorted({used[0], new[0], new[2]})
+    assert (used[1] / CODE / "train.py").read_text() == "print(0)\n"
+    # A submission with the code of then makes it new again.
+    (repository.path / "train.py").write_text("print(0)\n")
+    take(repository.path, output_dir, {})
+    shutil.rmtree(used[1])
+    assert used[0] in prune(output_dir).kept
 
 
 def test_the_launcher_is_taken_along_unless_it_is_in_the_repository(repository: Repository, tmp_path: Path) -> None:
