@@ -74,10 +74,6 @@ class ControlRefusal(ControlError):
     """The control service answered, and did not do what it was asked for."""
 
 
-class Node0Lost(ControlError):
-    """Node 0, and with it the control service, has been silent for too long."""
-
-
 STOPPED = 9
 """Exit code of a run that was asked to stop, saved what it had, and can be resumed."""
 

@@ -14,9 +14,8 @@ from launcher.agent.context import SCRATCH_VARIABLE
 from launcher.agent.early import PASSED_ON
 from launcher.agent.postmortem import report_failure
 from launcher.agent.proctree import become_subreaper, end_descendants, is_stopped, signal_on_parent_death
-from launcher.agent.stand_in import stand_in
 from launcher.agent.stop_request import StopRequest
-from launcher.errors import LauncherError, Node0Lost
+from launcher.errors import LauncherError
 
 LEFTOVER_GRACE_S = 0.5
 
@@ -38,10 +37,7 @@ def main() -> int:
         return run(arguments.run_dir, stop, arguments.guard)
     except LauncherError as error:
         print(f"launcher: {error}", file=sys.stderr)
-        code = report_failure(arguments.run_dir, str(error), error.exit_code)
-        if isinstance(error, Node0Lost) and code != 0:
-            stand_in(arguments.run_dir, lambda: stop.signal is not None)
-        return code
+        return report_failure(arguments.run_dir, str(error), error.exit_code)
     finally:
         # Python's own end would undo a handler, and a late signal make this node look as if it had failed.
         for signum in PASSED_ON:

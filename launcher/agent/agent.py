@@ -30,7 +30,7 @@ from launcher.control.keys import token_from_environment
 from launcher.control.server import ControlServer
 from launcher.control.state import JobState
 from launcher.control.stopping import Stopping
-from launcher.errors import ControlError, Node0Lost
+from launcher.errors import ControlError
 from launcher.events import EventLog, EventWriter, has_finished
 from launcher.layout import Layout, layout_to_json, plan
 from launcher.ports import hold_free_port, port_of
@@ -203,7 +203,7 @@ def _find_control(directory: Path, timeout_s: float, stop: StopRequest) -> str |
         if node_0_has_ended():
             raise ControlError("Node 0 has ended before it could take part; its log says why.")
         if time.monotonic() > deadline:
-            raise Node0Lost(
+            raise ControlError(
                 f"Node 0 did not write {path} within `start_timeout_s` ({timeout_s:g}). HINT: `output_dir` must be on a"
                 " filesystem that all nodes share; see the log of node 0."
             )

@@ -34,10 +34,11 @@ from launcher.agent.proctree import (
     signal_on_parent_death,
 )
 from launcher.agent.shared_memory import SharedMemory
-from launcher.agent.stand_in import node_0_killed
+from launcher.agent.stand_in import node_0_killed, stand_in
 from launcher.agent.worker import tail
 from launcher.config import load_run_config
 from launcher.config.schema import Config
+from launcher.errors import ControlError
 from launcher.run_dir import attempt_dir
 from launcher.snapshot.place import Place, place_of
 
@@ -81,6 +82,9 @@ def guard_node(run_dir: Path, early: EarlySignals | None = None) -> int:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     code = _tell_failure(run_dir, node, code, log, early.heard)
+    if code == ControlError.exit_code:
+        # Nothing runs here any more. Should it be node 0 that is lost, somebody has to see to the job.
+        stand_in(run_dir, lambda: bool(ENDING & set(early.heard)))
     if node.node_rank == 0:
         answer_for_the_run(code)
     return code

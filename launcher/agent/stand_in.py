@@ -7,7 +7,6 @@ submitted with ``--no-kill``, lets it run on without its batch script, until its
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import time
@@ -20,7 +19,7 @@ from launcher.agent.exit_file import node_0_has_ended
 from launcher.agent.node import NodeEnvironment, node_environment
 from launcher.agent.postmortem import close_log, events_of
 from launcher.attempts import End, record_end
-from launcher.clusters.slurm_fate import is_without
+from launcher.clusters.slurm_fate import give_back, is_without
 from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.control.client import ControlClient
@@ -36,6 +35,9 @@ RANKS = range(1, 4)
 
 ASK_S = 2.0
 CALL_TIMEOUT_S = 2.0
+LAST_S = 5.0
+"""Once this node was asked to end; SLURM says by then what it is about to do."""
+
 CLAIM = "stand_in.json"
 """Of an attempt: who stands in for node 0. A file is made once, so that the job is not queued again twice."""
 
@@ -62,22 +64,32 @@ def stand_in(run_dir: Path, is_asked_to_end: Callable[[], bool]) -> None:
         return
     directory = attempt_dir(run_dir, node.attempt)
     logger.info("waiting until SLURM says what has become of node 0 (%s)", node.hostnames[0])
-    while not (
-        node_0_has_ended() or has_finished(directory / EVENTS) or (not is_asked_to_end() and _is_back(directory))
-    ):
+    patience_until: float | None = None
+    while not (node_0_has_ended() or has_finished(directory / EVENTS)):
         told = is_without(node.hostnames[0])
         if told:
-            with contextlib.suppress(FileExistsError):
-                with (directory / CLAIM).open("x") as file:
-                    json.dump({"node_rank": node.node_rank}, file)
-                message = f"Node 0 ({node.hostnames[0]}) was lost, and with it the control service."
-                failure = {"message": message, "node_rank": 0, "hostname": node.hostnames[0], "role": "trainer"}
-                _last_word(config, run_dir, node, failure, End.LOST)
+            _stand_in(config, run_dir, node, directory)
+        if told or told is None:
             return
-        if told is None:
-            logger.info("the attempt is over")
+        if is_asked_to_end():
+            patience_until = patience_until or time.monotonic() + LAST_S
+        elif _is_back(directory):
+            return
+        if patience_until is not None and time.monotonic() > patience_until:
             return
         time.sleep(ASK_S)
+
+
+def _stand_in(config: Config, run_dir: Path, node: NodeEnvironment, directory: Path) -> None:
+    try:
+        with (directory / CLAIM).open("x") as file:
+            json.dump({"node_rank": node.node_rank}, file)
+    except FileExistsError:
+        return
+    message = f"Node 0 ({node.hostnames[0]}) was lost, and with it the control service."
+    failure = {"message": message, "node_rank": 0, "hostname": node.hostnames[0], "role": "trainer"}
+    if not _last_word(config, run_dir, node, failure, End.LOST):
+        give_back()
 
 
 def _last_word(config: Config, run_dir: Path, node: NodeEnvironment, failure: dict[str, Any], end: End) -> bool:

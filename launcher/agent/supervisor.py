@@ -21,7 +21,7 @@ from launcher.agent.worker import Worker, stop
 from launcher.control.orders import Orders, ReplicaOrder, TrainerOrder
 from launcher.control.phase import ENDED, Phase
 from launcher.control.stopping import StopStage
-from launcher.errors import ControlError, Node0Lost
+from launcher.errors import ControlError
 from launcher.layout import Role
 
 logger = logging.getLogger(__name__)
@@ -68,11 +68,11 @@ class Supervisor:
                         self._ask_for_the_end(signum)
                 # Before anything is started: an agent that was stopped for long must not go on where it was.
                 if (lost := self._beats.lost) is not None:
-                    raise Node0Lost(f"Node 0 is lost: {lost}")
+                    raise ControlError(f"Node 0 is lost: {lost}")
                 if told and self._beats.failing_s > FAILING_S:
                     # Whoever asks for the end kills soon; without node 0 there is nothing to wait for.
                     names = ", ".join(signum.name for signum in told)
-                    raise Node0Lost(f"Node 0 does not answer, and somebody asked for the end ({names}).")
+                    raise ControlError(f"Node 0 does not answer, and somebody asked for the end ({names}).")
                 phase, orders = self._beats.phase, self._beats.orders
                 self._heed(StopStage(orders.stopping))
                 if orders.is_fenced:

@@ -119,6 +119,25 @@ def test_another_node_queues_again_a_job_that_has_lost_node_0(survivor: Path, to
     assert json.loads((survivor / "attempts" / "1" / "end.json").read_text()) == {"end": "lost"}
 
 
+def test_a_job_that_is_not_queued_again_is_given_back(survivor: Path, tools: Path) -> None:
+    (survivor / "config.yaml").write_text(to_yaml(Config(cluster=SlurmClusterConfig(requeue=False))))
+    Cluster(tools, job("gpu-02"))
+    tool(tools, "scancel", "")
+    stand_in(survivor, lambda: False)
+    assert requeues(tools) == []
+    assert calls(tools)[-1] == "scancel 7"
+    assert said(survivor)[-1] == ("finished", "failed")
+
+
+def test_none_does_for_long_once_it_was_asked_to_end(
+    survivor: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stand_in_module, "LAST_S", 0.0)
+    Cluster(tools, job("gpu-[01-02]"))
+    stand_in(survivor, lambda: True)
+    assert requeues(tools) == []
+
+
 def test_only_one_does(survivor: Path, tools: Path) -> None:
     Cluster(tools, job("gpu-02"))
     (survivor / "attempts" / "1" / "stand_in.json").touch()
