@@ -89,4 +89,5 @@ def told(message: Message) -> Iterator[None]:
     try:
         yield
     except TransferError as error:
-        raise TransferError(f"receiving round {message.round} from trainer rank {message.sender} {error}") from error
+        whom = f"trainer rank {message.sender}" if isinstance(message.sender, int) else "the replica that relays"
+        raise TransferError(f"receiving round {message.round} from {whom} {error}") from error

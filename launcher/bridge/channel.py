@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -100,6 +100,8 @@ class Channel:
         begin = time.monotonic()
         self._device = device_of(held)
         replicas, members = self.replicas, self.replicas.members
+        replicas.direct = set()
+        given_up: dict[int, str] = {}
         tries: dict[tuple[int, int], int] = {}
         total_bytes, compared, changed, pause_s = 0, 0, 0, 0.0
         while True:
@@ -107,9 +109,15 @@ class Channel:
             for replica in replicas.known:
                 if replica.index not in replicas.served:
                     tries[replica.index, replica.generation] = tries.get((replica.index, replica.generation), 0) + 1
-            outcome = self._offer(held, only, version, releases)
+            outcome = self._offer(held, only, version, releases, given_up)
             total_bytes, pause_s = total_bytes + outcome.bytes, max(pause_s, outcome.pause_s)
             compared, changed = compared + outcome.compared, changed + outcome.changed
+            if outcome.again:
+                logger.warning("version %d: %s", version, " ".join(outcome.failures[i] for i in sorted(outcome.again)))
+                replicas.direct |= outcome.again
+                given_up = {i: text for i, text in outcome.failures.items() if i not in outcome.again}
+                continue
+            given_up = {}
             if len(replicas.served) >= members.min_replicas:
                 break
             if not replicas.wait_for_another(tries):
@@ -133,9 +141,16 @@ class Channel:
             replicas=len(replicas.served),
         )
 
-    def _offer(self, held: Sequence[Weight], only: frozenset[str] | None, version: int, releases: bool) -> Outcome:
+    def _offer(
+        self,
+        held: Sequence[Weight],
+        only: frozenset[str] | None,
+        version: int,
+        releases: bool,
+        given_up: Mapping[int, str],
+    ) -> Outcome:
         """Offers a version once to every replica that lacks it, after joining those that are not joined."""
-        failures: dict[int, str] = {}
+        failures = dict(given_up)
         joined_before = set(self.replicas.joined)
         is_first = self.adapter is None and self._ranks.rank == 0 and self.version is None
         with startup.phase("groups", when=is_first):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
@@ -18,8 +18,8 @@ from launcher.bridge import collective
 from launcher.bridge.agreement import TrainerFacts, replica_plan
 from launcher.bridge.parallel import in_parallel
 from launcher.bridge.replica import ReplicaClient
-from launcher.bridge.reshard import first_difference
-from launcher.bridge.sending import ReplicaSender, largest_messages
+from launcher.bridge.reshard import Plan, first_difference
+from launcher.bridge.sending import RelayedSender, ReplicaSender, largest_messages
 from launcher.bridge.transport.base import Meeting
 from launcher.bridge.transport.choose import Place, choose_all
 from launcher.bridge.transport.wires import connect_senders
@@ -114,27 +114,7 @@ def join(
     )
 
     def ask() -> Any:
-        body = {
-            "workers": list(workers),
-            "plan": plan.digest,
-            "transport": settings.transport,
-            "mode": settings.mode,
-            "places": [[place.host, place.device] for place in settings.places],
-            "store": store,
-            "directory": None if settings.directory is None else str(settings.directory),
-            "group": group,
-            "secret": settings.secret,
-            "timeout_s": settings.timeout_s,
-            "verify": settings.verify,
-        }
-        answers = replica.call("connect", body, timeout_s=settings.timeout_s)["workers"]
-        for worker, answer in enumerate(answers):
-            if answer["plan"] != plan.digest:
-                name = first_difference(plan, answer.get("fingerprints", {}))
-                raise TransferError(
-                    f"Replica {replica.index}, worker {worker}, computes another plan than the trainer; they first"
-                    f" differ in `{name}`. HINT: trainer and engines must run the same launcher."
-                )
+        _connect(replica, plan, workers, {**_words(group, store, settings), "relay": None}, settings)
 
     def meet_workers() -> Any:
         largest = largest_messages(plan, rank)
@@ -150,3 +130,73 @@ def join(
         time.monotonic() - begin,
     )
     return ReplicaSender(plan=plan, rank=rank, wires=wires, verify=settings.verify)
+
+
+def join_relayed(
+    child: ReplicaClient,
+    parent: ReplicaClient,
+    plan: Plan,
+    workers: Mapping[str, Sequence[dict[str, Any]]],
+    root: int,
+    store: str,
+    settings: JoinSettings,
+) -> ReplicaSender:
+    """Joins a replica to another one, which has joined, needs the same, and relays; every trainer rank calls it.
+
+    Args:
+        plan: of ``root``.
+        workers: what rank 0 got from :func:`bind`, by replica.
+        root: the replica above both that the trainer sends to.
+
+    Raises:
+        BridgeError: as for :func:`join`.
+    """
+    if collective.world()[0] == 0:
+        words = _words(f"bridge-{settings.generation}-replica-{child.index}", store, settings)
+        above, below = ([worker["place"] for worker in workers[str(end.index)]] for end in (parent, child))
+        body = {**words, "child": child.index, "places": below}
+        in_parallel(
+            [
+                lambda: _connect(child, plan, workers[str(root)], {**words, "relay": above}, settings),
+                lambda: parent.call("relay", body, timeout_s=settings.timeout_s),
+            ]
+        )
+        logger.info("replica %d relays to replica %d", parent.index, child.index)
+    return RelayedSender(plan=plan, parent=parent.index)
+
+
+def _words(group: str, store: str, settings: JoinSettings) -> dict[str, Any]:
+    """What both ends of wires are told."""
+    return {
+        "transport": settings.transport,
+        "places": [[place.host, place.device] for place in settings.places],
+        "store": store,
+        "directory": None if settings.directory is None else str(settings.directory),
+        "group": group,
+        "secret": settings.secret,
+        "timeout_s": settings.timeout_s,
+    }
+
+
+def _connect(
+    replica: ReplicaClient,
+    plan: Plan,
+    workers: Sequence[dict[str, Any]],
+    words: Mapping[str, Any],
+    settings: JoinSettings,
+) -> None:
+    body = {
+        **words,
+        "workers": list(workers),
+        "plan": plan.digest,
+        "mode": settings.mode,
+        "verify": settings.verify,
+    }
+    answers = replica.call("connect", body, timeout_s=settings.timeout_s)["workers"]
+    for worker, answer in enumerate(answers):
+        if answer["plan"] != plan.digest:
+            name = first_difference(plan, answer.get("fingerprints", {}))
+            raise TransferError(
+                f"Replica {replica.index}, worker {worker}, computes another plan than the trainer; they first"
+                f" differ in `{name}`. HINT: trainer and engines must run the same launcher."
+            )

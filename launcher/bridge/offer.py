@@ -27,6 +27,10 @@ class Outcome:
     failures: Mapping[int, str]
     """By replica, why it did not take the version."""
 
+    again: frozenset[int]
+    """Replicas that failed, but would have got the version from another replica and are there: the trainer can feed
+    them."""
+
     bytes: int
     """Sent by all ranks."""
 
@@ -73,8 +77,10 @@ class Offer:
         )
         for index in self.ranks.share(sorted(failures)):
             failures.setdefault(index, f"Replica {index} failed; rank 0 says why.")
+        failures |= self.replicas.orphans(failures)
         self.replicas.drop(failures)
         sums, (total_bytes, compared, changed) = self._add_up(self._send(bases, deadline), failures)
+        failures |= self.replicas.orphans(failures)
         vote = {"version": self.version, "timeout_s": max(0.1, deadline - time.monotonic())}
         votes = self.replicas.ask("vote", vote, deadline, failures)
         self._compare(votes, sums, failures)
@@ -88,6 +94,7 @@ class Offer:
             "failures": {str(index): text for index, text in failures.items()},
             "pause_s": max((float(answer["pause_s"]) for answer in answers.values()), default=0.0),
             "served": sorted(answers),
+            "again": self.replicas.answering(self.replicas.relayed & failures.keys()) if self.ranks.rank == 0 else [],
         }
         words = self.ranks.share(words)
         failures = {int(index): text for index, text in words["failures"].items()}
@@ -97,6 +104,7 @@ class Offer:
         self._committed(words["served"])
         return Outcome(
             failures=failures,
+            again=frozenset(words["again"]),
             bytes=total_bytes,
             compared=compared,
             changed=changed,
@@ -105,7 +113,8 @@ class Offer:
 
     def _committed(self, indexes: Sequence[int]) -> None:
         """What the next version is compared with: what some replica has committed."""
-        joined = [self.replicas.joined[index] for index in indexes]
+        # Whoever has lost its relay meanwhile serves the version, but is not joined any more.
+        joined = [self.replicas.joined[index] for index in indexes if index in self.replicas.joined]
         for sender in joined:
             sender.committed = self.version
         if joined and self.settings.update == UpdateKind.DELTA:
@@ -154,10 +163,11 @@ class Offer:
         table = self.ranks.add_up(table)
         for index in [i for i in joined if table[i, 0]]:
             failures.setdefault(index, f"Replica {index} did not take what a trainer rank sent.")
+        # What is relayed is what was sent to the first relay.
         sums = {
-            i: [v & MASK for v in table[i, 4 : 4 + s.workers].tolist()]
+            i: [v & MASK for v in table[self.replicas.root(i), 4 : 4 + s.workers].tolist()]
             for i, s in joined.items()
-            if i not in self.replicas.served
+            if i not in self.replicas.served and i not in failures
         }
         total_bytes, compared, changed = table[:, 1:4].sum(0).tolist()
         return sums, (total_bytes, compared, changed)

@@ -13,6 +13,7 @@ import torch
 from launcher.bridge import arrivals
 from launcher.bridge.agreement import restricted
 from launcher.bridge.integrity import digest_received
+from launcher.bridge.relaying import Progress, Relay, relayed
 from launcher.bridge.reshard import Message, Plan, Receiver
 from launcher.bridge.transport.base import Meeting, RecvWire, Transfer
 from launcher.bridge.transport.wires import connect_receivers
@@ -30,6 +31,7 @@ class WeightReceiver:
         received: what messages are unpacked into, by the plan's parameter names.
         meeting: where the trainer's ranks are met, in a thread.
         transports: of the wire from every trainer rank; the first that both ends can have.
+        relay: transports of the one wire that there is if this worker's like in another replica relays everything.
         timeout_s: deadline of every version.
         verify: also compute the digest of what has arrived.
     """
@@ -45,10 +47,15 @@ class WeightReceiver:
         device: torch.device,
         timeout_s: float,
         verify: bool,
+        relay: Sequence[str] | None = None,
     ) -> None:
         self._plan = plan
         self._rank = rank
         self._incoming = list(plan.incoming(Receiver(engine=0, rank=rank)))
+        self._relay = relay
+        if relay is not None:
+            self._incoming = relayed(self._incoming, rank)
+        self._relays: dict[int, Relay] = {}
         self._received = received
         self._device = device
         self._meeting_place = meeting
@@ -85,16 +92,35 @@ class WeightReceiver:
         """
         if self._thread is not None and self._thread.is_alive():
             raise TransferError(f"version {self._version} is still being received")
+        self._relays = {child: relay for child, relay in self._relays.items() if relay.end()}
         if names is not None and self._held is None:
             raise TransferError(f"version {version} is only a part, and no whole version has come before it")
         if base is not None and base != self._held:
             raise TransferError(f"version {version} comes as changes since {base}, but this worker holds {self._held}")
         self._version, self._error, self._digest, self._held = version, None, None, None
         only = None if names is None else frozenset(names)
+        progress = Progress(self._device)
         self._thread = threading.Thread(
-            target=self._receive, args=(only, base is not None), name="bridge-receiver", daemon=True
+            target=self._receive, args=(only, base is not None, progress), name="bridge-receiver", daemon=True
         )
         self._thread.start()
+        for passing_on in self._relays.values():
+            passing_on.start(only, progress, time.monotonic() + self._timeout_s)
+
+    def relay_to(self, child: int, meeting: Meeting, ways: Sequence[str]) -> None:
+        """From the next version on, what comes is passed on to this worker's like in another replica."""
+        before = self._relays.pop(child, None)
+        if before is not None:
+            before.close()
+        incoming = list(self._plan.incoming(Receiver(engine=0, rank=self._rank)))
+        self._relays[child] = Relay(
+            incoming=incoming,
+            rank=self._rank,
+            received=self._received,
+            meeting=meeting,
+            ways=ways,
+            device=self._device,
+        )
 
     def status(self) -> dict[str, Any]:
         """``state`` is ``idle``, ``receiving``, ``received`` or ``failed``, with ``version``, ``error``, ``digest``."""
@@ -134,12 +160,14 @@ class WeightReceiver:
             wires = list(self._wires.values())
         for wire in wires:
             wire.abort()
+        for relay in self._relays.values():
+            relay.close()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def _meet(self) -> None:
-        senders = sorted({_sender(message) for message in self._incoming})
-        transports = {sender: self._transports[sender] for sender in senders}
+        senders = sorted({self._sender(message) for message in self._incoming})
+        transports = {sender: self._relay or self._transports[sender] for sender in senders}
         try:
             wires = connect_receivers(self._meeting_place, self._rank, transports, self._device)
         except (BridgeError, RuntimeError) as error:
@@ -152,7 +180,7 @@ class WeightReceiver:
             for wire in wires.values():
                 wire.abort()
 
-    def _receive(self, only: frozenset[str] | None, is_changes: bool) -> None:
+    def _receive(self, only: frozenset[str] | None, is_changes: bool, progress: Progress) -> None:
         deadline = time.monotonic() + self._timeout_s
         try:
             self._meeting.join()
@@ -164,17 +192,21 @@ class WeightReceiver:
                 if self._beside is None:
                     self._beside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
                 with torch.cuda.stream(self._beside):
-                    self._digest = self._receive_rounds(only, is_changes, deadline)
+                    self._digest = self._receive_rounds(only, is_changes, progress, deadline)
             else:
-                self._digest = self._receive_rounds(only, is_changes, deadline)
+                self._digest = self._receive_rounds(only, is_changes, progress, deadline)
         except (BridgeError, KeyError, RuntimeError) as error:
             self._error = f"{type(error).__name__}: {error}"
+            progress.fails(self._error)
 
-    def _receive_rounds(self, only: frozenset[str] | None, is_changes: bool, deadline: float) -> int | None:
+    def _receive_rounds(
+        self, only: frozenset[str] | None, is_changes: bool, progress: Progress, deadline: float
+    ) -> int | None:
         messages = [part for message in self._incoming if (part := restricted(message, only)) is not None]
         rounds = [list(group) for _round, group in groupby(messages, key=lambda message: message.round)]
         total = torch.zeros((), dtype=torch.int64, device=self._device)
         for message, write in (arrivals.changes if is_changes else arrivals.whole)(rounds, self._post, deadline):
+            progress.begins(message.round)
             with self._writing:
                 if self._closed:
                     raise TransferError("the wires were left while a version was being received")
@@ -182,14 +214,13 @@ class WeightReceiver:
                     write(self._received)
                     if self._verify:
                         total += digest_received(self._plan, message, self._received).to(self._device)
+        progress.ends()
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
         return int(total.item()) & MASK if self._verify else None
 
     def _post(self, message: Message, nbytes: int) -> Transfer:
-        return self._wires[_sender(message)].post_recv(nbytes)
+        return self._wires[self._sender(message)].post_recv(nbytes)
 
-
-def _sender(message: Message) -> int:
-    assert isinstance(message.sender, int)
-    return message.sender
+    def _sender(self, message: Message) -> int:
+        return message.sender if isinstance(message.sender, int) else self._rank

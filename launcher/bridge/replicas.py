@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,13 +18,15 @@ from launcher.bridge.delta.base import Base
 from launcher.bridge.membership import Known, Membership
 from launcher.bridge.parallel import in_parallel
 from launcher.bridge.replica import ReplicaClient
-from launcher.bridge.sending import ReplicaSender
+from launcher.bridge.sending import RelayedSender, ReplicaSender
 from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.transport.choose import Place, here
-from launcher.errors import LauncherError
+from launcher.bridge.tree import levels, parents
+from launcher.errors import LauncherError, TransferError
 
 T = TypeVar("T")
 GOODBYE_TIMEOUT_S = 10.0
+ASK_S = 5.0
 GRACE_S = 1.0
 """Over a deadline, for a call to say itself that it is over."""
 
@@ -48,6 +50,12 @@ class Replicas:
 
         self.base = Base()
         """What this rank held of the last version that a replica committed; empty unless changes are sent."""
+
+        self.direct: set[int] = set()
+        """Replicas that shall get the version at hand from the trainer, whoever would relay to them."""
+
+        self.relayed: set[int] = set()
+        """Replicas to which others relay, or should have."""
 
         self._agreed: TrainerFacts | None = None
         self._store: tuple[dist.TCPStore, str] | None = None
@@ -88,6 +96,8 @@ class Replicas:
 
     def base_of(self, index: int) -> int | None:
         """The version since which a joined replica is sent changes; None if it must get everything."""
+        if isinstance(self.joined[index], RelayedSender):
+            return None  # A relay passes on what it has, whole.
         committed = self.joined[index].committed
         return committed if committed is not None and committed == self.base.version else None
 
@@ -114,31 +124,96 @@ class Replicas:
         )
 
     def join_missing(self, facts: TrainerFacts, device: torch.device, failures: dict[int, str]) -> None:
-        """Joins replicas that are not joined; all of them anew when the trainer's tensors are not those agreed on."""
+        """Joins replicas that are not joined; all of them anew when the trainer's tensors are not those agreed on.
+
+        Args:
+            failures: those that are not to be joined, with reasons; whoever could not be joined is added.
+        """
         if facts is not self._agreed:
             self.leave()
             self._agreed = facts
-        missing = [replica for replica in self.known if replica.index not in self.joined]
+        self.relayed = {index for index, sender in self.joined.items() if isinstance(sender, RelayedSender)}
+        missing = [r for r in self.known if r.index not in self.joined and r.index not in failures]
         if not missing:
             return
         self._generation += 1
         bound = self._ranks.share(self._bind(missing, facts, failures))
         settings = self._join_settings(device, bound["secret"])
+        tree = self._tree(facts, bound["workers"])
+        self.relayed |= tree.keys()
+        timeout_s = 2 * self._settings.timeout_s + GRACE_S  # the rendezvous, and the first exchange
         self.joined |= self.each(
-            [replica for replica in missing if str(replica.index) in bound["workers"]],
+            [replica for replica in missing if str(replica.index) in bound["workers"] and replica.index not in tree],
             lambda replica: joining.join(
                 replica, facts, bound["workers"][str(replica.index)], bound["store"], settings
             ),
             failures,
-            2 * self._settings.timeout_s + GRACE_S,  # the rendezvous, and the first exchange
+            timeout_s,
         )
+        for children in levels(tree):
+            self._join_relayed(children, tree, bound, settings, failures)
         # A replica counts as joined only if every rank has joined it.
         flags = torch.tensor([int(replica.index in self.joined) for replica in self.known], dtype=torch.int64)
         everywhere = (self._ranks.add_up(flags) == self._ranks.size).tolist()
         for replica, is_joined in zip(self.known, everywhere, strict=True):
             if not is_joined:
                 failures.setdefault(replica.index, f"Replica {replica.index} did not join every trainer rank.")
+        failures |= self.orphans(failures)
         self.drop(failures)
+
+    def _tree(self, facts: TrainerFacts, workers: Mapping[str, Any]) -> dict[int, int]:
+        """Of the replicas that join now: who relays to whom."""
+        if self._settings.relay == "off" or self._adapter is not None:
+            return {}
+        return parents(facts, {int(index): w for index, w in workers.items() if int(index) not in self.direct})
+
+    def _join_relayed(
+        self,
+        children: Sequence[int],
+        tree: Mapping[int, int],
+        bound: Mapping[str, Any],
+        settings: joining.JoinSettings,
+        failures: dict[int, str],
+    ) -> None:
+        by_index = {replica.index: replica for replica in self.known}
+
+        def join(child: ReplicaClient) -> ReplicaSender:
+            parent = tree[child.index]
+            if parent not in self.joined:
+                raise TransferError(f"Replica {parent}, which would relay to replica {child.index}, has not joined.")
+            root = self.root(parent)
+            return joining.join_relayed(
+                child, by_index[parent], self.joined[root].plan, bound["workers"], root, bound["store"], settings
+            )
+
+        timeout_s = self._settings.timeout_s + GRACE_S
+        self.joined |= self.each([by_index[index] for index in children], join, failures, timeout_s)
+
+    def root(self, index: int) -> int:
+        """The replica that the trainer sends to and from which a joined one gets its weights; itself if it does."""
+        while isinstance(sender := self.joined[index], RelayedSender):
+            index = sender.parent
+        return index
+
+    def orphans(self, failures: Mapping[int, str]) -> dict[int, str]:
+        """Replicas to which one relays, at any distance, that has failed or is gone, with that reason."""
+        found: dict[int, str] = {}
+        while True:
+            more = {
+                index: f"Replica {sender.parent}, which relays to replica {index}, failed."
+                for index, sender in self.joined.items()
+                if isinstance(sender, RelayedSender) and index not in failures and index not in found
+                if sender.parent not in self.joined or sender.parent in failures or sender.parent in found
+            }
+            if not more:
+                return found
+            found |= more
+
+    def answering(self, indexes: Collection[int]) -> list[int]:
+        """Rank 0: those of some replicas that say something when they are asked for nothing."""
+        asked = [replica for replica in self.known if replica.index in indexes]
+        timeout_s = min(ASK_S, self._settings.timeout_s)
+        return sorted(self.each(asked, lambda replica: replica.call("info", timeout_s=timeout_s), {}, timeout_s))
 
     def _bind(
         self, missing: Sequence[ReplicaClient], facts: TrainerFacts, failures: dict[int, str]
@@ -176,7 +251,7 @@ class Replicas:
 
     def drop(self, failures: Mapping[int, str]) -> None:
         """Forgets replicas that failed; they are asked to join again at the next version."""
-        for index in failures:
+        for index in (*failures, *self.orphans(failures)):
             sender = self.joined.pop(index, None)
             if sender is not None:
                 sender.close()

@@ -108,6 +108,19 @@ class ReplicaSender:
             wire.abort()
 
 
+class RelayedSender(ReplicaSender):
+    """Of a replica to which another one relays: the trainer's ranks send it nothing.
+
+    Args:
+        plan: the agreed plan of both replicas.
+        parent: index of the one that relays.
+    """
+
+    def __init__(self, *, plan: Plan, parent: int) -> None:
+        super().__init__(plan=plan, rank=-1, wires={}, verify=False)
+        self.parent = parent
+
+
 class Sent:
     """What one rank sent to one replica: bytes, and a digest for each worker."""
 

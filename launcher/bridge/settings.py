@@ -26,6 +26,10 @@ class BridgeSettings:
     transport: str = "auto"
     """How messages travel; ``auto`` picks for every pair of a trainer rank and a worker."""
 
+    relay: str = "auto"
+    """Whether replicas pass weights on to each other: ``auto``, where they are more than the trainer's nodes can feed
+    at a time, or ``off``."""
+
     directory: Path | None = None
     """That trainer and engines share; ``filesystem`` needs it."""
 
@@ -72,6 +76,7 @@ def settings_from_environment() -> BridgeSettings:
         token=token_from_environment(),
         address=os.environ.get("LAUNCHER_ADDRESS", "127.0.0.1"),
         transport=config.bridge.transport,
+        relay=config.bridge.relay,
         directory=Path(config.bridge.directory or Path(os.environ["LAUNCHER_RUN_DIR"]) / "bridge"),
         mode=config.bridge.mode,
         update=config.bridge.update,

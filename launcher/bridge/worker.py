@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,8 +16,8 @@ from launcher.bridge.binding import Binding
 from launcher.bridge.mode import Mode
 from launcher.bridge.receiver import WeightReceiver
 from launcher.bridge.reshard import fingerprints
-from launcher.bridge.transport.base import Meeting
-from launcher.bridge.transport.choose import Place, choose_all, here
+from launcher.bridge.transport.base import Meeting, Pair
+from launcher.bridge.transport.choose import Place, choose, choose_all, here
 from launcher.errors import BridgeError, TransferError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Worker:
         operations = {
             "bind": self._bridge_bind,
             "connect": self._bridge_connect,
+            "relay": self._bridge_relay,
             "prepare": self._bridge_prepare,
             "status": self._bridge_status,
             "stage": self._bridge_stage,
@@ -113,22 +115,28 @@ class Worker:
             plan=plan,
             rank=self.rank,
             received=self._bridge_writer.received,
-            meeting=Meeting(
-                group=request["group"],
-                secret=request["secret"],
-                store=request["store"],
-                directory=None if request["directory"] is None else Path(request["directory"]),
-                address=os.environ.get("LAUNCHER_ADDRESS"),
-                timeout_s=float(request["timeout_s"]),
-            ),
+            meeting=_meeting(request),
             transports=choose_all(
                 request["transport"], [Place(*place) for place in request["places"]], self.rank, here(self.device)
             ),
+            relay=None if request["relay"] is None else self._bridge_ways(request, request["relay"], is_sender=False),
             device=self.device,
             timeout_s=float(request["timeout_s"]),
             verify=bool(request["verify"]),
         )
         return {"plan": plan.digest, "extra_bytes": self._bridge_writer.extra_bytes}
+
+    def _bridge_relay(self, request: dict[str, Any]) -> dict[str, Any]:
+        ways = self._bridge_ways(request, request["places"], is_sender=True)
+        self._bridge_joined().relay_to(int(request["child"]), _meeting(request), ways)
+        return {}
+
+    def _bridge_ways(
+        self, request: dict[str, Any], places: Sequence[Sequence[int]], *, is_sender: bool
+    ) -> tuple[str, ...]:
+        """Between this worker and its like in another replica."""
+        pair, ours, other = Pair(sender=self.rank, receiver=self.rank), here(self.device), Place(*places[self.rank])
+        return choose(request["transport"], pair, *((ours, other) if is_sender else (other, ours)))
 
     def _bridge_prepare(self, request: dict[str, Any]) -> dict[str, Any]:
         self._bridge_joined().prepare(int(request["version"]), request["names"], request["base"])
@@ -168,3 +176,14 @@ class Worker:
         if self._bridge_receiver is None:
             raise TransferError("this worker has not joined the bridge")
         return self._bridge_receiver
+
+
+def _meeting(request: dict[str, Any]) -> Meeting:
+    return Meeting(
+        group=request["group"],
+        secret=request["secret"],
+        store=request["store"],
+        directory=None if request["directory"] is None else Path(request["directory"]),
+        address=os.environ.get("LAUNCHER_ADDRESS"),
+        timeout_s=float(request["timeout_s"]),
+    )

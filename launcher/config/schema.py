@@ -153,6 +153,10 @@ class WeightBridgeConfig:
     ``shm`` on CPUs, ``peer`` between two GPUs and ``ipc`` on one; between hosts ``nccl`` on GPUs and ``gloo`` on CPUs.
     Any of these names, or ``filesystem``: that one for all pairs."""
 
+    relay: str = "auto"
+    """Whether replicas pass weights on: ``auto`` where they are on more nodes than the trainer, or share a node, and
+    need the same; ``off``: every replica gets all from the trainer."""
+
     directory: str | None = None
     """Directory that trainers and engines share, through which ``filesystem`` goes; null: in the run directory."""
 

@@ -70,6 +70,10 @@ class End:
         self._signalled = True
         self.process.send_signal(number)
 
+    def expects_signal(self) -> None:
+        """It will be sent one by another, or by itself."""
+        self._signalled = True
+
     @property
     def lives(self) -> bool:
         """Whether it has not ended."""

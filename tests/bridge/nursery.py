@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LONGEST_NAME = 4096
-PRELOAD = ("torch.distributed", "tests.bridge.end", "tests.bridge.wire_end")
+PRELOAD = ("torch.distributed", "tests.bridge.end", "tests.bridge.replica_end", "tests.bridge.trainer_end")
 
 
 class Child:

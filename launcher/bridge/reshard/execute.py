@@ -56,6 +56,13 @@ def read_back(segment: Segment, parameters: Mapping[str, Tensor]) -> Tensor:
     return _as_on_the_wire(value.reshape(segment.box.shape), segment.wire)
 
 
+def repack(message: Message, parameters: Mapping[str, Tensor], buffer: Tensor) -> None:
+    """Writes a message out of the parameters that one like it was unpacked into."""
+    for segment in message.segments:
+        value = read_back(segment, parameters)
+        _view(buffer, segment.offset, segment.nbytes, segment.wire).view(segment.box.shape).copy_(value)
+
+
 def _as_on_the_wire(value: Tensor, wire: str) -> Tensor:
     import torch
 

@@ -147,7 +147,7 @@ class Plan:
             if parent is None:
                 yield from messages
             else:
-                yield _together(messages, Receiver(engine=parent, rank=receiver.rank))
+                yield together(messages, Receiver(engine=parent, rank=receiver.rank))
 
     def outgoing(self, trainer: int) -> Iterator[Message]:
         """What a trainer rank sends, step by step; in a step, senders begin with different receivers."""
@@ -182,8 +182,8 @@ class Plan:
         return found
 
 
-def _together(messages: Sequence[Message], parent: Receiver) -> Message:
-    # What the parent got in this round, message after message: a child of a child sees the same bytes.
+def together(messages: Sequence[Message], parent: Receiver) -> Message:
+    """All messages of one round to one receiver as one that is relayed: a child of a child sees the same bytes."""
     segments, offset = [], 0
     for message in messages:
         segments += [replace(segment, offset=segment.offset + offset) for segment in message.segments]

@@ -86,6 +86,7 @@ class BridgeEngine:
         steps = {
             "bind": self._bind,
             "connect": self._connect,
+            "relay": self._relay,
             "prepare": self._prepare,
             "vote": self._vote,
             "commit": self._commit,
@@ -135,6 +136,11 @@ class BridgeEngine:
         # Workers receive an adapter beside the one in use, whatever the mode.
         served.mode = Mode(body["mode"]) if served.adapter is None else Mode.SHADOW
         return {"workers": answers, "version": served.version}
+
+    async def _relay(self, engine: Any, served: Served, body: dict[str, Any]) -> dict[str, Any]:
+        """From the next version on, this replica passes on to another what it receives."""
+        await _workers(engine, "relay", served, body)
+        return {"version": served.version}
 
     async def _prepare(self, engine: Any, served: Served, body: dict[str, Any]) -> dict[str, Any]:
         version = self._newer(served, body)

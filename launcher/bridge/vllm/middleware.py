@@ -4,6 +4,7 @@
 GET  /bridge/info     version, state, URL-independent facts about the engine
 POST /bridge/bind     learn how the trainer's tensors map into the workers'; their needs
 POST /bridge/connect  agree on the plan, join the trainer's group
+POST /bridge/relay    pass on to another replica what is received, from the next version on
 POST /bridge/prepare  start receiving ``version`` beside the live weights
 POST /bridge/vote     wait until every worker has received ``version``; the digests of what arrived
 POST /bridge/commit   pause, write, drop the prefix cache, stamp ``version``, resume

@@ -84,6 +84,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "model.dtype": ("bfloat16", "float16", "float32"),
     "bridge.transport": TRANSPORTS,
     "bridge.mode": MODES,
+    "bridge.relay": ("auto", "off"),
     "bridge.update": UPDATES,
     "cluster.kind": ("local", "slurm"),
     "cluster.gpus": ("gpus-per-node", "gres", "none"),

@@ -1,0 +1,176 @@
+"""A replica without an engine: the bridge's own middleware, state machine, workers and receivers around a plain module.
+
+``python -m tests.bridge.replica_end`` takes one JSON command a line and answers each with one JSON line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import uvicorn
+from torch import nn
+
+from launcher.bridge.binding import Binding, Writer
+from launcher.bridge.binding.bind import bind
+from launcher.bridge.manifest import Manifest
+from launcher.bridge.mode import Mode
+from launcher.bridge.vllm.middleware import BridgeMiddleware
+from launcher.bridge.worker import Worker
+from launcher.control.keys import TOKEN_VARIABLE
+from tests.bridge.faults import Fault, Passing
+from tests.bridge.wire_end import say
+
+
+class Shard(nn.Module):
+    """One worker's rows of every matrix, and a loader that takes whole ones."""
+
+    def __init__(self, names: list[str], rows: int, columns: int, rank: int, size: int) -> None:
+        super().__init__()
+        self._first, self._rows = rank * rows // size, rows // size
+        for name in names:
+            self.register_parameter(name, nn.Parameter(torch.zeros(self._rows, columns), requires_grad=False))
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """As an engine's model has it."""
+        for name, weight in weights:
+            self.get_parameter(name).data.copy_(weight.narrow(0, self._first, self._rows))
+
+
+class PlainWorker(Worker):
+    """A worker of this replica."""
+
+    def __init__(self, model: Shard, rank: int, end: ReplicaEnd) -> None:
+        self.rank = rank
+        self.device = torch.device("cpu")
+        self._model = model
+        self._end = end
+
+    def _bridge_learn(self, manifest: Manifest) -> Binding:
+        return bind(self._model.load_weights, dict(self._model.named_parameters()), manifest)
+
+    def _bridge_make_writer(self, binding: Binding, mode: Mode) -> Writer:
+        made = Writer(binding, dict(self._model.named_parameters()), load=self._model.load_weights, mode=mode)
+        made.received = dict(made.received)
+        self.extra_bytes = made.extra_bytes
+        made.received = Passing(made.received, lambda: self._end.fault, "receiving")  # type: ignore[assignment]
+        return made
+
+    @property
+    def plan(self) -> Any:
+        """What was agreed on last."""
+        assert self._bridge_receiver is not None
+        return self._bridge_receiver._plan
+
+
+class ReplicaEnd:
+    """What this process holds."""
+
+    def __init__(self) -> None:
+        self.fault = Fault()
+        self.workers: list[PlainWorker] = []
+        self.models: list[Shard] = []
+        self._paused = False
+        self.output_processor = SimpleNamespace(request_states={})
+
+    async def collective_rpc(self, _method: str, args: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
+        """As vLLM's, but in a thread."""
+        op, request = args
+        self.fault.here(op)
+        answers = await asyncio.to_thread(lambda: [worker.bridge_call(op, request) for worker in self.workers])
+        self.fault.here(f"{op} done")
+        return answers
+
+    async def is_paused(self) -> bool:
+        """Whether it stands still."""
+        return self._paused
+
+    async def pause_generation(self, **_: Any) -> None:
+        """Stands still."""
+        self._paused = True
+
+    async def resume_generation(self) -> None:
+        """Goes on."""
+        self._paused = False
+
+    async def reset_prefix_cache(self, **_: Any) -> None:
+        """It has none."""
+
+    def serve(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Begins to serve the bridge's routes."""
+        os.environ[TOKEN_VARIABLE] = command["token"]
+        os.environ["LAUNCHER_NODE_RANK"] = str(command["node"])
+        os.environ["LAUNCHER_ADDRESS"] = "127.0.0.1"
+        for rank in range(command["workers"]):
+            model = Shard(command["names"], command["rows"], command["columns"], rank, command["workers"])
+            self.models.append(model)
+            self.workers.append(PlainWorker(model, rank, self))
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", command["port"]))
+        sock.listen(64)
+        middleware = BridgeMiddleware(_nothing)
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            scope["app"] = SimpleNamespace(state=SimpleNamespace(engine_client=self))
+            await middleware(scope, receive, send)
+
+        config = uvicorn.Config(app, lifespan="off", log_level="warning", access_log=False)
+        server = uvicorn.Server(config)
+        threading.Thread(target=lambda: server.run(sockets=[sock]), daemon=True).start()
+        return {"port": sock.getsockname()[1]}
+
+    def set_fault(self, command: dict[str, Any]) -> dict[str, Any]:
+        """From now on, this happens to the process."""
+        self.fault = Fault(command["at"], command["number"], command.get("count", 0))
+        return {}
+
+    def values(self, _command: dict[str, Any]) -> dict[str, Any]:
+        """All distinct values in the live weights, and what is said of them."""
+        found: set[float] = set()
+        for model in self.models:
+            for parameter in model.parameters():
+                found |= set(parameter.unique().tolist())
+        return {"values": sorted(found)}
+
+    def memory(self, _command: dict[str, Any]) -> dict[str, Any]:
+        """Bytes now and at most since the last question, and the bound besides the shadow."""
+        return memory(sum(getattr(worker, "extra_bytes", 0) for worker in self.workers))
+
+
+def memory(extra_bytes: int) -> dict[str, Any]:
+    """What the kernel says about this process; the maximum begins anew."""
+    gc.collect()
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    now, most = (int(status[key].split()[0]) << 10 for key in ("VmRSS", "VmHWM"))
+    Path("/proc/self/clear_refs").write_text("5")
+    return {"now": now, "most": most, "extra_bytes": extra_bytes}
+
+
+async def _nothing(_scope: Any, _receive: Any, _send: Any) -> None:
+    """The application behind the bridge: there is none."""
+
+
+def main() -> None:
+    """Serves commands until standard input ends."""
+    torch.set_num_threads(1)
+    end = ReplicaEnd()
+    say({"ready": True})
+    for line in sys.stdin:
+        command = json.loads(line)
+        say(getattr(end, command["do"])(command))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
