@@ -75,7 +75,8 @@ class Scene:
         """Publishes a version; what rank 0 says of it."""
         for end in self.trainers:
             end.tell("publish", version=version)
-        return [end.hear() for end in self.trainers][0]
+        answers = [end.hear() for end in self.trainers]
+        return answers[0]
 
     def values(self) -> list[list[float] | None]:
         """The distinct values of each replica's live weights; None of one that has ended or does not run."""

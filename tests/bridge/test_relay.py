@@ -1,4 +1,4 @@
-"""Replicas that pass weights on to each other: what they serve, what the trainer saves, and what a lost relay leads to."""
+"""Replicas that pass weights on to each other: what they serve, what the trainer saves, what a lost relay leads to."""
 
 from __future__ import annotations
 
