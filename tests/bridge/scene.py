@@ -58,7 +58,7 @@ class Scene:
         for end in self.trainers:
             end.end()
         urls = [f"http://127.0.0.1:{port}" for port in self._ports]
-        settings = {"urls": urls, "token": TOKEN, "timeout_s": 20.0, "min_replicas": 1, **self.settings, **changed}
+        settings = {"urls": urls, "token": TOKEN, "timeout_s": 90.0, "min_replicas": 1, **self.settings, **changed}
         self.trainers = [End("tests.bridge.trainer_end") for _ in range(self.ranks)]
         group = f"trainers-{next(GROUPS)}"
         for rank, end in enumerate(self.trainers):
