@@ -16,7 +16,8 @@ from launcher.bridge.state import Weight
 from launcher.errors import BridgeError
 
 PREFIX = "base_model.model."
-MATRIX = re.compile(r"\.lora_(embedding_)?[AB](\.|$)")
+MATRIX = re.compile(r"(?P<module>.*\.lora_(embedding_)?[AB])(\.(?P<which>[^.]+?))??(?P<weight>\.weight)?")
+"""A matrix's name; a model of PEFT's has the adapter's own name in it, a file has not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +61,9 @@ def adapter_weights(source: nn.Module | Mapping[str, torch.Tensor], peft_name: s
     tensors = source.state_dict(keep_vars=True) if isinstance(source, nn.Module) else source
     found = {}
     for name, tensor in tensors.items():
-        if MATRIX.search(name):
-            short = re.sub(rf"(\.lora_(?:embedding_)?[AB])\.{re.escape(peft_name)}(\.|$)", r"\1\2", name)
+        match = MATRIX.fullmatch(name)
+        if match is not None and match["which"] in (None, peft_name):
+            short = match["module"] + (match["weight"] or "")
             found[short if short.startswith(PREFIX) else PREFIX + short] = tensor
     if not found:
         raise BridgeError(

@@ -112,7 +112,13 @@ class Bridge:
         optimizer.register_step_pre_hook(lambda *_: self._publisher.wait_read())
 
     def publish_adapter(
-        self, name: str, adapter: nn.Module | Mapping[str, torch.Tensor], version: int, *, config: Any
+        self,
+        name: str,
+        adapter: nn.Module | Mapping[str, torch.Tensor],
+        version: int,
+        *,
+        config: Any,
+        peft_name: str = "default",
     ) -> UpdateReport:
         """Sends a low-rank adapter's matrices alone; when it returns, every engine serves them under the name.
 
@@ -121,9 +127,10 @@ class Bridge:
 
         Args:
             name: of the adapter; any number of them may be published, each with versions of its own.
-            adapter: a model that PEFT has put one adapter into, or matrices by PEFT's names, sharded or not.
+            adapter: a model that PEFT has put adapters into, or matrices by PEFT's names, sharded or not.
             version: larger than every one of this adapter before.
             config: PEFT's ``LoraConfig``, or what is in ``adapter_config.json``.
+            peft_name: which of a model's adapters it is, in PEFT's words.
 
         Raises:
             TransferError: as for :meth:`publish`.
@@ -137,7 +144,7 @@ class Bridge:
                 channel.close()
             channel = self._adapters[name] = Channel(self._settings, self._ranks, described)
         # An engine whose own weights were never replaced waits for nothing else.
-        return channel.publish(adapter_weights(adapter), None, version, releases=self.version is None)
+        return channel.publish(adapter_weights(adapter, peft_name), None, version, releases=self.version is None)
 
     def rejoin(self, model: nn.Module | None = None) -> int:
         """Gives the last version to replicas that came back since, and waits until enough replicas serve it.
