@@ -99,7 +99,9 @@ class Replicas:
         if isinstance(self.joined[index], RelayedSender):
             return None  # A relay passes on what it has, whole.
         committed = self.joined[index].committed
-        return committed if committed is not None and committed == self.base.version else None
+        # A relay passes on what it has, which is a whole version in any case.
+        has_base = committed is not None and committed == self.base.version and index not in self.relayed
+        return committed if has_base else None
 
     def ask(
         self,

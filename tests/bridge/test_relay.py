@@ -23,6 +23,13 @@ def test_replicas_on_more_nodes_than_the_trainer_has_pass_the_weights_on() -> No
         scene.close()
 
 
+def test_a_relay_passes_on_whole_versions_of_which_it_gets_the_changes() -> None:
+    with Scene(nodes=(1, 2, 3), settings={"round_bytes": 4096, "update": "delta"}) as scene:
+        assert [scene.publish(version)["density"] for version in (1, 2, 3)] == [None, 1.0, 1.0]
+        assert scene.values() == [[3]] * 3
+        scene.close()
+
+
 def test_without_relays_the_trainer_sends_to_every_replica() -> None:
     with Scene(nodes=(1, 2, 3), settings={"relay": "off"}) as scene:
         report = scene.publish(1)
