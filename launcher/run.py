@@ -220,7 +220,8 @@ def _exit_code(path: Path, state: RunState, outcome: Outcome, job: Job, stop: St
         print(words, file=sys.stderr)
         _print_ends(logs)
         return outcome.exit_code or 1
-    return outcome.exit_code
+    # A job whose script SLURM has lost is cancelled once the run is over (`launcher.agent.conclusion`).
+    return 0 if state.outcome == "completed" else outcome.exit_code
 
 
 def _print_ends(logs: list[Path]) -> None:

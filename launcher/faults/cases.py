@@ -107,7 +107,7 @@ CASES = (
     Case(name="scontrol down, trainer node", act="down", target=TRAINER, policy=SPARE_TRAINS, shape=SPARE),
     Case(name="scontrol down, node 0", act="down", target=RANK_0, policy=QUEUED_AGAIN),
     Case(name="kill slurmd, trainer node", act="kill_slurmd", target=TRAINER, policy=UNNOTICED, shape=LONG),
-    Case(name="kill slurmd, node 0", act="kill_slurmd", target=RANK_0, policy=QUEUED_AGAIN, shape=LONG),
+    Case(name="kill slurmd, node 0", act="kill_slurmd", target=RANK_0, policy=UNNOTICED, shape=LONG),
     Case(name="cut inference node, heals", act="cut", argument="heal", target=ENGINE, policy=UNNOTICED),
     Case(name="cut inference node", act="cut", target=ENGINE, policy=SPARE_INFERS, shape=SPARE),
     Case(name="cut trainer node, heals", act="cut", argument="heal", target=TRAINER, policy=UNNOTICED),

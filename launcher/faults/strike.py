@@ -19,7 +19,8 @@ from launcher.faults.site import Site
 
 STRIKE_STEP = 2
 START_TIMEOUT_S = 300.0
-END_TIMEOUT_S = 240.0
+END_TIMEOUT_S = 420.0
+STATE_TIMEOUT_S = 160.0
 LEFT_TIMEOUT_S = 15.0
 """Longest wait, after the end of a run, until nothing of it is left."""
 
@@ -107,7 +108,7 @@ def _struck(
             striker.arm()
         _reach(observed, lambda e: _is_moment(e, cell), is_over, moment)
         at = striker.strike()
-        observed.wait(lambda e: is_noticed(e, at), is_over, 2 * END_TIMEOUT_S / 3)
+        observed.wait(lambda e: is_noticed(e, at), is_over, STATE_TIMEOUT_S)
         is_hanging = _is_hanging(launched)
         observed.read()
         nodes = [str(event["hostname"]) for event in observed.events if event["event"] == "node_up"]
