@@ -160,6 +160,8 @@ class OwnCluster(Site):
         found = processes_of(run_dir)
         assert self._cluster.directory is not None
         for node in nodes:
+            if self._cluster.node_processes(node):
+                continue  # another run is there by now, or one of those above
             pid = int((self._cluster.directory / "nodes" / node).read_text())
             found += [f"{node}: {text}" for text in shared_memory(Path(f"/proc/{pid}/root/dev/shm"))]
         return found
