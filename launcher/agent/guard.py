@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from types import FrameType
 from launcher.agent.context import SCRATCH_VARIABLE
 from launcher.agent.early import PASSED_ON, EarlySignals
 from launcher.agent.exit_file import answer_for_the_run
+from launcher.agent.leavings import inodes, make_scratch, record, sweep
 from launcher.agent.node import NodeEnvironment, node_environment
 from launcher.agent.postmortem import report_failure
 from launcher.agent.proctree import (
@@ -65,19 +65,20 @@ def guard_node(run_dir: Path, early: EarlySignals | None = None) -> int:
     logs = attempt_dir(run_dir, node.attempt) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"agent-{node.node_rank:04d}.log"
-    # For sockets and the like: short, because a socket's path may have 107 characters only, and gone after the run.
-    scratch = tempfile.mkdtemp(prefix="launcher-")
+    sweep()
+    scratch = make_scratch()
     command = [sys.executable, "-m", "launcher.agent", str(run_dir), "--guard", str(os.getpid())]
     config = load_run_config(run_dir)
     try:
         code = guard(
             command,
             log,
-            {**os.environ, SCRATCH_VARIABLE: scratch},
+            {**os.environ, SCRATCH_VARIABLE: str(scratch)},
             _patience(config, is_local=node.is_local),
             place_of(run_dir),
             config.lease_timeout_s,
             early,
+            scratch,
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -131,6 +132,7 @@ def guard(
     place: Place | None = None,
     stopped_s: float = float("inf"),
     early: EarlySignals | None = None,
+    scratch: Path | None = None,
 ) -> int:
     """Runs one agent to its end, and what it started to its end. Main thread only.
 
@@ -142,6 +144,7 @@ def guard(
         place: where it runs, and with which code; where and as this process does if None.
         stopped_s: an agent that has been stopped (SIGSTOP) for so long is killed: by then the run has lost this node.
         early: keeps the signals that came before.
+        scratch: where to write down what is left should this process be killed.
 
     Returns:
         The agent's exit code, negative for a signal; 1 if a process that it started cannot be ended.
@@ -154,7 +157,8 @@ def guard(
 
     def look_at_memory() -> None:
         # The agent does so, too, but what it knows ends with it.
-        memory.attribute({os.getpid(): descendants(os.getpid())})
+        if memory.attribute({os.getpid(): descendants(os.getpid())}) and scratch is not None:
+            record(scratch, inodes(memory.owned(os.getpid())))
 
     def pass_on(signum: int, _frame: FrameType | None = None) -> None:
         if signum not in heard:

@@ -33,19 +33,27 @@ class SharedMemory:
         self._foreign = self._names()
         self._owned: dict[int, set[str]] = {}
 
-    def attribute(self, processes: dict[int, Iterable[int]]) -> None:
-        """Looks who has what is new.
+    def attribute(self, processes: dict[int, Iterable[int]]) -> bool:
+        """Looks who has what is new; whether somebody has.
 
         Args:
             processes: numbers of the processes, by owner.
         """
+        is_news = False
         unknown = self._names() - self._foreign
         for names in self._owned.values():
             unknown -= names
         if unknown:
             for owner, pids in processes.items():
                 for pid in pids:
-                    self._owned.setdefault(owner, set()).update(used(pid, self._folder) & unknown)
+                    found = used(pid, self._folder) & unknown
+                    self._owned.setdefault(owner, set()).update(found)
+                    is_news = is_news or bool(found)
+        return is_news
+
+    def owned(self, owner: int) -> set[str]:
+        """Names of what an owner has, or had."""
+        return set(self._owned.get(owner, ()))
 
     def remove(self, owner: int) -> list[str]:
         """All processes of an owner have ended; the names of what they had left, which is gone now."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+from launcher.agent.leavings import inodes, record, sweep
 from launcher.agent.proctree import descendants
 from launcher.agent.shared_memory import FOLDER, SharedMemory, used
 
@@ -36,3 +39,51 @@ def test_a_semaphore_and_a_block_of_memory_of_a_killed_process_are_removed() -> 
     assert all((FOLDER / name).exists() for name in names)
     assert watch.remove(process.pid) == sorted(names)
     assert not any((FOLDER / name).exists() for name in names)
+
+
+HOLDER = """
+import os, sys
+from multiprocessing import resource_tracker, shared_memory
+from pathlib import Path
+from launcher.agent.leavings import inodes, make_scratch, record
+memory = shared_memory.SharedMemory(create=True, size=4096)
+resource_tracker.unregister(memory._name, "shared_memory")
+scratch = make_scratch()
+record(scratch, inodes({memory.name}))
+print(memory.name, scratch, flush=True)
+input()
+"""
+
+
+def test_what_a_killed_guard_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    words = [sys.executable, "-c", HOLDER]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ) as guard:
+        assert guard.stdout is not None
+        name, scratch = guard.stdout.readline().split()
+        assert Path(scratch).parent == tmp_path
+        assert sweep(tmp_path) == []  # its guard is there
+        guard.kill()
+        guard.wait(20)
+    with (FOLDER / name).open():
+        assert sweep(tmp_path) == []  # somebody uses it
+    assert sweep(tmp_path) == [name]
+    assert not (FOLDER / name).exists()
+    assert not Path(scratch).exists()
+
+
+def test_names_that_are_somebody_elses_by_now_are_left_alone(tmp_path: Path) -> None:
+    shared = tmp_path / "shm"
+    shared.mkdir()
+    for name in ("kept", "gone"):
+        (shared / name).touch()
+    scratch = tmp_path / "launcher-x"
+    scratch.mkdir()
+    record(scratch, inodes({"kept", "gone"}, shared))
+    written = json.loads((scratch / "guard.json").read_text())
+    written["memory"]["kept"] += 1000  # another file has the name now
+    for other, names in ({"pid": 1 << 23}, ["gone"]), ({"hostname": "elsewhere"}, []):
+        scratch.mkdir(exist_ok=True)
+        (scratch / "guard.json").write_text(json.dumps({**written, **other}))
+        assert sweep(tmp_path, shared) == names
+    assert [path.name for path in shared.iterdir()] == ["kept"]
