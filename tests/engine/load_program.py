@@ -14,6 +14,8 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,52 +106,70 @@ class Client(threading.Thread):
         return {"tokens": tokens, "asked": body["max_tokens"], "versions": declared}
 
 
+def device() -> torch.device:
+    """Where a trainer of the tests computes: on its own GPU, if the machine has any."""
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def compute(model: torch.nn.Module, ranks: int) -> None:
     """What a trainer does while its weights are on their way: a forward, a backward, and a collective of its own."""
-    tokens = torch.randint(3, 19, (2, 32))
+    tokens = torch.randint(3, 19, (2, 32), device=device())
     model(tokens, labels=tokens).loss.backward()
     if ranks > 1:
         dist.all_reduce(torch.ones(1000))
 
 
-def main(out: Path, updates: int) -> None:
+@contextmanager
+def asked(url: str, key: str, clients: int) -> Iterator[dict[str, list[Any]]]:
+    """Asks an engine without cease while the block runs; then holds its ``answers``, and the ``failures``."""
+    stop = threading.Event()
+    asking = [Client(number, url, key, stop) for number in range(clients)]
+    seen: dict[str, list[Any]] = {}
+    for client in asking:
+        client.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        for client in asking:
+            client.join()
+        seen["answers"] = [answer for client in asking for answer in client.answers]
+        seen["failures"] = [failure for client in asking for failure in client.failures]
+
+
+def publish_all(connection: bridge.Bridge, model: torch.nn.Module, versions: Iterable[int]) -> dict[str, list[Any]]:
     """Publishes version after version while it computes; only the optimizer's step waits until weights are read."""
+    ranks = int(os.environ["WORLD_SIZE"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    connection.guard(optimizer)
+    updates = []
+    for version in versions:
+        # The step that makes the next version; with a rate of 0, so that the version's own values are all that is new.
+        optimizer.step()
+        write(model, version)
+        updates.append(connection.publish_async(model, version=version))
+        if version % 2 == 0:
+            compute(model, ranks)
+    reports = [update.result() for update in updates]
+    return {"pauses": [report.pause_s for report in reports], "seconds": [report.seconds for report in reports]}
+
+
+def main(out: Path, updates: int) -> None:
+    """One rank of the trainer; rank 0 writes down what it saw."""
     from transformers import AutoModelForCausalLM  # here, because whoever only needs the rest starts sooner
 
-    model = AutoModelForCausalLM.from_pretrained(os.environ["LAUNCHER_MODEL_PATH"], dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(os.environ["LAUNCHER_MODEL_PATH"], dtype=torch.float32).to(device())
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if ranks > 1:
         dist.init_process_group("gloo")
     connection = bridge.connect()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    connection.guard(optimizer)
     write(model, 0)
     connection.publish(model, version=0)
-    stop = threading.Event()
-    clients = [Client(number, inference_urls()[0], api_key(), stop) for number in range(CLIENTS if rank == 0 else 0)]
-    for client in clients:
-        client.start()
-    versions = []
-    for version in range(1, updates + 1):
-        # The step that makes the next version; with a rate of 0, so that the version's own values are all that is new.
-        optimizer.step()
-        write(model, version)
-        versions.append(connection.publish_async(model, version=version))
-        if version % 2 == 0:
-            compute(model, ranks)
-    reports = [version.result() for version in versions]
-    stop.set()
-    for client in clients:
-        client.join()
+    with asked(inference_urls()[0], api_key(), CLIENTS if rank == 0 else 0) as seen:
+        reported = publish_all(connection, model, range(1, updates + 1))
     connection.close()
-    facts = {
-        "answers": [answer for client in clients for answer in client.answers],
-        "failures": [failure for client in clients for failure in client.failures],
-        "pauses": [report.pause_s for report in reports],
-        "seconds": [report.seconds for report in reports],
-    }
     if rank == 0:
-        out.write_text(json.dumps(facts))
+        out.write_text(json.dumps(seen | reported))
     if ranks > 1:
         dist.barrier()
         dist.destroy_process_group()

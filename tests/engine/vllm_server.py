@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,39 +19,49 @@ from launcher.ports import hold_free_port, port_of
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 240.0
+ON_CPU = ("--enforce-eager", "--dtype", "float32", "--quantization", "launcher-plain")
 
 
 @contextmanager
-def serving(model: Path, folder: Path, arguments: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
-    """URL and token of a server in float32.
+def serving(
+    model: Path,
+    folder: Path,
+    arguments: Sequence[str] = (),
+    device: Sequence[str] = ON_CPU,
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[tuple[str, str]]:
+    """URL and token of a server.
 
     Args:
         model: directory of a small model.
         folder: for its log.
         arguments: further ones of vLLM's.
+        device: those that depend on what it computes on.
+        environ: what its environment has besides this process's.
     """
     token = secrets.token_hex(32)
     with hold_free_port("127.0.0.1") as sock:
         port = port_of(sock)
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--enforce-eager"),
-        *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--max-model-len", "128"),
-        *("--middleware", MIDDLEWARE, "--worker-extension-cls", WORKER_EXTENSION, "--quantization", "launcher-plain"),
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *device),
+        *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", "128"),
+        *("--middleware", MIDDLEWARE, "--worker-extension-cls", WORKER_EXTENSION),
         *arguments,
     ]
-    environ = {
+    environment = {
         **os.environ,
         "LAUNCHER_TOKEN": token,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",
         "HF_HUB_OFFLINE": "1",
+        **(environ or {}),
     }
     log = folder / "engine.log"
     with log.open("w") as output:
         server = subprocess.Popen(
-            command, cwd=folder, env=environ, stdout=output, stderr=output, start_new_session=True
+            command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
         )
     try:
         url = f"http://127.0.0.1:{port}"
