@@ -17,6 +17,8 @@ class Vllm:
     def __init__(self) -> None:
         self.receiving = "received"
         self.output_processor = SimpleNamespace(request_states={})
+        self.engine_core = self
+        self.outputs_queue: asyncio.Queue[Any] = asyncio.Queue()
         self.calls: list[str] = []
 
     async def collective_rpc(self, name: str, args: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -26,7 +28,8 @@ class Vllm:
     async def is_paused(self) -> bool:
         return False
 
-    async def pause_generation(self, **_: Any) -> None:
+    async def pause_scheduler_async(self, mode: str, clear_cache: bool) -> None:
+        assert (mode, clear_cache) == ("keep", False)
         self.calls.append("pause")
 
     async def resume_generation(self) -> None:

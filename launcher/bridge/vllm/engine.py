@@ -7,10 +7,13 @@ import time
 from typing import Any
 
 from launcher.bridge.mode import Mode
+from launcher.bridge.vllm.pause import pause, settled
 from launcher.bridge.vllm.served import Served
 
 POLL_S = 0.005
 LONGEST_POLL_S = 0.1
+SETTLED_TIMEOUT_S = 10.0
+"""For vLLM's front end to count what its engine has produced, of which there is little."""
 
 
 class Refused(Exception):
@@ -165,7 +168,7 @@ class BridgeEngine:
     async def _received(self, engine: Any, served: Served, timeout_s: float) -> list[Any]:
         """Waits until every worker has received the version; the digests of what arrived."""
         deadline = time.monotonic() + timeout_s
-        pause = POLL_S
+        interval = POLL_S
         while True:
             answers = await _workers(engine, "status", served, {})
             states = {answer["state"] for answer in answers}
@@ -178,8 +181,8 @@ class BridgeEngine:
                 raise Refused(409, f"version {served.preparing} was not received: the trainers have been restarted")
             if time.monotonic() > deadline:
                 raise Refused(504, f"version {served.preparing} was not received within {timeout_s} s")
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_POLL_S)
+            await asyncio.sleep(interval)
+            interval = min(2 * interval, LONGEST_POLL_S)
 
     async def _commit(self, engine: Any, served: Served, body: dict[str, Any]) -> dict[str, Any]:
         """Pause at a step boundary, write, drop what was computed from the old weights, stamp, resume."""
@@ -194,6 +197,8 @@ class BridgeEngine:
         if served.adapter is None and hasattr(engine, "update_weight_version"):
             # vLLM 0.32 labels the tokens of its own token-in-token-out answers.
             await engine.update_weight_version(str(version))
+        if not await settled(engine, SETTLED_TIMEOUT_S):
+            raise Refused(500, f"vLLM has not taken in its own outputs within {SETTLED_TIMEOUT_S:.0f} s")
         served.spans.committed(engine, version)
         served.version, served.committed, served.preparing = version, (self._incarnation, version), None
         served.updates += 1
@@ -211,7 +216,7 @@ class BridgeEngine:
         if not self._unsure:
             if not await engine.is_paused():
                 self._paused_at = time.monotonic()
-            await engine.pause_generation(mode="keep", clear_cache=False)
+            await pause(engine)
         self._unsure.add(served.adapter)
 
     async def _abort(self, engine: Any, served: Served, body: dict[str, Any]) -> dict[str, Any]:
