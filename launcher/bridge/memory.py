@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from launcher.bridge.delta.encode import WHOLE_ABOVE
+from launcher.bridge.delta.head import words
 from launcher.bridge.reshard import Message, Plan, Receiver
+from launcher.bridge.reshard.dtype import ITEMSIZE
 from launcher.bridge.transport.ring import slot_size
 
 WORKING_BYTES = 4 << 20
@@ -48,6 +51,27 @@ def sender_bytes(plan: Plan, rank: int, transports: Mapping[int, str]) -> int:
     largest = _largest((message.receiver.rank, message) for message in plan.outgoing(rank))
     wires = sum(STAGED[transports[worker]].sender * slot_size(nbytes) for worker, nbytes in largest.items())
     return wires + _one_more(largest)
+
+
+def changes_bytes(plan: Plan, rank: int) -> tuple[int, int]:
+    """Bound of what ``bridge.update=delta`` takes besides: by a trainer rank at all times, and while it sends.
+
+    The first is the version that was committed last, in the types in which it travels (for tensors that travel in
+    several, in the trainer's own); the second, for each replica, the same message of two versions, a byte for each of
+    its words, and eight for each that has changed, of which there are few or the message goes whole.
+    """
+    wires = {t.part.source: ITEMSIZE[t.wire] for transfers in plan.transfers.values() for t in transfers}
+    held = sum(
+        shard.box.volume * wires.get(name, ITEMSIZE[source.dtype])
+        for name, source in plan.sources.items()
+        for shard in source.shards
+        if rank in shard.ranks
+    )
+    most = 0
+    for message in plan.outgoing(rank):
+        changed = max(WHOLE_ABOVE.values()) * words(message)
+        most = max(most, 2 * message.nbytes + words(message) + int(8 * changed))
+    return held, most
 
 
 def receiver_bytes(plan: Plan, rank: int, transports: Mapping[int, str]) -> int:

@@ -15,6 +15,7 @@ from launcher.bridge.delta.bits import mask_of, packed, positions_of, unpacked
 from launcher.bridge.delta.encode import WHOLE_ABOVE, Changes, Scratch, encode
 from launcher.bridge.delta.head import HEAD_BYTES, Encoding, Head, body_bytes, word_bytes, words
 from launcher.bridge.integrity import digest_received, digest_sent
+from launcher.bridge.memory import changes_bytes
 from launcher.bridge.reshard import Engine, Location, Plan, Receiver, TensorSpec, place, reshard
 from launcher.bridge.reshard.execute import unpack
 from launcher.bridge.reshard.need import replicated
@@ -84,16 +85,14 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def test_a_change_is_one_of_bits_not_of_values() -> None:
     """0.0 becomes -0.0, and one pattern that is not a number another: by value nothing has changed, or everything."""
-    spec = TensorSpec(name="gate", shape=(6,))
-    plan = plan_of(spec)
+    plan = plan_of(TensorSpec(name="gate", shape=(160,)))
     (message,) = plan.outgoing(0)
-    old, new = (
-        bits(0x0000, 0x7FC0, 0x7FC1, 0x3F80, 0x8000, 0x7F80),
-        bits(0x8000, 0x7FC1, 0x7FC1, 0x3F80, 0x0000, 0x7F80),
-    )
+    same = [0x4000] * 154
+    old = bits(0x0000, 0x7FC0, 0x7FC1, 0x3F80, 0x8000, 0x7F80, *same)
+    new = bits(0x8000, 0x7FC1, 0x7FC1, 0x3F80, 0x0000, 0x7F80, *same)
     changes = encode(plan, message, {"gate": new}, {"gate": old}, Scratch())
     assert changes.positions.tolist() == [0, 1, 4]
-    assert (changes.compared, changes.changed) == (6, 3)
+    assert (changes.compared, changes.changed) == (160, 3)
     parameters = {"gate": old.clone()}
     over_the_wire(changes, parameters)
     assert parameters["gate"].view(torch.int16).tolist() == new.view(torch.int16).tolist()
@@ -107,6 +106,8 @@ def test_a_master_that_moves_less_than_the_wire_shows_sends_nothing() -> None:
     base = Base()
     base.advance(1, {"master": old}, None, [plan])
     assert base.shards["master"].dtype == torch.bfloat16
+    # What is kept, and what comparing takes: two messages, a byte for each word, eight for each of a quarter of them.
+    assert changes_bytes(plan, 0) == (base.nbytes, 2 * message.nbytes + 512 + 8 * 128)
     assert base.nbytes == 2 * old.numel()
     on_the_wire = old.bfloat16().float()
     base.advance(2, {"master": on_the_wire}, None, [plan])

@@ -7,10 +7,18 @@ import torch
 
 
 def differing(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """int64 positions, rising, at which two integer tensors of shape (words,) differ."""
-    if left.is_cuda:
-        return (left != right).nonzero().view(-1)
-    return torch.from_numpy(np.flatnonzero(left.numpy() != right.numpy()))
+    """bool, shape (words,): where two integer tensors of that shape differ."""
+    return left != right if left.is_cuda else torch.from_numpy(left.numpy() != right.numpy())
+
+
+def count_of(where: torch.Tensor) -> int:
+    """How many are true."""
+    return int(where.sum()) if where.is_cuda else int(np.count_nonzero(where.numpy()))
+
+
+def places_of(where: torch.Tensor) -> torch.Tensor:
+    """int64 positions, rising, of those that are true."""
+    return where.nonzero().view(-1) if where.is_cuda else torch.from_numpy(np.flatnonzero(where.numpy()))
 
 
 def mask_of(positions: torch.Tensor, count: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from launcher.bridge.delta.bits import differing, mask_of
+from launcher.bridge.delta.bits import count_of, differing, mask_of, places_of
 from launcher.bridge.delta.head import MOST_WORDS, WORD, Encoding, Head, body_bytes, values_at, word_bytes, words
 from launcher.bridge.reshard import Message, Plan
 from launcher.bridge.reshard.cut import aligned
@@ -31,18 +31,16 @@ class Changes:
     new: torch.Tensor
     """The whole message: uint8, shape (nbytes,)."""
 
+    changed: int
+    """Words that differ."""
+
     positions: torch.Tensor
-    """int64, shape (changed words,)."""
+    """int64, rising: where they are; empty if the message goes whole."""
 
     @property
     def compared(self) -> int:
         """Words that were compared, without those between segments."""
         return sum(segment.nbytes for segment in self.message.segments) // word_bytes(self.message)
-
-    @property
-    def changed(self) -> int:
-        """Words that differ."""
-        return self.positions.numel()
 
     def write(self, body: torch.Tensor) -> None:
         """Fills the body: uint8, shape (head.nbytes,)."""
@@ -92,14 +90,16 @@ def encode(
         pack(plan, message, held, buffer)
         _clear_gaps(message, buffer)
     word = WORD[word_bytes(message)]
-    positions = differing(new.view(word), old.view(word))
-    count = positions.numel()
+    where = differing(new.view(word), old.view(word))
+    count = count_of(where)
     encoding = min(Encoding, key=lambda way: body_bytes(message, way, count)) if count else Encoding.INDEX
     if count > WHOLE_ABOVE[device.type] * words(message) or words(message) >= MOST_WORDS:
         encoding = Encoding.WHOLE
+    # Eight bytes for each: only once it is known that there are few.
+    positions = places_of(where) if encoding is not Encoding.WHOLE else torch.empty(0, dtype=torch.int64)
     nbytes = body_bytes(message, encoding, count)
     head = Head(encoding=encoding, count=words(message) if encoding is Encoding.WHOLE else count, nbytes=nbytes)
-    return Changes(head=head, message=message, new=new, positions=positions)
+    return Changes(head=head, message=message, new=new, changed=count, positions=positions)
 
 
 def _clear_gaps(message: Message, buffer: torch.Tensor) -> None:
