@@ -11,6 +11,7 @@ from launcher import __version__
 from launcher.clusters.requests import Options, request, requests, slurm_config
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.layout.shape import shape_of
+from launcher.view.text import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,11 +140,11 @@ def node_python(config: Config) -> str:
 
 def _sizes(config: Config) -> str:
     shape = shape_of(config)
-    ranks = shape.trainer_nodes * shape.workers_per_node
-    engines = f"{shape.replicas} engine" if shape.replicas == 1 else f"{shape.replicas} engines"
+    ranks = counted(shape.trainer_nodes * shape.workers_per_node, "trainer rank")
+    engines = counted(shape.replicas, "engine")
     if shape.local_mode:
-        return f"{shape.nodes} nodes with {ranks} trainer ranks and {engines}"
-    return f"{shape.trainer_nodes} nodes with {ranks} trainer ranks, {shape.engine_nodes} with {engines}"
+        return f"{counted(shape.nodes, 'node')} with {ranks} and {engines}"
+    return f"{counted(shape.trainer_nodes, 'node')} with {ranks}, {shape.engine_nodes} with {engines}"
 
 
 def _srun(config: Config, cluster: SlurmClusterConfig) -> list[str]:

@@ -18,12 +18,10 @@ from launcher.config import to_yaml
 from launcher.config.schema import Config
 from launcher.snapshot.anchor import anchored_settings, anchored_words
 from launcher.snapshot.keep import keep
-from launcher.snapshot.place import place_of
+from launcher.snapshot.place import RENDERED, place_of
 from launcher.snapshot.take import launcher_home
 
 END = "END_OF_CONFIGURATION"
-RENDERED = ".rendered"
-"""Below ``output_dir``: the code that rendered scripts run, one directory for each script."""
 
 
 def render_script(config: Config, file: Path | None, *, with_submitit: bool) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from launcher.commands.parser import CommandParser
 from launcher.errors import LauncherError
 from launcher.runs.find import LAST, add_run_argument, find_run, is_run, run_dirs
+from launcher.ui.sweeps import is_sweep
 
 PORT = 8787
 TRIED_PORTS = 20
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         " which is in the address that is printed.",
         examples=[
             "launcher ui last",
-            "launcher ui sweeps/lr --port 9999",
+            "launcher ui runs/sweeps/lr --port 9999",
             "ssh -L 8787:localhost:8787 login-node launcher ui /scratch/me/runs/tiny-20260101-000000-ab12",
         ],
         exit_codes={1: "the page cannot be served", 130: "interrupted"},
@@ -38,8 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_json("the address")
     options = parser.parse_args(arguments)
     path = Path(options.run)
-    is_sweep = path.is_dir() and not is_run(path) and bool(run_dirs(path))
-    directory = path.absolute() if is_sweep else find_run(options.run, options.output_dir)
+    is_several = path.is_dir() and not is_run(path) and (is_sweep(path) or bool(run_dirs(path)))
+    directory = path.absolute() if is_several else find_run(options.run, options.output_dir)
     try:
         import uvicorn
 

@@ -18,6 +18,9 @@ GIT = "git.json"
 PATCH = "changes.patch"
 """Of a run: tracked changes since that commit, for ``git apply``."""
 
+RENDERED = ".rendered"
+"""Below ``output_dir``: the code that rendered scripts run, one directory for each script."""
+
 CODE = "code"
 """Of a run: the directory that stands for the repository's top."""
 

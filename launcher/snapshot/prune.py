@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.snapshot.place import SNAPSHOT, read_record
+from launcher.runs.find import is_run
+from launcher.snapshot.place import RENDERED, SNAPSHOT, read_record
 from launcher.snapshot.tree import DRAFT, STALE_DRAFT_S, STORE
 
 _DEPTHS = ("*", "*/*", "*/*/*")
-"""Runs lie below the output directory, the code of rendered scripts a folder deeper; a person may sort them further."""
+"""Runs lie right below the output directory; a person may have sorted them into folders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +59,9 @@ def prune(output_dir: Path) -> Pruned:
 
 
 def _used(output_dir: Path) -> Iterator[Path]:
-    for depth in _DEPTHS:
-        for file in output_dir.glob(f"{depth}/{SNAPSHOT}"):
-            record = read_record(file.parent)
-            for tree in (record.code, record.launcher) if record is not None else ():
-                if tree is not None:
-                    yield Path(os.path.realpath(tree.tree)).parent
+    runs = [path.parent for depth in _DEPTHS for path in output_dir.glob(f"{depth}/{SNAPSHOT}") if is_run(path.parent)]
+    for directory in (*runs, *(output_dir / RENDERED).glob("*/")):
+        record = read_record(directory)
+        for tree in (record.code, record.launcher) if record is not None else ():
+            if tree is not None:
+                yield Path(os.path.realpath(tree.tree)).parent

@@ -65,7 +65,7 @@ class Taken:
             folder=str(folder),
             code=self.code,
             launcher=self.launcher,
-            python_path=tuple(self._python_path(run_dir)),
+            python_path=tuple(dict.fromkeys(self._python_path(run_dir))),
         )
 
     def config_text(self, config: Config) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from launcher.config.rules.cluster import is_heterogeneous
 from launcher.config.schema import Config, SlurmClusterConfig
@@ -52,7 +54,11 @@ def launch(request: Request, batch: Sequence[Combination]) -> list[Outcome]:
             print(_plan_text(batch, before, todo), flush=True)
             run_here(ledger, todo, metric)
         else:
-            _submit(ledger, todo, before, config)
+            try:
+                _submit(ledger, todo, before, config)
+            except BaseException:
+                print(_how_to_go_on(request.directory), file=sys.stderr)
+                raise
             print(_plan_text(batch, before, todo), flush=True)
     print(f"sweep directory {request.directory}", flush=True)
     if config.cluster.kind != "local" and not config.cluster.wait:
@@ -141,6 +147,13 @@ def _submit(ledger: Ledger, todo: Sequence[Combination], before: dict[str, Run],
             job_ids = starter.start_array(group, config.sweep.parallel, limit.dependency_of_all())
             limit.add(*job_ids)
             print(f"submitted job array {job_ids[0].partition('_')[0]}: {len(group)} runs", flush=True)
+
+
+def _how_to_go_on(directory: Path) -> str:
+    return (
+        "launcher: not all runs were submitted. The same command submits the rest;"
+        f" `launcher sweep cancel {directory}` ends those that were."
+    )
 
 
 def _groups(todo: Sequence[Combination]) -> list[list[Combination]]:

@@ -12,6 +12,7 @@ from launcher.run_dir import last_job, record_job
 from launcher.sweep.ledger import Entry, Ledger
 from launcher.sweep.metric import Metric
 from launcher.sweep.progress import read_progress
+from launcher.view.text import counted
 
 UNDER_WAY_S = 15.0
 """An ``sbatch`` whose caller was killed may still be on its way for as long."""
@@ -36,6 +37,7 @@ def find_lost_jobs(ledger: Ledger, metric: Metric) -> None:
         if job_id is not None:
             _found(ledger, open_entries.pop(run_dir), job_id)
     deadline = max((entry.submitted_at or 0.0 for entry in open_entries.values()), default=0.0) + UNDER_WAY_S
+    is_said = False
     while open_entries:
         for run_dir, job_id in _jobs_by_log().items():
             if run_dir in open_entries:
@@ -44,7 +46,10 @@ def find_lost_jobs(ledger: Ledger, metric: Metric) -> None:
         if time.time() > deadline:
             break
         if open_entries:
-            print(f"launcher: looking for {len(open_entries)} jobs of a command that was killed ...", file=sys.stderr)
+            if not is_said:
+                many = counted(len(open_entries), "job")
+                print(f"launcher: looking for {many} of a command that was killed ...", file=sys.stderr, flush=True)
+            is_said = True
             time.sleep(1.0)  # SLURM tells nobody of a new job
 
 

@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from launcher.runs.digest import Digest, digest
-from launcher.runs.find import run_dirs, submitted_at
+from launcher.runs.find import is_run, run_dirs, submitted_at
 from launcher.runs.status import statuses
+from launcher.sweep.ledger import Ledger
 from launcher.view.events_reader import attempts, events_path
 
-LEDGER = "ledger.jsonl"
 MOST_POINTS = 120
 MOST_CURVES = 60
 """Of so many runs, the newest, the rewards are drawn."""
+
+
+def is_sweep(directory: Path) -> bool:
+    """Whether ``directory`` is what ``launcher -m`` printed."""
+    return Ledger(directory).exists()
 
 
 class SweepReader:
@@ -25,8 +30,11 @@ class SweepReader:
         self._curves: dict[Path, tuple[int, list[list[float]]]] = {}
 
     def runs(self) -> dict[str, Path]:
-        """Run directories by name."""
-        return {path.name: path for path in sorted(run_dirs(self.directory), key=submitted_at)}
+        """Run directories by name: those of a sweep's ledger, or those that lie here."""
+        entries = Ledger(self.directory).entries().values()
+        made = [entry.run_dir for entry in entries if entry.run_dir is not None and is_run(entry.run_dir)]
+        found = made if is_sweep(self.directory) else run_dirs(self.directory)
+        return {path.name: path for path in sorted(found, key=submitted_at)}
 
     def data(self) -> dict[str, Any]:
         """One entry per run, in the order of their submission."""
@@ -58,20 +66,8 @@ class SweepReader:
 
     def _overrides(self) -> dict[str, list[str]]:
         """By the name of the run, from the sweep's ledger; nothing where there is none."""
-        path = self.directory / LEDGER
-        by_identity: dict[str, list[str]] = {}
-        found: dict[str, list[str]] = {}
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # being written
-            identity = str(record.get("run"))
-            if isinstance(record.get("overrides"), list):
-                by_identity[identity] = [str(override) for override in record["overrides"]]
-            if record.get("run_dir"):
-                found[Path(str(record["run_dir"])).name] = by_identity.get(identity, [])
-        return found
+        entries = Ledger(self.directory).entries().values()
+        return {entry.run_dir.name: list(entry.overrides) for entry in entries if entry.run_dir is not None}
 
     def _curve(self, run: Digest) -> list[list[float]]:
         """Step and reward, thinned out; read anew only when the log has grown."""

@@ -142,11 +142,16 @@ def test_a_sweep_leads_to_its_runs(browser: Browser, tmp_path: Path) -> None:
     records = []
     for index, lr in enumerate(("1e-5", "3e-5", "<i>1e-4</i>")):
         more = view_events.ending(130) if index == 0 else []
-        run = page_run(tmp_path / "lr", f"grpo-{index}", steps=30 + index, more=more, ago=100 - index)
-        records.append({"time": T0, "run": f"id{index}", "overrides": [f"trainer.lr={lr}", "experiment=tiny"]})
-        records.append({"time": T0, "run": f"id{index}", "run_dir": str(run)})
-    (tmp_path / "lr" / "ledger.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    with Served(tmp_path / "lr") as page:
+        # Where they really are: beside the sweep, whose ledger knows them.
+        run = page_run(tmp_path / "runs", f"grpo-{index}", steps=30 + index, more=more, ago=100 - index)
+        about = {"time": T0, "run": f"id{index}"}
+        records.append({**about, "record": "run", "overrides": [f"trainer.lr={lr}", "experiment=tiny"]})
+        records.append({**about, "record": "intent", "run_dir": str(run), "cluster": "slurm"})
+    page_run(tmp_path / "runs", "another")
+    sweep = tmp_path / "runs" / "sweeps" / "lr"
+    sweep.mkdir(parents=True)
+    (sweep / "ledger.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    with Served(sweep) as page:
         browser.open(page.url)
         browser.wait(lambda: len(browser.all("#sweep-table tbody tr")) == 3, "the table")
         assert "3 runs  ·  1 completed  ·  2 not over" in browser.text("#glance")
