@@ -91,6 +91,9 @@ class Site:
         told = self.run(*step, sys.executable, "-m", "launcher.faults.left", str(run_dir), timeout_s=180)
         return [text for line in told.splitlines() if line.startswith("[") for text in json.loads(line)]
 
+    def forget(self, left: Sequence[str]) -> None:
+        """What was left behind has been told."""
+
     def repair(self, nodes: Sequence[str], actions: Sequence[str]) -> None:
         """Makes good for what was done to nodes."""
         inverse = {"crash": ["boot", "resume"], "kill_slurmd": ["start_slurmd"], "cut": ["heal"], "down": ["resume"]}
@@ -120,6 +123,7 @@ class OwnCluster(Site):
         # Before the nodes are made: each gets a copy of the mounts that are there then.
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(small_disk)], check=True)
         self._lock = threading.Lock()
+        self._forgotten: set[str] = set()
         self._cluster = SlurmCluster(nodes, isolation="net", slurmd_timeout_s=10, message_timeout_s=5)
         self._cluster.start()
 
@@ -155,6 +159,10 @@ class OwnCluster(Site):
                 }
                 actions[action](node)
 
+    def forget(self, left: Sequence[str]) -> None:
+        """What one run left is not taken for what the next one on the same node leaves."""
+        self._forgotten.update(left)
+
     def left(self, run_dir: Path, nodes: Sequence[str]) -> list[str]:
         """All nodes are processes of this machine, those that were cut off, too."""
         found = processes_of(run_dir)
@@ -164,7 +172,7 @@ class OwnCluster(Site):
                 continue  # another run is there by now, or one of those above
             pid = int((self._cluster.directory / "nodes" / node).read_text())
             found += [f"{node}: {text}" for text in shared_memory(Path(f"/proc/{pid}/root/dev/shm"))]
-        return found
+        return [text for text in found if text not in self._forgotten]
 
     def close(self) -> None:
         """Ends it."""

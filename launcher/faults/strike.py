@@ -151,4 +151,5 @@ def left_behind(site: Site, run_dir: Path, nodes: Sequence[str]) -> list[str]:
     deadline = time.monotonic() + LEFT_TIMEOUT_S
     while (left := site.left(run_dir, nodes)) and time.monotonic() < deadline:
         time.sleep(0.5)
+    site.forget(left)
     return left
