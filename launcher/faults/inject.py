@@ -16,7 +16,9 @@ from pathlib import Path
 from launcher.agent.proctree import descendants
 from launcher.faults.left import belongs_to
 
-FIND_TIMEOUT_S = 10.0
+FIND_TIMEOUT_S = 90.0
+"""An engine imports for long before it starts others."""
+
 GO_TIMEOUT_S = 180.0
 LOOK_S = 0.005
 
@@ -36,7 +38,7 @@ def main() -> int:
     signum = signal.Signals[f"SIG{name}"]
     deadline = time.monotonic() + FIND_TIMEOUT_S
     while not (found := [pid for pid in targets(int(worker), relation) if belongs_to(pid, Path(run_dir))]):
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or not belongs_to(int(worker), Path(run_dir)):
             return 1
         time.sleep(LOOK_S)
     deadline = time.monotonic() + GO_TIMEOUT_S
