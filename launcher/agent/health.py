@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import threading
 import time
+import urllib.error
 import urllib.request
+from enum import Enum, auto
 
 STARTING_POLL_S = 0.5
 POLL_S = 2.0
@@ -26,6 +28,7 @@ class Health:
         """Whether it has ever been healthy."""
 
         self._answered = time.monotonic()
+        self._refused_since: float | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="health", daemon=True)
         self._thread.start()
@@ -34,6 +37,14 @@ class Health:
         """Seconds since it was healthy."""
         return time.monotonic() - self._answered
 
+    def refused_s(self) -> float:
+        """Since when it says that it is not healthy, or has closed its port, in seconds; 0 while it does neither.
+
+        One whose core has died does so at once, but may wait long for its connections to be closed before it ends.
+        """
+        since = self._refused_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def close(self) -> None:
         """Stops polling."""
         self._stop.set()
@@ -41,17 +52,36 @@ class Health:
     def _run(self) -> None:
         while not self._stop.is_set():
             asked = time.monotonic()
-            if healthy(f"{self.url}/health"):
+            answer = ask(f"{self.url}/health")
+            if answer is Answer.HEALTHY:
                 self._answered = asked
                 self.is_ready = True
+            if answer is not Answer.REFUSED:
+                self._refused_since = None
+            elif self.is_ready:
+                self._refused_since = self._refused_since or asked
             self._stop.wait(POLL_S if self.is_ready else STARTING_POLL_S)
 
 
-def healthy(url: str) -> bool:
-    """True if the URL answers 200 soon."""
+class Answer(Enum):
+    """To the question whether an engine is healthy."""
+
+    HEALTHY = auto()
+    REFUSED = auto()
+    """It says that it is not, or nobody listens."""
+
+    NONE = auto()
+    """Not soon: it may be busy, or hang."""
+
+
+def ask(url: str) -> Answer:
+    """Asks a URL, which answers 200 if all is well."""
     try:
         # Nodes talk to each other directly, whatever proxy the environment names for the world outside.
         with DIRECT.open(url, timeout=CALL_TIMEOUT_S) as reply:
-            return bool(reply.status == 200)
-    except (OSError, http.client.HTTPException):
-        return False
+            return Answer.HEALTHY if reply.status == 200 else Answer.REFUSED
+    except urllib.error.HTTPError:
+        return Answer.REFUSED
+    except (OSError, http.client.HTTPException) as error:
+        is_closed = isinstance(getattr(error, "reason", error), ConnectionRefusedError)
+        return Answer.REFUSED if is_closed else Answer.NONE

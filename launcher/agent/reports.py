@@ -79,6 +79,11 @@ class Reports:
         what = f"did not answer `/health` for {seconds:.0f} s (`restart.engine_hang_s`)."
         return self._failed(worker, what, is_hanging=True)
 
+    def refuses(self, worker: Worker, seconds: float) -> ProcessFailure:
+        """An engine that was ready has closed its port, or says that it is not healthy, and does not end; so it is
+        killed."""
+        return self._failed(worker, f"has not been healthy for {seconds:.0f} s, and does not end.", is_hanging=True)
+
     def stopped(self, worker: Worker, seconds: float) -> ProcessFailure:
         """A process, or one below it, was stopped by a signal and not continued; it is killed."""
         what = f"has had a stopped process (SIGSTOP) for {seconds:g} s (`restart.stopped_s`)."

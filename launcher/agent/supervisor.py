@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 FAILING_S = 1.0
 """So long nobody must answer before it counts, when there is little time."""
 
+REFUSED_S = 5.0
+"""An engine whose core has died ends by itself within this, or not soon."""
+
 LAST_WORDS_S = 5.0
 """Longest wait, after everything has ended here, until the run has been told."""
 
@@ -208,6 +211,9 @@ class Supervisor:
                         self._reports.engine_ready(worker, health.url)
                     if health.silent_s() > restart.engine_hang_s:
                         logger.error("%s", self._reports.hangs(worker, health.silent_s()))
+                        unit.stop(0.0)
+                    elif health.refused_s() > REFUSED_S:
+                        logger.error("%s", self._reports.refuses(worker, health.refused_s()))
                         unit.stop(0.0)
                 elif worker.age_s() > inference.ready_timeout_s:
                     logger.error("%s", self._reports.not_ready(worker, inference.ready_timeout_s))
