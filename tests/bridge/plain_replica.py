@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import socket
 import threading
 from collections.abc import Iterable, Iterator
@@ -40,6 +41,8 @@ class PlainReplica(Worker):
         self._fused = fused
         self._paused = False
         self.output_processor = SimpleNamespace(request_states={})
+        self.engine_core = self
+        self.outputs_queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     @property
     def received(self) -> State:
@@ -67,7 +70,7 @@ class PlainReplica(Worker):
         """Whether it stands still."""
         return self._paused
 
-    async def pause_generation(self, **_: Any) -> None:
+    async def pause_scheduler_async(self, **_: Any) -> None:
         """Stands still."""
         self._paused = True
 

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import json
 import os
+import queue
 import socket
 import sys
 import threading
@@ -82,6 +83,8 @@ class ReplicaEnd:
         self.models: list[Shard] = []
         self._paused = False
         self.output_processor = SimpleNamespace(request_states={})
+        self.engine_core = self
+        self.outputs_queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     async def collective_rpc(self, _method: str, args: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """As vLLM's, but in a thread."""
@@ -95,7 +98,7 @@ class ReplicaEnd:
         """Whether it stands still."""
         return self._paused
 
-    async def pause_generation(self, **_: Any) -> None:
+    async def pause_scheduler_async(self, **_: Any) -> None:
         """Stands still."""
         self._paused = True
 
