@@ -110,6 +110,8 @@ WRONG: list[tuple[Callable[..., Config], dict[str, Any], list[str]]] = [
     ),
     (slurm, {"bridge__transport": "shm"}, ["`bridge.transport` (shm) works within one host"]),
     (local, {"bridge__transport": "nccl"}, ["needs GPUs", "`layout.device` is cpu"]),
+    (local, {"bridge__update": "diff"}, ["`bridge.update` (diff)", "full, delta"]),
+    (local, {"bridge__update": "delta", "bridge__verify": False}, ["`bridge.update` (delta)", "`bridge.verify=true`"]),
     (local, {"model__dtype": "int8"}, ["`model.dtype` (int8)"]),
     (local, {"model__dtype": "float16"}, ["`model.dtype` (float16)", "bfloat16"]),
     (local, {"trainer__lr": float("nan")}, ["`trainer.lr` (nan)"]),
