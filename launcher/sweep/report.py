@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import LauncherError
+from launcher.commands.parser import UsageError
 from launcher.sweep.ledger import ABOUT, Ledger
 from launcher.sweep.metric import Metric
 from launcher.sweep.survey import Run, Status, counted, survey
@@ -22,11 +22,11 @@ def open_sweep(directory: Path, metric: str | None) -> tuple[Ledger, Metric]:
     """The ledger and the metric of a sweep.
 
     Raises:
-        LauncherError: the directory holds no sweep.
+        UsageError: the directory holds no sweep.
     """
     ledger = Ledger(directory.absolute())
     if not ledger.exists():
-        raise LauncherError(
+        raise UsageError(
             f"{directory} holds no sweep. HINT: name the directory that `launcher -m` printed, OUTPUT_DIR/sweeps/NAME."
         )
     about = ledger.directory / ABOUT

@@ -99,8 +99,9 @@ def replica_states(state: RunState) -> dict[int, str]:
     found = {}
     for replica in range(state.replicas or 0):
         told = state.supervision.replica_states.get(replica, STARTING)
-        # A replica that was told ready and whose process has ended since is not.
-        found[replica] = READY if replica in state.engines else ("ended" if told == READY else told)
+        # A replica that was told ready and whose process has ended since is not; nor does one start when all is over.
+        is_ended = told == READY or (told == STARTING and state.outcome is not None)
+        found[replica] = READY if replica in state.engines else ("ended" if is_ended else told)
     return found
 
 

@@ -13,6 +13,7 @@ import pytest
 from launcher.cli import main
 from launcher.view.plain import PlainDisplay
 from launcher.view.state import RunState
+from launcher.view.status_lines import replica_states
 from launcher.view.summary import gather
 from tests.unit import view_events
 from tests.unit.recorded import run_dir, started
@@ -172,3 +173,9 @@ def test_status_of_a_queued_run(tools: Path, run: Path, capsys: pytest.CaptureFi
     tool(tools, "squeue", AWAY)
     text = status(run, capsys)
     assert "queued?" in text and "Unable to contact slurm controller" in text
+
+
+def test_no_replica_starts_any_more_when_the_run_is_over() -> None:
+    start = [event for event in view_events.startup(replicas=2) if event["event"] != "engine_ready"]
+    assert set(replica_states(folded(start)).values()) == {"starting"}
+    assert set(replica_states(folded([*start, *view_events.ending(130)])).values()) == {"ended"}
