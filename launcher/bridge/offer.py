@@ -79,6 +79,8 @@ class Offer:
             failures.setdefault(index, f"Replica {index} failed; rank 0 says why.")
         failures |= self.replicas.orphans(failures)
         self.replicas.drop(failures)
+        # Anew: a replica that hung until now leaves the others their time.
+        deadline = time.monotonic() + self.settings.timeout_s
         sums, (total_bytes, compared, changed) = self._add_up(self._send(bases, deadline), failures)
         failures |= self.replicas.orphans(failures)
         vote = {"version": self.version, "timeout_s": max(0.1, deadline - time.monotonic())}

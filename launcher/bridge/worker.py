@@ -121,7 +121,8 @@ class Worker:
             ),
             relay=None if request["relay"] is None else self._bridge_ways(request, request["relay"], is_sender=False),
             device=self.device,
-            timeout_s=float(request["timeout_s"]),
+            # The trainer begins to send when every replica is prepared, or has let the same time go by.
+            timeout_s=2 * float(request["timeout_s"]),
             verify=bool(request["verify"]),
         )
         return {"plan": plan.digest, "extra_bytes": self._bridge_writer.extra_bytes}

@@ -65,6 +65,13 @@ class End:
         self.tell(do, **command)
         return self.hear()
 
+    def ask_aside(self, do: str, **command: Any) -> Answer:
+        """One command and its answer, whatever else it still has to say before."""
+        self.tell(do, **command)
+        while (line := self.hear()).keys() & {"held", "ready"}:
+            pass
+        return line
+
     def signal(self, number: signal.Signals) -> None:
         """Sends it a signal."""
         self._signalled = True

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 
@@ -119,6 +120,8 @@ def main() -> None:
     """Forks until the socket is closed."""
     for name in PRELOAD:
         import_module(name)
+    import_module("tests.bridge.replica_end").warm()
+    assert threading.active_count() == 1
     # Nobody waits for the children but the kernel.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(fileno=os.dup(0)) as sock:

@@ -24,7 +24,7 @@ from torch import nn
 
 from launcher.bridge.binding import Binding, Writer
 from launcher.bridge.binding.bind import bind
-from launcher.bridge.manifest import Manifest
+from launcher.bridge.manifest import Entry, Manifest
 from launcher.bridge.mode import Mode
 from launcher.bridge.vllm.middleware import BridgeMiddleware
 from launcher.bridge.worker import Worker
@@ -158,6 +158,19 @@ def memory(extra_bytes: int) -> dict[str, Any]:
     now, most = (int(status[key].split()[0]) << 10 for key in ("VmRSS", "VmHWM"))
     Path("/proc/self/clear_refs").write_text("5")
     return {"now": now, "most": most, "extra_bytes": extra_bytes}
+
+
+def warm() -> None:
+    """Has everything imported that a replica imports when it is first needed."""
+    import uvicorn.protocols.http.auto
+    import uvicorn.protocols.websockets.auto  # noqa: F401
+
+    model = Shard(["one"], 4, 4, 0, 1)
+    bind(
+        model.load_weights,
+        dict(model.named_parameters()),
+        (Entry(name="one", shape=(4, 4), dtype="float32", alias_of=None),),
+    )
 
 
 async def _nothing(_scope: Any, _receive: Any, _send: Any) -> None:
