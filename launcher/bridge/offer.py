@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,8 @@ class Outcome:
     """By replica, why it did not take the version."""
 
     again: frozenset[int]
-    """Replicas that failed, but would have got the version from another replica and are there: the trainer can feed
-    them."""
+    """Replicas that failed, but are there, and would have got the version from another replica or had only to be
+    joined anew: the trainer can feed them."""
 
     bytes: int
     """Sent by all ranks."""
@@ -69,12 +69,15 @@ class Offer:
         names = None if self.only is None else sorted(self.only)
         # Both sides must mean the same: whom a rank drops meanwhile has failed.
         bases = {replica.index: self.replicas.base_of(replica.index) for replica in self.replicas.asked(failures)}
+        not_joined = set(failures)
         self.replicas.ask(
             "prepare",
             lambda replica: {"version": self.version, "names": names, "base": bases[replica.index]},
             deadline,
             failures,
         )
+        # Restarted at its address, or busy with a version that nobody wants any more: to be joined anew.
+        refused = failures.keys() - not_joined
         for index in self.ranks.share(sorted(failures)):
             failures.setdefault(index, f"Replica {index} failed; rank 0 says why.")
         failures |= self.replicas.orphans(failures)
@@ -96,7 +99,7 @@ class Offer:
             "failures": {str(index): text for index, text in failures.items()},
             "pause_s": max((float(answer["pause_s"]) for answer in answers.values()), default=0.0),
             "served": sorted(answers),
-            "again": self.replicas.answering(self.replicas.relayed & failures.keys()) if self.ranks.rank == 0 else [],
+            "again": self._worth_another(refused, failures),
         }
         words = self.ranks.share(words)
         failures = {int(index): text for index, text in words["failures"].items()}
@@ -112,6 +115,13 @@ class Offer:
             changed=changed,
             pause_s=float(words["pause_s"]),
         )
+
+    def _worth_another(self, refused: Collection[int], failures: Mapping[int, str]) -> list[int]:
+        """Rank 0: replicas that failed for no reason of their own, and are there; each gets one more chance."""
+        if self.ranks.rank != 0:
+            return []
+        replicas = self.replicas
+        return replicas.answering(({*replicas.relayed, *refused} & failures.keys()) - replicas.direct)
 
     def _committed(self, indexes: Sequence[int]) -> None:
         """What the next version is compared with: what some replica has committed."""

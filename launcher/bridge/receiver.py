@@ -91,7 +91,9 @@ class WeightReceiver:
             TransferError: a version is still being received, or a part is to come before there is a whole.
         """
         if self._thread is not None and self._thread.is_alive():
-            raise TransferError(f"version {self._version} is still being received")
+            # A newer version supersedes it, but not on wires where the rest of it may still come.
+            self.close()
+            raise TransferError(f"version {self._version} was still being received and is given up: join anew")
         self._relays = {child: relay for child, relay in self._relays.items() if relay.end()}
         if names is not None and self._held is None:
             raise TransferError(f"version {version} is only a part, and no whole version has come before it")

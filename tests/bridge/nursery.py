@@ -118,6 +118,9 @@ def end() -> None:
 
 def main() -> None:
     """Forks until the socket is closed."""
+    import torch
+
+    torch.set_num_threads(1)  # Threads do not survive a fork.
     for name in PRELOAD:
         import_module(name)
     import_module("tests.bridge.replica_end").warm()

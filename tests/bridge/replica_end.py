@@ -26,11 +26,17 @@ from launcher.bridge.binding import Binding, Writer
 from launcher.bridge.binding.bind import bind
 from launcher.bridge.manifest import Entry, Manifest
 from launcher.bridge.mode import Mode
+from launcher.bridge.reshard.digest import digest
 from launcher.bridge.vllm.middleware import BridgeMiddleware
 from launcher.bridge.worker import Worker
 from launcher.control.keys import TOKEN_VARIABLE
 from tests.bridge.faults import Fault, Passing
 from tests.bridge.wire_end import say
+
+
+def written(rows: int, columns: int) -> torch.Tensor:
+    """Zeros that the kernel has given memory for."""
+    return torch.empty(rows, columns).fill_(0.0)
 
 
 class Shard(nn.Module):
@@ -40,7 +46,7 @@ class Shard(nn.Module):
         super().__init__()
         self._first, self._rows = rank * rows // size, rows // size
         for name in names:
-            self.register_parameter(name, nn.Parameter(torch.zeros(self._rows, columns), requires_grad=False))
+            self.register_parameter(name, nn.Parameter(written(self._rows, columns), requires_grad=False))
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """As an engine's model has it."""
@@ -165,6 +171,7 @@ def warm() -> None:
     import uvicorn.protocols.http.auto
     import uvicorn.protocols.websockets.auto  # noqa: F401
 
+    digest(torch.ones(64, 64))
     model = Shard(["one"], 4, 4, 0, 1)
     bind(
         model.load_weights,

@@ -80,7 +80,8 @@ def test_a_trainer_lost_at_every_step_leaves_whole_versions_and_is_not_listened_
             assert scene.publish(now)["replicas"] == 2
             if number == signal.SIGSTOP:
                 trainer.signal(signal.SIGCONT)
-                assert "error" in trainer.hear(), state
+                # One that was told of the commit has nothing left to say to anybody.
+                assert "error" in trainer.hear() or state == "commit done", state
                 trainer.end()
             assert scene.values() == [[now], [now]]
             before = now

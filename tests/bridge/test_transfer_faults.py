@@ -150,6 +150,24 @@ def test_a_receiver_can_leave_while_it_waits_for_a_sender_that_hangs(pool: Pool)
     sender.end()
 
 
+def test_a_version_that_is_prepared_supersedes_one_that_is_still_being_received(pool: Pool) -> None:
+    """Nothing of the old one is taken for the new one: the worker leaves its wires, and is joined anew."""
+    case = large(trainers=1, workers=1)
+    replica = pool.join(case, timeout_s=120.0)
+    replica.publish(1)
+    assert replica.prepare(2) == [{}]
+    (answer,) = replica.prepare(3)
+    assert "version 2 was still being received and is given up" in answer["error"]
+    assert "error" in replica.send(2, timeout_s=SHORT_S)[0]
+    assert "has not been received" in replica.commit(2)[0]["error"]
+    assert replica.contents() == contents_of(case, 1)
+    replica.close()
+    again = pool.join(case, senders=replica.senders)
+    again.publish(3)
+    assert again.contents() == contents_of(case, 3)
+    again.close()
+
+
 @pytest.mark.parametrize(
     ("name", "byte", "bit"), [("norm", 0, 0), ("norm", 51, 7), ("one", 3, 6), ("turned", 211, 3), ("widened", 8, 5)]
 )

@@ -22,7 +22,7 @@ from launcher.bridge.sender import Bridge, connect
 from launcher.bridge.settings import BridgeSettings
 from launcher.errors import LauncherError
 from tests.bridge.faults import Fault
-from tests.bridge.replica_end import memory
+from tests.bridge.replica_end import memory, written
 from tests.bridge.wire_end import say
 
 
@@ -64,7 +64,7 @@ class TrainerEnd:
             )
         self.model = nn.Module()
         for name in command["names"]:
-            self.model.register_parameter(name, nn.Parameter(torch.zeros(command["rows"], command["columns"])))
+            self.model.register_parameter(name, nn.Parameter(written(command["rows"], command["columns"])))
         settings = dict(command["settings"])
         settings["urls"] = tuple(settings["urls"])
         self.bridge = connect(BridgeSettings(**settings))
