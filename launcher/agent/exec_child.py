@@ -17,7 +17,9 @@ if __name__ == "__main__":
     if os.getppid() != parent:
         sys.exit("launcher: the agent ended before its worker started")
     # SLURM sends it to every process of a job, not only to who listens; a program may still set a handler of its own.
+    # Until here it was blocked, from before this process was made.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
     try:
         os.execvp(sys.argv[1], sys.argv[1:])
     except OSError as error:

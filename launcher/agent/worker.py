@@ -49,15 +49,20 @@ class Worker:
         self.error_file.unlink(missing_ok=True)
         self.log_start = self.log.stat().st_size if self.log.exists() else 0
         program = sys.executable if process.argv[0] == "python" else process.argv[0]
-        with self.log.open("ab") as log:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(EXEC_CHILD), program, *process.argv[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**environ, "LAUNCHER_PARENT_PID": str(os.getpid())},
-                start_new_session=True,
-            )
+        # One that comes before the new process ignores it would end it.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        try:
+            with self.log.open("ab") as log:
+                self._popen = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(EXEC_CHILD), program, *process.argv[1:]],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**environ, "LAUNCHER_PARENT_PID": str(os.getpid())},
+                    start_new_session=True,
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         self._started = time.monotonic()
         self._ended: float | None = None
         self._stop_file = environ.get(FILE_VARIABLE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class Observed:
     def read(self) -> list[Event]:
         """What is new."""
         new: list[Event] = []
-        for number in range(1, len(self._offsets) + 2):
+        for number in count(1):
             path = self.run_dir / "attempts" / str(number) / "events.jsonl"
             if not path.exists():
                 break

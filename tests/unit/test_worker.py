@@ -222,3 +222,13 @@ def test_no_program_is_ended_by_the_signal_before_a_time_limit(tmp_path: Path, m
     time.sleep(0.5)
     assert other.poll() is None
     stop([other], 10)
+
+
+def test_a_wish_to_stop_that_comes_before_the_program_does_not_end_it(tmp_path: Path, mark: Mark) -> None:
+    # SLURM sends it to every process of a job, whatever that is just doing.
+    started = worker(tmp_path, mark.env, "python", "-c", "import time; print('up', flush=True); time.sleep(60)")
+    for _ in range(20):
+        os.kill(started.pid, signal.SIGUSR2)
+    wait_line(started, "up")
+    assert started.poll() is None
+    started.kill()
