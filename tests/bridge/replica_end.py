@@ -87,7 +87,8 @@ class ReplicaEnd:
         self.fault = Fault()
         self.workers: list[PlainWorker] = []
         self.models: list[Shard] = []
-        self._paused = False
+        self._runs = threading.Event()
+        self._runs.set()
         self.output_processor = SimpleNamespace(request_states={})
         self.engine_core = self
         self.outputs_queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -102,15 +103,15 @@ class ReplicaEnd:
 
     async def is_paused(self) -> bool:
         """Whether it stands still."""
-        return self._paused
+        return not self._runs.is_set()
 
     async def pause_scheduler_async(self, **_: Any) -> None:
         """Stands still."""
-        self._paused = True
+        self._runs.clear()
 
     async def resume_generation(self) -> None:
         """Goes on."""
-        self._paused = False
+        self._runs.set()
 
     async def reset_prefix_cache(self, **_: Any) -> None:
         """It has none."""
@@ -145,7 +146,8 @@ class ReplicaEnd:
         return {}
 
     def values(self, _command: dict[str, Any]) -> dict[str, Any]:
-        """All distinct values in the live weights, and what is said of them."""
+        """All distinct values in the live weights, as soon as it does not stand still: until then it answers nothing."""
+        assert self._runs.wait(60.0)
         found: set[float] = set()
         for model in self.models:
             for parameter in model.parameters():
