@@ -146,7 +146,7 @@ class ReplicaEnd:
         return {}
 
     def values(self, _command: dict[str, Any]) -> dict[str, Any]:
-        """All distinct values in the live weights, as soon as it does not stand still: until then it answers nothing."""
+        """All distinct values in the live weights, once it runs: while it stands still it answers nothing."""
         assert self._runs.wait(60.0)
         found: set[float] = set()
         for model in self.models:
