@@ -200,7 +200,7 @@ def _find_control(directory: Path, timeout_s: float, stop: StopRequest) -> str |
         if stop.signal is not None:
             logger.info("ended while waiting for node 0 (%s)", stop.signal.name)
             return None
-        if node_0_has_ended():
+        if node_0_has_ended() or has_finished(directory / EVENTS):
             raise ControlError("Node 0 has ended before it could take part; its log says why.")
         if time.monotonic() > deadline:
             raise ControlError(

@@ -124,7 +124,8 @@ def test_an_allocation_smaller_than_planned(slurm: SlurmCluster, tmp_path: Path)
     srun = ["srun", "--nodes=3", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
     guard = [sys.executable, "-m", "launcher.agent.guard", str(run_dir)]
     done = slurm.run([*srun, *guard], check=False, PYTHONPATH=str(ROOT), LAUNCHER_TOKEN="0" * 64)
-    assert done.returncode == ALLOCATION_CODE
+    # Node 0's code is the run's; the others only say that it has ended.
+    assert f"rack0n01: task 0: Exited with exit code {ALLOCATION_CODE}" in done.stderr
     slurm.wait_empty()
     wanted = "The allocation has 3 nodes (rack0n01, rack0n02, rack1n01), but `layout.nodes` is 4."
     assert wanted in (run_dir / "attempts/1/events.jsonl").read_text()
