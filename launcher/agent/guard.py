@@ -47,6 +47,9 @@ PATIENCE_S = 10.0
 """How much longer than ``stop_grace_s`` an agent may take to end once it was asked to."""
 
 LOOK_S = 1.0
+AFTER_LEASE_S = 3.0
+"""How much longer than its lease an agent may have been stopped: node 0 speaks first, of a node that fell silent."""
+
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
 """Signals that ask for the end; after them the death of an agent is no surprise."""
 
@@ -76,7 +79,7 @@ def guard_node(run_dir: Path, early: EarlySignals | None = None) -> int:
             {**os.environ, SCRATCH_VARIABLE: str(scratch)},
             _patience(config, is_local=node.is_local),
             place_of(run_dir),
-            config.lease_timeout_s,
+            config.lease_timeout_s + AFTER_LEASE_S,
             early,
             scratch,
         )
