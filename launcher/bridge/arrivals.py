@@ -1,7 +1,7 @@
 """The messages of one version as they come: round by round, the next one on its way while one is unpacked.
 
-No more than two rounds are ever staged. What comes is given with the call that writes it; when the next one is asked
-for, its memory goes back to the wire.
+No more than two rounds are ever staged. What comes is given with the call that writes it, after which its memory goes
+back to the wire.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 from launcher.bridge.delta.apply import apply
 from launcher.bridge.delta.head import HEAD_BYTES, Head
 from launcher.bridge.reshard import Message
-from launcher.bridge.reshard.execute import unpack
 from launcher.bridge.transport.base import Transfer
 from launcher.errors import TransferError
 
@@ -27,8 +26,11 @@ Post = Callable[[Message, int], Transfer]
 Write = Callable[[Mapping[str, torch.Tensor]], None]
 """Writes a message into parameters."""
 
+Unpack = Callable[[Message, torch.Tensor, Mapping[str, torch.Tensor]], None]
+"""As :func:`launcher.bridge.reshard.execute.unpack`."""
 
-def whole(rounds: Rounds, post: Post, deadline: float) -> Iterator[tuple[Message, Write]]:
+
+def whole(rounds: Rounds, post: Post, unpack: Unpack, deadline: float) -> Iterator[tuple[Message, Write]]:
     """Messages that carry all of their elements.
 
     Raises:
@@ -39,8 +41,7 @@ def whole(rounds: Rounds, post: Post, deadline: float) -> Iterator[tuple[Message
         if number < len(rounds):
             posted.append([(message, _post(post, message, message.nbytes)) for message in rounds[number]])
         for message, transfer in posted.popleft() if number > 0 else ():
-            yield message, partial(unpack, message, _poll(message, transfer, deadline))
-            _release(message, transfer)
+            yield message, partial(_unpack, unpack, message, transfer, _poll(message, transfer, deadline))
 
 
 def changes(rounds: Rounds, post: Post, deadline: float) -> Iterator[tuple[Message, Write]]:
@@ -66,6 +67,18 @@ def changes(rounds: Rounds, post: Post, deadline: float) -> Iterator[tuple[Messa
             yield message, partial(apply, message, head, buffer)
             if body is not None:
                 _release(message, body)
+
+
+def _unpack(
+    unpack: Unpack,
+    message: Message,
+    transfer: Transfer,
+    buffer: torch.Tensor,
+    parameters: Mapping[str, torch.Tensor],
+) -> None:
+    unpack(message, buffer, parameters)
+    # At once, and not when the next is asked for: the next but one can come while this one's digest is computed.
+    _release(message, transfer)
 
 
 def _post(post: Post, message: Message, nbytes: int) -> Transfer:

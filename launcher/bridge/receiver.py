@@ -12,7 +12,7 @@ import torch
 
 from launcher.bridge import arrivals
 from launcher.bridge.agreement import restricted
-from launcher.bridge.integrity import digest_received
+from launcher.bridge.messages import Messages
 from launcher.bridge.relaying import Progress, Relay, relayed
 from launcher.bridge.reshard import Message, Plan, Receiver
 from launcher.bridge.transport.base import Meeting, RecvWire, Transfer
@@ -62,6 +62,7 @@ class WeightReceiver:
         self._transports = transports
         self._timeout_s = timeout_s
         self._verify = verify
+        self._messages = Messages(plan)
         self._wires: dict[int, RecvWire] = {}
         self._thread: threading.Thread | None = None
         self._error: str | None = None
@@ -207,7 +208,12 @@ class WeightReceiver:
         messages = [part for message in self._incoming if (part := restricted(message, only)) is not None]
         rounds = [list(group) for _round, group in groupby(messages, key=lambda message: message.round)]
         total = torch.zeros((), dtype=torch.int64, device=self._device)
-        for message, write in (arrivals.changes if is_changes else arrivals.whole)(rounds, self._post, deadline):
+        arriving = (
+            arrivals.changes(rounds, self._post, deadline)
+            if is_changes
+            else arrivals.whole(rounds, self._post, self._messages.unpack, deadline)
+        )
+        for message, write in arriving:
             progress.begins(message.round)
             with self._writing:
                 if self._closed:
@@ -215,7 +221,7 @@ class WeightReceiver:
                 with torch.no_grad():
                     write(self._received)
                     if self._verify:
-                        total += digest_received(self._plan, message, self._received).to(self._device)
+                        total += self._messages.digest_received(message, self._received).to(self._device)
         progress.ends()
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()

@@ -12,9 +12,8 @@ import torch
 from launcher.bridge.agreement import restricted
 from launcher.bridge.delta.encode import Scratch, encode
 from launcher.bridge.delta.head import HEAD_BYTES
-from launcher.bridge.integrity import digest_sent
+from launcher.bridge.messages import Messages
 from launcher.bridge.reshard import Message, Plan
-from launcher.bridge.reshard.execute import pack
 from launcher.bridge.transport.base import SendWire, Transfer
 from launcher.errors import TransferError
 
@@ -42,6 +41,7 @@ class ReplicaSender:
         self._wires = wires
         self._verify = verify
         self._scratch = Scratch()
+        self._messages = Messages(plan)
         self.workers = len(plan.engines[0].locations)
         self.committed: int | None = None
         """The version that the replica has committed since it was joined; the caller says so."""
@@ -82,7 +82,8 @@ class ReplicaSender:
                         waiting.append((part, self._wires[worker].post_send(buffer)))
                     sent.bytes += nbytes
                 if self._verify:
-                    sent.add_digest(worker, digest_sent(self.plan, part, shards))
+                    # While the message is on its way.
+                    sent.add_digest(worker, self._messages.digest_sent(part, shards))
         while waiting:
             _finish(*waiting.popleft(), deadline)
         return sent
@@ -95,7 +96,7 @@ class ReplicaSender:
         sent: Sent,
     ) -> list[Piece]:
         if base is None:
-            return [(message.nbytes, partial(pack, self.plan, message, shards))]
+            return [(message.nbytes, partial(self._messages.pack, message, shards))]
         changes = encode(self.plan, message, shards, base, self._scratch)
         sent.compared += changes.compared
         sent.changed += changes.changed

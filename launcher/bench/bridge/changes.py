@@ -19,8 +19,8 @@ class Changes(Ours):
     trainer's. What is measured includes the comparison, the digest of the whole, and the sender's copy afterwards.
     """
 
-    def __init__(self, stage: Stage, plan: Plan, transport: str) -> None:
-        super().__init__(stage, plan, transport, verify=True, name=self.title_of(transport, stage.density))
+    def __init__(self, stage: Stage, plan: Plan, shadow: dict[str, torch.Tensor], transport: str) -> None:
+        super().__init__(stage, plan, shadow, transport, verify=True, name=self.title_of(transport, stage.density))
         self._plan = plan
         self._base = Base()
         self._committed: int | None = None

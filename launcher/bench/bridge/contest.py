@@ -19,7 +19,7 @@ from torch import distributed as dist
 from launcher.bench.bridge.baselines import baselines
 from launcher.bench.bridge.changes import Changes
 from launcher.bench.bridge.models import MODELS
-from launcher.bench.bridge.ours import Ours, ours, plan_of
+from launcher.bench.bridge.ours import Ours, ours, plan_of, shadow_of
 from launcher.bench.bridge.report import Result, report
 from launcher.bench.bridge.stage import Stage, Way, weight
 from launcher.bridge.collective import Ranks
@@ -90,11 +90,12 @@ def _stage(options: argparse.Namespace, directory: str) -> Stage:
 def _ways(stage: Stage, only: str | None) -> dict[str, Callable[[], Way]]:
     """How to make each way, by name; none exists before its turn, so that each has the memory for itself."""
     plan = plan_of(stage)
+    shadow = shadow_of(stage, plan)
     makers: dict[str, Callable[[], Way]] = {way.name: partial(_itself, way) for way in baselines(stage)}
     for transport, verify in ours(stage):
-        makers[Ours.title(transport, verify)] = partial(Ours, stage, plan, transport, verify=verify)
+        makers[Ours.title(transport, verify)] = partial(Ours, stage, plan, shadow, transport, verify=verify)
         if verify:
-            makers[Changes.title_of(transport, stage.density)] = partial(Changes, stage, plan, transport)
+            makers[Changes.title_of(transport, stage.density)] = partial(Changes, stage, plan, shadow, transport)
     return {name: make for name, make in makers.items() if only is None or re.search(only, name)}
 
 

@@ -25,7 +25,16 @@ MASK = (1 << 64) - 1
 class Ours(Way):
     """From the trainer's tensors into a shadow of every worker's fused ones, sliced on the way."""
 
-    def __init__(self, stage: Stage, plan: Plan, transport: str, *, verify: bool, name: str | None = None) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        plan: Plan,
+        shadow: dict[str, torch.Tensor],
+        transport: str,
+        *,
+        verify: bool,
+        name: str | None = None,
+    ) -> None:
         self.name = name or self.title(transport, verify)
         self.stage = stage
         self._verify = verify
@@ -46,10 +55,7 @@ class Ours(Way):
             self._sender = ReplicaSender(plan=plan, rank=SENDER, wires=wires, verify=verify)
         else:
             worker = workers[stage.rank - 1]
-            needs = plan.engines[0].parameters[worker]
-            self._shadow = {
-                p.name: torch.zeros(p.shape, dtype=getattr(torch, p.dtype), device=stage.device) for p in needs
-            }
+            self._shadow = shadow
             self._receiver = WeightReceiver(
                 plan=plan,
                 rank=worker,
@@ -70,6 +76,9 @@ class Ours(Way):
         self._version += 1
         if not self.stage.is_sender:
             self._receiver.drop()
+            # What another way has left must not pass for what this one brought.
+            for tensor in self._shadow.values():
+                tensor.view(-1)[:1].fill_(float(self._version))
             self._receiver.prepare(self._version, None)
 
     def once(self) -> None:
@@ -100,6 +109,14 @@ class Ours(Way):
         else:
             self._receiver.close()
             self._shadow = {}
+
+
+def shadow_of(stage: Stage, plan: Plan) -> dict[str, torch.Tensor]:
+    """What a worker receives into, by every transport in turn; nothing at the trainer."""
+    if stage.is_sender:
+        return {}
+    needs = plan.engines[0].parameters[stage.rank - 1]
+    return {p.name: torch.zeros(p.shape, dtype=getattr(torch, p.dtype), device=stage.device) for p in needs}
 
 
 def ours(stage: Stage) -> list[tuple[str, bool]]:

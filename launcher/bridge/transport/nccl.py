@@ -17,8 +17,10 @@ from launcher.bridge.transport.meeting import at_store, explained
 from launcher.errors import TransferError
 
 SENDER, RECEIVER = 0, 1
-POLL_S = 0.0002
+POLL_S = 0.00002
 LONGEST_POLL_S = 0.005
+LATER = 0.05
+"""How much later than it is complete an operation may be seen to be, as a share of what it took."""
 
 CHANNELS_VARIABLE = "LAUNCHER_BRIDGE_NCCL_CHANNELS"
 CHANNELS = 8
@@ -36,13 +38,12 @@ class NcclTransfer(Transfer):
 
     def poll(self, deadline: float) -> torch.Tensor:
         # NCCL's own wait only orders streams and never times out on the host.
-        pause = POLL_S
+        begin = time.monotonic()
         with explained():
             while not self._work.is_completed():
                 if time.monotonic() > deadline:
                     raise TransferError("did not complete within its deadline.")
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_POLL_S)
+                time.sleep(min(max(POLL_S, LATER * (time.monotonic() - begin)), LONGEST_POLL_S))
             self._work.wait()
             if self._buffers.cleared:  # An operation that is aborted counts as complete.
                 raise TransferError("failed: this end has left.")
