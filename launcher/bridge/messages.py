@@ -8,8 +8,7 @@ What is not covered: shards that were wrong before, and what becomes of the rece
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.util import find_spec
@@ -26,16 +25,12 @@ from launcher.bridge.reshard.spans import Copied, Summed, copied, summed
 if TYPE_CHECKING:
     from launcher.bridge.reshard.table_cuda import CopyTable, SumTable
 
-KEPT = 4096
-"""Tables that are kept for the next version, at most."""
-
 Span = TypeVar("Span", Copied, Summed)
 Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kept:
-    message: Message
     layouts: list[tuple[int, torch.dtype, tuple[int, ...]]]
     """Where the tensors were, and how they lay."""
 
@@ -45,11 +40,17 @@ class _Kept:
 
 
 class Messages:
-    """One end's work on messages of a plan. Not to be used by two threads at a time."""
+    """One end's work on messages of a plan. Not to be used by two threads at a time.
 
-    def __init__(self, plan: Plan) -> None:
+    Args:
+        plan: the plan.
+        whole: this end's messages of a whole version, whose tables are kept; those of others are made every time.
+    """
+
+    def __init__(self, plan: Plan, whole: Sequence[Message]) -> None:
         self._plan = plan
-        self._kept: OrderedDict[tuple[str, int], _Kept] = OrderedDict()
+        self._whole = {id(message): message for message in whole}
+        self._kept: dict[tuple[str, int], _Kept] = {}
 
     def pack(self, message: Message, shards: Tensors, buffer: torch.Tensor) -> None:
         """As :func:`launcher.bridge.reshard.execute.pack`."""
@@ -136,9 +137,8 @@ class Messages:
         found = [tensors[_name(what, segment)] for segment in message.segments]
         layouts = [(tensor.data_ptr(), tensor.dtype, tensor.stride()) for tensor in found]
         key = (what, id(message))
-        kept = self._kept.get(key)
-        if kept is not None and kept.message is message and kept.layouts == layouts:
-            self._kept.move_to_end(key)
+        kept = self._kept.get(key) if id(message) in self._whole else None
+        if kept is not None and kept.layouts == layouts:
             return kept
         spans: list[Span] = []
         rest = []
@@ -149,11 +149,10 @@ class Messages:
             else:
                 spans += of_segment
         left = replace(message, segments=tuple(rest)) if rest else None
-        kept = self._kept[key] = _Kept(message=message, layouts=layouts, table=table(spans), rest=left)
-        self._kept.move_to_end(key)
-        if len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
-        return kept
+        made = _Kept(layouts=layouts, table=table(spans), rest=left)
+        if id(message) in self._whole:
+            self._kept[key] = made
+        return made
 
 
 def _name(what: str, segment: Segment) -> str:

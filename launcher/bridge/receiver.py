@@ -62,7 +62,7 @@ class WeightReceiver:
         self._transports = transports
         self._timeout_s = timeout_s
         self._verify = verify
-        self._messages = Messages(plan)
+        self._messages = Messages(plan, self._incoming)
         self._wires: dict[int, RecvWire] = {}
         self._thread: threading.Thread | None = None
         self._error: str | None = None

@@ -41,7 +41,7 @@ class ReplicaSender:
         self._wires = wires
         self._verify = verify
         self._scratch = Scratch()
-        self._messages = Messages(plan)
+        self._messages = Messages(plan, self._outgoing)
         self.workers = len(plan.engines[0].locations)
         self.committed: int | None = None
         """The version that the replica has committed since it was joined; the caller says so."""

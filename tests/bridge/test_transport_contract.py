@@ -74,7 +74,8 @@ class Ends:
 
 
 TWO_GPUS, ONE_GPU = ("cuda:0", "cuda:1"), ("cuda:0", "cuda:0")
-DEVICES = {"nccl": TWO_GPUS, "peer": TWO_GPUS, "ipc": ONE_GPU}
+# A peer is mapped, and copied from, as well on the same GPU.
+DEVICES = {"nccl": TWO_GPUS, "peer": TWO_GPUS if torch.cuda.device_count() > 1 else ONE_GPU, "ipc": ONE_GPU}
 ON_GPUS = [pytest.param(name, marks=pytest.mark.gpu) for name in DEVICES]
 
 

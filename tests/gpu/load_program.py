@@ -1,8 +1,8 @@
 """A trainer for the tests: one engine gets many versions by each of several transports while requests never cease.
 
-``LAUNCHER_TOKEN=... python -m tests.gpu.load_program OUT.json URL MODEL UPDATES TRANSPORT...``; ``theirs`` among the
-transports stands for vLLM's own weight transfer. After each of them the engine gets the weights again that it was
-started with: its answers must then be those that it gave when it had just loaded them.
+``LAUNCHER_TOKEN=... python -m tests.gpu.load_program OUT.json URL MODEL UPDATES TRANSPORT...``; ``their nccl`` and
+``their ipc`` among the transports stand for vLLM's own weight transfers. After each of them the engine gets the weights
+again that it was started with: its answers must then be those that it gave when it had just loaded them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.engine.load_program import asked, device, publish_all, write
 from tests.engine.questions import greedy
 
 CLIENTS = 16
-THEIRS = "theirs"
+THEIR_NCCL, THEIR_IPC = "their nccl", "their ipc"
 TIMEOUT_S = 60.0
 
 
@@ -41,12 +41,14 @@ def ours(
     return seen | reported
 
 
-def theirs(url: str, model: torch.nn.Module, loaded: dict[str, torch.Tensor], versions: range) -> dict[str, list[Any]]:
+def theirs(
+    transport: str, url: str, model: torch.nn.Module, loaded: dict[str, torch.Tensor], versions: range
+) -> dict[str, list[Any]]:
     """The same by vLLM's own engine, under the same load; of which version an answer is, nobody knows."""
-    from tests.gpu.theirs import Theirs
+    from tests.gpu.theirs import TheirIpc, TheirNccl
 
     key = api_key(token_from_environment())
-    transfer = Theirs(url, key, model)
+    transfer = {THEIR_NCCL: TheirNccl, THEIR_IPC: TheirIpc}[transport](url, key, model)
     transfer.publish()
     measured = []
     with asked(url, key, CLIENTS) as seen:
@@ -69,10 +71,8 @@ def main(out: Path, url: str, path: Path, updates: int, transports: list[str]) -
     facts: dict[str, Any] = {"loaded": greedy(url, key)}
     for number, transport in enumerate(transports):
         versions = range(number * (updates + 2), (number + 1) * (updates + 2))
-        if transport == THEIRS:
-            found = theirs(url, model, loaded, versions)
-        else:
-            found = ours(transport, url, model, loaded, versions)
+        way = theirs if transport in (THEIR_NCCL, THEIR_IPC) else ours
+        found = way(transport, url, model, loaded, versions)
         facts[transport] = {**found, "after": greedy(url, key)}
         out.write_text(json.dumps(facts))
 

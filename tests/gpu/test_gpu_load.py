@@ -1,4 +1,7 @@
-"""A vLLM with CUDA graphs takes version after version from a trainer on another GPU while requests never cease."""
+"""A vLLM with CUDA graphs takes version after version from a trainer while requests never cease.
+
+The trainer has a GPU of its own, if there are two; else it shares the engine's.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import statistics
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -16,14 +20,21 @@ from launcher.control.keys import TOKEN_VARIABLE
 from tests.engine.answers import check_answers, spanning, unsure
 from tests.engine.test_publish import gap, tokens
 from tests.engine.vllm_server import ROOT, serving
-from tests.gpu.load_program import THEIRS
-from tests.gpu.test_gpu_job import missing
+from tests.gpu.load_program import THEIR_IPC, THEIR_NCCL
 
-OURS = ["peer", "nccl"]
+SHARED = torch.cuda.device_count() < 2
+OURS, THEIRS = (["ipc"], THEIR_IPC) if SHARED else (["peer", "nccl"], THEIR_NCCL)
 TRANSPORTS = [*OURS, THEIRS]
 UPDATES = 60
 TIMEOUT_S = 240
 ON_GPU = ("--dtype", "bfloat16", "--gpu-memory-utilization", "0.3", "--attention-backend", "TRITON_ATTN")
+
+
+def missing() -> str | None:
+    """Why this machine cannot run the tests; None if it can."""
+    if not torch.cuda.is_available():
+        return "the engine needs a GPU"
+    return None if find_spec("vllm") else "the engine is vLLM, which is not installed"
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +48,13 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         layers=28, hidden_size=1024, intermediate_size=3072, attention_heads=16, key_value_heads=8, head_dim=128
     )
     model, out = make_tiny_model(folder / "model", spec, dtype=torch.bfloat16), folder / "facts.json"
-    arguments = ["--weight-transfer-config", '{"backend": "nccl"}']
+    arguments = ["--weight-transfer-config", json.dumps({"backend": THEIRS.removeprefix("their ")})]
     environ = {
-        "CUDA_VISIBLE_DEVICES": "1",
+        "CUDA_VISIBLE_DEVICES": "0" if SHARED else "1",
         "VLLM_USE_FLASHINFER_SAMPLER": "0",
         # For vLLM's own weight transfer, which has no other routes; on this machine alone, and behind the run's key.
         "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
     }
     command = [sys.executable, "-m", "tests.gpu.load_program", str(out)]
     with serving(model, folder, arguments, ON_GPU, environ) as (url, token):

@@ -183,7 +183,11 @@ class RawPeer(Baseline):
 
 
 def baselines(stage: Stage) -> list[Way]:
-    """All of them."""
+    """All of them that this machine allows: NCCL refuses ranks that share a GPU."""
+    if stage.group is None:
+        from launcher.bench.bridge.shared_gpu import Handles, PackedHandle
+
+        return [Handles(stage), PackedHandle(stage, 256), PackedHandle(stage, 1024), Copy(stage)]
     sizes = (256, 1024) if stage.device.type == "cuda" else (64,)
     found: list[Way] = [PerParameter(stage), Coalesced(stage), SendReceive(stage), Seed(stage)]
     found += [*(Packed(stage, size) for size in sizes), Copy(stage)]

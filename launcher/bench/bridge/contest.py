@@ -51,8 +51,9 @@ def _contest(options: argparse.Namespace, directory: str) -> None:
 def _stage(options: argparse.Namespace, directory: str) -> Stage:
     rank, size = dist.get_rank(), dist.get_world_size()
     device = torch.device("cpu")
+    share = options.device == "cuda" and torch.cuda.device_count() == 1
     if options.device == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
+        device = torch.device("cuda", 0 if share else int(os.environ.get("LOCAL_RANK", rank)))
         torch.cuda.set_device(device)
     served = serve_store(os.environ["MASTER_ADDR"], TIMEOUT.total_seconds()) if rank == 0 else None
     ranks = Ranks(os.environ["MASTER_ADDR"], TIMEOUT.total_seconds())
@@ -60,15 +61,17 @@ def _stage(options: argparse.Namespace, directory: str) -> Stage:
     address, shared = words
     host, _, port = address.rpartition(":")
     store = served[0] if served is not None else dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False)
-    group = init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        timeout=TIMEOUT,
-        world_size=size,
-        rank=rank,
-        store=store,
-        group_name="baselines",
-        device=device,
-    )
+    group = None
+    if not share:
+        group = init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=TIMEOUT,
+            world_size=size,
+            rank=rank,
+            store=store,
+            group_name="baselines",
+            device=device,
+        )
     model = MODELS[options.model]
     return Stage(
         rank=rank,

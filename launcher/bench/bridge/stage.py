@@ -26,7 +26,7 @@ class Stage:
     world_size: int
     device: torch.device
     group: Any
-    """A process group of all ranks, on the tensors' device."""
+    """A process group of all ranks, on the tensors' device; None if the ranks share a GPU."""
 
     ranks: Ranks
     store: str
