@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import distributed as dist
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
@@ -17,12 +19,12 @@ class Handles(Baseline):
     name = "IPC handle per parameter"
 
     def once(self) -> None:
-        handles = [reduce_tensor(tensor)[1] for tensor in self.tensors] if self.stage.is_sender else []
+        handles = [_handle(tensor) for tensor in self.tensors] if self.stage.is_sender else []
         message = [handles]
         dist.broadcast_object_list(message, SENDER)
         if not self.stage.is_sender:
             for tensor, handle in zip(self.tensors, message[0], strict=True):
-                tensor.copy_(rebuild_cuda_tensor(*handle))
+                tensor.copy_(_mapped(handle))
         self.stage.barrier()
 
 
@@ -65,3 +67,13 @@ class PackedHandle(Baseline):
             else:
                 flat.copy_(part)
             begin += tensor.nbytes
+
+
+def _handle(tensor: torch.Tensor) -> tuple[Any, ...]:
+    _rebuild, arguments = reduce_tensor(tensor)  # type: ignore[no-untyped-call]
+    return tuple(arguments)
+
+
+def _mapped(handle: tuple[Any, ...]) -> torch.Tensor:
+    tensor: torch.Tensor = rebuild_cuda_tensor(*handle)  # type: ignore[no-untyped-call]
+    return tensor
