@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
 import queue
 import socket
-import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,7 +29,7 @@ from launcher.bridge.vllm.middleware import BridgeMiddleware
 from launcher.bridge.worker import Worker
 from launcher.control.keys import TOKEN_VARIABLE
 from tests.bridge.faults import Fault, Passing
-from tests.bridge.wire_end import say
+from tests.bridge.wire_end import serve
 
 
 def written(rows: int, columns: int) -> torch.Tensor:
@@ -188,13 +186,7 @@ async def _nothing(_scope: Any, _receive: Any, _send: Any) -> None:
 
 def main() -> None:
     """Serves commands until standard input ends."""
-    torch.set_num_threads(1)
-    end = ReplicaEnd()
-    say({"ready": True})
-    for line in sys.stdin:
-        command = json.loads(line)
-        say(getattr(end, command["do"])(command))
-    os._exit(0)
+    serve(ReplicaEnd())
 
 
 if __name__ == "__main__":

@@ -5,9 +5,6 @@ It takes one JSON command a line and answers each with one JSON line; it ends wi
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
 from dataclasses import asdict
 from typing import Any
@@ -16,14 +13,14 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from launcher.bridge import sending
+from launcher.bridge import messages
 from launcher.bridge.replica import ReplicaClient
 from launcher.bridge.sender import Bridge, connect
 from launcher.bridge.settings import BridgeSettings
 from launcher.errors import LauncherError
 from tests.bridge.faults import Fault
 from tests.bridge.replica_end import memory, written
-from tests.bridge.wire_end import say
+from tests.bridge.wire_end import serve
 
 
 class TrainerEnd:
@@ -37,7 +34,7 @@ class TrainerEnd:
 
     def _watch(self) -> None:
         """Every question to a replica, and every message that is packed, is a place of its own."""
-        call, pack = ReplicaClient.call, sending.pack
+        call, pack = ReplicaClient.call, messages.pack
 
         def watched_call(client: ReplicaClient, route: str, *rest: Any, **words: Any) -> dict[str, Any]:
             self.fault.here(route)
@@ -50,7 +47,7 @@ class TrainerEnd:
             pack(*words)
 
         ReplicaClient.call = watched_call  # type: ignore[method-assign]
-        sending.pack = watched_pack
+        messages.pack = watched_pack
 
     def connect(self, command: dict[str, Any]) -> dict[str, Any]:
         """Makes a module, and a bridge for it."""
@@ -101,13 +98,7 @@ class TrainerEnd:
 
 def main() -> None:
     """Serves commands until standard input ends."""
-    torch.set_num_threads(1)
-    end = TrainerEnd()
-    say({"ready": True})
-    for line in sys.stdin:
-        command = json.loads(line)
-        say(getattr(end, command["do"])(command))
-    os._exit(0)
+    serve(TrainerEnd())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
 import resource
 import sys
 import threading
@@ -53,6 +54,17 @@ def pattern(number: int, nbytes: int) -> torch.Tensor:
 def say(line: Mapping[str, Any]) -> None:
     """One line to the test."""
     print(json.dumps(line), flush=True)
+
+
+def serve(end: Any) -> None:
+    """Answers every command with the method of its name, until standard input ends."""
+    torch.set_num_threads(1)
+    say({"ready": True})
+    for line in sys.stdin:
+        command = json.loads(line)
+        say(getattr(end, command["do"])(command))
+    # At once: a thread of the bridge may still wait for somebody.
+    os._exit(0)
 
 
 class WireEnd:

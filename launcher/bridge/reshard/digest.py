@@ -16,6 +16,7 @@ The digest finds faults, not forgery.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import sha256
@@ -34,6 +35,10 @@ COLUMN_SALT = 0x5DEECE66D5DEECE6
 
 BLOCK_WORDS = 1 << 17
 """Words that are widened at a time on a CPU: 1 MiB, which stays in the second-level cache."""
+
+_thread = threading.local()
+"""Memory that every block is widened in: glibc does not reuse well what is asked for aligned and given back, again and
+again, and a process grew by tens of megabytes."""
 
 
 def digest(local: torch.Tensor, *, box: Box | None = None, shape: Sequence[int] | None = None) -> int:
@@ -111,8 +116,17 @@ def _of_matrix(matrix: torch.Tensor, weights: torch.Tensor, first_byte: int) -> 
         for top in range(0, matrix.shape[0], height):
             words, start = _words(matrix[top : top + height, left : left + width], first_byte + left * size)
             columns = column_weights(start, start + words.shape[1], matrix.device)
-            total += torch.dot(torch.mv(words.long(), columns), weights[top : top + height])
+            total += torch.dot(torch.mv(_widened(words), columns), weights[top : top + height])
     return total
+
+
+def _widened(words: torch.Tensor) -> torch.Tensor:
+    """int32 words of a block as int64, until the next call in this thread."""
+    wide: torch.Tensor | None = getattr(_thread, "wide", None)
+    if wide is None or wide.numel() < words.numel():
+        # Short rows that begin within a word have more words than their bytes fill.
+        wide = _thread.wide = torch.empty(max(words.numel(), BLOCK_WORDS), dtype=torch.int64)
+    return wide[: words.numel()].view(words.shape).copy_(words)
 
 
 def _words(block: torch.Tensor, first_byte: int) -> tuple[torch.Tensor, int]:
