@@ -58,6 +58,9 @@ SPARE = ("layout.spares=1",)
 LONG = ("trainer.steps=25",)
 """Long enough for SLURM to find out by itself."""
 
+LONGER = ("trainer.steps=12",)
+"""Longer than a lease: nobody waits for an agent whose engine serves on."""
+
 SMALL_DISK = ("preflight.min_disk_gb=0.01",)
 TWO_ENGINES = ("layout.nodes=4", "layout.inference_nodes=2")
 
@@ -94,7 +97,7 @@ def _signals(what: str, target: str, argument: str, policy: Policy, shape: tuple
 CASES = (
     *_signals("engine server", ENGINE, "self", ENGINE_RESTARTS),
     *_signals("engine core", ENGINE, "EngineCore", ENGINE_RESTARTS),
-    *_signals("inference agent", ENGINE, "agent", SPARE_INFERS, SPARE),
+    *_signals("inference agent", ENGINE, "agent", SPARE_INFERS, (*SPARE, *LONGER)),
     *_signals("trainer rank", TRAINER, "self", TRAINERS_RESTART),
     *_signals("trainer rank 0", RANK_0, "self", TRAINERS_RESTART),
     *_signals("trainer agent", TRAINER, "agent", SPARE_TRAINS, SPARE),
