@@ -12,17 +12,18 @@ import torch
 from launcher.bridge.agreement import restricted
 from launcher.bridge.delta.encode import Scratch, encode
 from launcher.bridge.delta.head import HEAD_BYTES
+from launcher.bridge.direct import cut, sent_from
 from launcher.bridge.messages import Messages
 from launcher.bridge.reshard import Message, Plan
-from launcher.bridge.transport.base import SendWire, Transfer
+from launcher.bridge.transport.base import DirectSendWire, SendWire, Transfer
 from launcher.errors import TransferError
 
 IN_FLIGHT = 4
 """Messages that wait for their receivers at a time; bounds the sender's memory to as many packed messages."""
 
 
-Piece = tuple[int, Callable[[torch.Tensor], None]]
-"""One thing that goes over a wire: its bytes, and what fills a buffer with them."""
+Piece = tuple[int, Callable[[torch.Tensor], None] | torch.Tensor]
+"""One thing that goes over a wire: how many bytes, and what fills a buffer with them, or they themselves."""
 
 
 class ReplicaSender:
@@ -37,7 +38,9 @@ class ReplicaSender:
 
     def __init__(self, *, plan: Plan, rank: int, wires: Mapping[int, SendWire], verify: bool) -> None:
         self.plan = plan
-        self._outgoing = list(plan.outgoing(rank))
+        self._outgoing = list(
+            cut(plan.outgoing(rank), lambda message: isinstance(wires[message.receiver.rank], DirectSendWire))
+        )
         self._wires = wires
         self._verify = verify
         self._scratch = Scratch()
@@ -72,14 +75,11 @@ class ReplicaSender:
                 continue
             worker = part.receiver.rank
             with torch.no_grad():
-                for nbytes, fill in self._pieces(part, shards, base, sent):
+                for nbytes, content in self._pieces(part, shards, base, sent):
                     while len(waiting) >= IN_FLIGHT:
                         _finish(*waiting.popleft(), deadline)
                     with _told(part):
-                        buffer = self._wires[worker].buffer(nbytes, deadline)
-                    fill(buffer)
-                    with _told(part):
-                        waiting.append((part, self._wires[worker].post_send(buffer)))
+                        waiting.append((part, _post(self._wires[worker], nbytes, content, deadline)))
                     sent.bytes += nbytes
                 if self._verify:
                     # While the message is on its way.
@@ -96,7 +96,9 @@ class ReplicaSender:
         sent: Sent,
     ) -> list[Piece]:
         if base is None:
-            return [(message.nbytes, partial(self._messages.pack, message, shards))]
+            is_direct = isinstance(self._wires[message.receiver.rank], DirectSendWire)
+            content = sent_from(self.plan, message, shards) if is_direct else None
+            return [(message.nbytes, content if content is not None else partial(self._messages.pack, message, shards))]
         changes = encode(self.plan, message, shards, base, self._scratch)
         sent.compared += changes.compared
         sent.changed += changes.changed
@@ -147,6 +149,17 @@ def largest_messages(plan: Plan, rank: int) -> dict[int, int]:
     for message in plan.outgoing(rank):
         largest[message.receiver.rank] = max(message.nbytes, HEAD_BYTES, largest.get(message.receiver.rank, 0))
     return largest
+
+
+def _post(
+    wire: SendWire, nbytes: int, content: Callable[[torch.Tensor], None] | torch.Tensor, deadline: float
+) -> Transfer:
+    if isinstance(content, torch.Tensor):
+        assert isinstance(wire, DirectSendWire)
+        return wire.post_send_from(content)
+    buffer = wire.buffer(nbytes, deadline)
+    content(buffer)
+    return wire.post_send(buffer)
 
 
 def _finish(message: Message, transfer: Transfer, deadline: float) -> None:

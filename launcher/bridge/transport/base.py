@@ -2,8 +2,9 @@
 
 A wire joins one such pair. Its two ends lend the memory that messages lie in, so that a transport which can write into
 the other side's memory needs no copy of its own: the sender packs straight into :meth:`SendWire.buffer`, the receiver
-unpacks straight from what :meth:`Transfer.poll` gives. Messages arrive whole and in order;
-both sides know their sizes from the plan, so nothing but bytes travels.
+unpacks straight from what :meth:`Transfer.poll` gives. A transport that copies anyway reads and writes its callers' own
+memory where it can: :class:`DirectSendWire`, :class:`DirectRecvWire`. Messages arrive whole and in order; both sides
+know their sizes from the plan, so nothing but bytes travels.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 class Transfer(ABC):
     """One message that has been posted."""
+
+    is_direct = False
+    """Whether it comes to where it belongs, and not to memory that the wire lends."""
 
     @abstractmethod
     def poll(self, deadline: float) -> torch.Tensor:
@@ -75,6 +79,32 @@ class RecvWire(ABC):
     @abstractmethod
     def abort(self) -> None:
         """Leaves the wire and frees what it holds. From any thread; polls end with an error. Safe to call twice."""
+
+
+class DirectSendWire(SendWire):
+    """One that sends from where the bytes are."""
+
+    @abstractmethod
+    def post_send_from(self, content: torch.Tensor) -> Transfer:
+        """Starts to send the caller's uint8, contiguous host memory, which must stay until the transfer is complete.
+
+        Raises:
+            TransferError: the wire is of no more use.
+        """
+
+
+class DirectRecvWire(RecvWire):
+    """One that receives to where the bytes belong."""
+
+    @abstractmethod
+    def post_recv_into(self, target: torch.Tensor) -> Transfer:
+        """Makes ready for the next message, as long as the caller's uint8, contiguous host memory.
+
+        Nothing is written there any more once :meth:`abort` has returned.
+
+        Raises:
+            TransferError: the wire is of no more use.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire, Transfer
+from launcher.bridge.transport.base import DirectRecvWire, DirectSendWire, Meeting, Pair, RecvWire, SendWire, Transfer
 from launcher.bridge.transport.buffers import Buffers
 from launcher.bridge.transport.meeting import at_store, explained
 from launcher.errors import TransferError
@@ -21,12 +21,21 @@ LONGEST = timedelta(days=365)
 
 
 class GlooTransfer(Transfer):
-    """A posted operation of a group."""
+    """A posted operation of a group.
 
-    def __init__(self, work: Any, buffer: torch.Tensor, buffers: Buffers) -> None:
+    Args:
+        buffers: whom the buffer goes back to; None if it is the caller's own.
+    """
+
+    def __init__(self, work: Any, buffer: torch.Tensor, buffers: Buffers | None) -> None:
         self._work = work
         self._buffer = buffer
         self._buffers = buffers
+        self.is_direct = buffers is None
+
+    def _give_back(self) -> None:
+        if self._buffers is not None:
+            self._buffers.give(self._buffer)
 
     def poll(self, deadline: float) -> torch.Tensor:
         # Point-to-point operations make progress only while somebody waits for them.
@@ -40,16 +49,16 @@ class GlooTransfer(Transfer):
 class _Sent(GlooTransfer):
     def poll(self, deadline: float) -> torch.Tensor:
         buffer = super().poll(deadline)
-        self._buffers.give(buffer)
+        self._give_back()
         return buffer
 
 
 class _Received(GlooTransfer):
     def release(self) -> None:
-        self._buffers.give(self._buffer)
+        self._give_back()
 
 
-class GlooSender(SendWire):
+class GlooSender(DirectSendWire):
     """The sending end."""
 
     def __init__(self, group: Any) -> None:
@@ -61,15 +70,21 @@ class GlooSender(SendWire):
         return self._buffers.take(nbytes)
 
     def post_send(self, buffer: torch.Tensor) -> Transfer:
+        return self._post(buffer, self._buffers)
+
+    def post_send_from(self, content: torch.Tensor) -> Transfer:
+        return self._post(content, None)
+
+    def _post(self, buffer: torch.Tensor, buffers: Buffers | None) -> Transfer:
         with explained():
-            return _Sent(self._group.send([buffer], RECEIVER, next(self._tags)), buffer, self._buffers)
+            return _Sent(self._group.send([buffer], RECEIVER, next(self._tags)), buffer, buffers)
 
     def abort(self) -> None:
         self._buffers.clear()
         self._group.abort()
 
 
-class GlooReceiver(RecvWire):
+class GlooReceiver(DirectRecvWire):
     """The receiving end."""
 
     def __init__(self, group: Any) -> None:
@@ -78,9 +93,14 @@ class GlooReceiver(RecvWire):
         self._buffers = Buffers(torch.device("cpu"))
 
     def post_recv(self, nbytes: int) -> Transfer:
-        buffer = self._buffers.take(nbytes)
+        return self._post(self._buffers.take(nbytes), self._buffers)
+
+    def post_recv_into(self, target: torch.Tensor) -> Transfer:
+        return self._post(target, None)
+
+    def _post(self, buffer: torch.Tensor, buffers: Buffers | None) -> Transfer:
         with explained():
-            return _Received(self._group.recv([buffer], SENDER, next(self._tags)), buffer, self._buffers)
+            return _Received(self._group.recv([buffer], SENDER, next(self._tags)), buffer, buffers)
 
     def abort(self) -> None:
         self._buffers.clear()
