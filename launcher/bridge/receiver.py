@@ -12,11 +12,11 @@ import torch
 
 from launcher.bridge import arrivals
 from launcher.bridge.agreement import restricted
-from launcher.bridge.direct import cut, received_into
+from launcher.bridge.direct import cut
 from launcher.bridge.messages import Messages
 from launcher.bridge.relaying import Progress, Relay, relayed
 from launcher.bridge.reshard import Message, Plan, Receiver
-from launcher.bridge.transport.base import DirectRecvWire, Meeting, RecvWire, Transfer
+from launcher.bridge.transport.base import Meeting, RecvWire, Transfer
 from launcher.bridge.transport.wires import connect_receivers
 from launcher.errors import BridgeError, TransferError
 
@@ -179,8 +179,8 @@ class WeightReceiver:
         with self._writing:
             self._wires = wires
             # What another replica passes on is not cut: it goes out of its tensors as it came.
-            direct = {sender for sender, wire in wires.items() if isinstance(wire, DirectRecvWire) and not self._relay}
-            self._incoming = list(cut(self._incoming, lambda message: message.sender in direct))
+            cutting = {sender for sender, wire in wires.items() if wire.is_cut and not self._relay}
+            self._incoming = list(cut(self._incoming, lambda message: message.sender in cutting))
             self._messages = Messages(self._plan, self._incoming)
             closed = self._closed
         if closed:
@@ -215,7 +215,7 @@ class WeightReceiver:
         arriving = (
             arrivals.changes(rounds, self._post, deadline)
             if is_changes
-            else arrivals.whole(rounds, self._post_whole, self._messages.unpack, deadline)
+            else arrivals.whole(rounds, self._post, self._messages.unpack, deadline)
         )
         for message, write in arriving:
             progress.begins(message.round)
@@ -233,12 +233,6 @@ class WeightReceiver:
 
     def _post(self, message: Message, nbytes: int) -> Transfer:
         return self._wires[self._sender(message)].post_recv(nbytes)
-
-    def _post_whole(self, message: Message, nbytes: int) -> Transfer:
-        wire = self._wires[self._sender(message)]
-        if isinstance(wire, DirectRecvWire) and (target := received_into(message, self._received)) is not None:
-            return wire.post_recv_into(target)
-        return self._post(message, nbytes)
 
     def _sender(self, message: Message) -> int:
         return message.sender if isinstance(message.sender, int) else self._rank

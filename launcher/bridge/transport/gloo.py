@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from launcher.bridge.transport.base import DirectRecvWire, DirectSendWire, Meeting, Pair, RecvWire, SendWire, Transfer
+from launcher.bridge.transport.base import DirectSendWire, Meeting, Pair, RecvWire, SendWire, Transfer
 from launcher.bridge.transport.buffers import Buffers
 from launcher.bridge.transport.meeting import at_store, explained
 from launcher.errors import TransferError
@@ -21,21 +21,11 @@ LONGEST = timedelta(days=365)
 
 
 class GlooTransfer(Transfer):
-    """A posted operation of a group.
+    """A posted operation of a group."""
 
-    Args:
-        buffers: whom the buffer goes back to; None if it is the caller's own.
-    """
-
-    def __init__(self, work: Any, buffer: torch.Tensor, buffers: Buffers | None) -> None:
+    def __init__(self, work: Any, buffer: torch.Tensor) -> None:
         self._work = work
         self._buffer = buffer
-        self._buffers = buffers
-        self.is_direct = buffers is None
-
-    def _give_back(self) -> None:
-        if self._buffers is not None:
-            self._buffers.give(self._buffer)
 
     def poll(self, deadline: float) -> torch.Tensor:
         # Point-to-point operations make progress only while somebody waits for them.
@@ -46,16 +36,22 @@ class GlooTransfer(Transfer):
         return self._buffer
 
 
-class _Sent(GlooTransfer):
+class _Lent(GlooTransfer):
+    def __init__(self, work: Any, buffer: torch.Tensor, buffers: Buffers) -> None:
+        super().__init__(work, buffer)
+        self._buffers = buffers
+
+
+class _Sent(_Lent):
     def poll(self, deadline: float) -> torch.Tensor:
         buffer = super().poll(deadline)
-        self._give_back()
+        self._buffers.give(buffer)
         return buffer
 
 
-class _Received(GlooTransfer):
+class _Received(_Lent):
     def release(self) -> None:
-        self._give_back()
+        self._buffers.give(self._buffer)
 
 
 class GlooSender(DirectSendWire):
@@ -70,22 +66,22 @@ class GlooSender(DirectSendWire):
         return self._buffers.take(nbytes)
 
     def post_send(self, buffer: torch.Tensor) -> Transfer:
-        return self._post(buffer, self._buffers)
+        with explained():
+            return _Sent(self._group.send([buffer], RECEIVER, next(self._tags)), buffer, self._buffers)
 
     def post_send_from(self, content: torch.Tensor) -> Transfer:
-        return self._post(content, None)
-
-    def _post(self, buffer: torch.Tensor, buffers: Buffers | None) -> Transfer:
         with explained():
-            return _Sent(self._group.send([buffer], RECEIVER, next(self._tags)), buffer, buffers)
+            return GlooTransfer(self._group.send([content], RECEIVER, next(self._tags)), content)
 
     def abort(self) -> None:
         self._buffers.clear()
         self._group.abort()
 
 
-class GlooReceiver(DirectRecvWire):
-    """The receiving end."""
+class GlooReceiver(RecvWire):
+    """The receiving end. Until its last message is over, gloo may write into buffers of a wire that was aborted."""
+
+    is_cut = True
 
     def __init__(self, group: Any) -> None:
         self._group = group
@@ -93,14 +89,9 @@ class GlooReceiver(DirectRecvWire):
         self._buffers = Buffers(torch.device("cpu"))
 
     def post_recv(self, nbytes: int) -> Transfer:
-        return self._post(self._buffers.take(nbytes), self._buffers)
-
-    def post_recv_into(self, target: torch.Tensor) -> Transfer:
-        return self._post(target, None)
-
-    def _post(self, buffer: torch.Tensor, buffers: Buffers | None) -> Transfer:
+        buffer = self._buffers.take(nbytes)
         with explained():
-            return _Received(self._group.recv([buffer], SENDER, next(self._tags)), buffer, buffers)
+            return _Received(self._group.recv([buffer], SENDER, next(self._tags)), buffer, self._buffers)
 
     def abort(self) -> None:
         self._buffers.clear()
