@@ -127,7 +127,7 @@ class Channel:
             logger.warning("version %d: %s", version, text)
         seconds = time.monotonic() - begin
         density = changed / compared if compared else None
-        if self._ranks.rank == 0 and self.adapter is None:
+        if self._ranks.rank == 0:
             fields = {"seconds": seconds, "bytes": total_bytes, "density": density}
             members.published(version, replicas.served, fields)
         # Whoever has returned from here finds the pool up to date.

@@ -143,8 +143,16 @@ class Membership:
         return f"Replica {replica.index} is lost" + ("." if member is None else f": it is {member.state}.")
 
     def published(self, version: int, served: Mapping[int, int], fields: Mapping[str, Any]) -> None:
-        """Rank 0: tells the run which generation of which replicas serves a version."""
-        if self._settings.is_live:
+        """Rank 0: tells the run which generation of which replicas serves a version.
+
+        The event log is the journal of commits: ``published``, for an adapter ``adapter_published``.
+        """
+        if not self._settings.is_live:
+            return
+        if self._adapter is not None:
+            said = {"adapter": self._adapter, "version": version, "replicas": sorted(served), **fields}
+            self._client().call("event", event="adapter_published", fields=said)
+        else:
             self._client().call(
                 "published",
                 incarnation=self._settings.incarnation,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -22,15 +23,18 @@ from launcher.layout import plan
 from launcher.ports import hold_free_port, port_of
 
 TOKEN = new_token()
+LOG: list[dict[str, Any]] = []
+"""The events of the test that runs."""
 
 
 @pytest.fixture
 def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlClient]:
     """A run with two replicas that are ready."""
+    LOG.clear()
     layout = plan(Config(layout=LayoutConfig(nodes=3, inference_nodes=2, gpus_per_node=1, device="cpu")))
     sock = hold_free_port("127.0.0.1")
     address = f"127.0.0.1:{port_of(sock)}"
-    server = ControlServer(JobState(layout, lambda _: None, start_timeout_s=60, lease_timeout_s=60), sock, TOKEN)
+    server = ControlServer(JobState(layout, LOG.append, start_timeout_s=60, lease_timeout_s=60), sock, TOKEN)
     server.start()
     monkeypatch.setenv(ADDRESS_VARIABLE, address)
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
@@ -91,6 +95,20 @@ def test_a_replica_that_is_talked_to_is_given_up_when_the_run_has_lost_it(contro
     assert members.why_gone(first) == "Replica 0 is lost: it is restarting."
     assert members.why_gone(second) is None
     members.close()
+
+
+def test_every_commit_is_in_the_event_log(control: ControlClient) -> None:
+    settings = BridgeSettings(urls=(), token=TOKEN, is_live=True, min_replicas=1)
+    fields = {"seconds": 0.5, "bytes": 7, "density": None}
+    for adapter in (None, "style"):
+        members = Membership(settings, adapter)
+        members.published(3, {1: 0}, fields)
+        members.close()
+    found = [{k: v for k, v in event.items() if k != "time"} for event in LOG if "published" in event["event"]]
+    assert found == [
+        {"event": "published", "version": 3, "replicas": [1], "dropped": [0], **fields},
+        {"event": "adapter_published", "adapter": "style", "version": 3, "replicas": [1], **fields},
+    ]
 
 
 def test_a_version_waits_for_the_replica_that_comes_back(
