@@ -1,7 +1,7 @@
 """The messages of one version as they come: round by round, the next one on its way while one is unpacked.
 
-No more than two rounds are ever staged. What comes is given with the call that writes it, after which its memory goes
-back to the wire.
+No more than two rounds are ever staged. What comes is given with the call that writes it, unless it came to where it
+belongs, and after which its memory goes back to the wire.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def _unpack(
     buffer: torch.Tensor,
     parameters: Mapping[str, torch.Tensor],
 ) -> None:
-    unpack(message, buffer, parameters)
+    if not transfer.is_direct:
+        unpack(message, buffer, parameters)
     # At once, and not when the next is asked for: the next but one can come while this one's digest is computed.
     _release(message, transfer)
 

@@ -1,10 +1,8 @@
-"""Large pieces that lie in one stretch are sent from where they are, and not packed, over wires that can do so.
+"""Large pieces that lie in one stretch are not packed and unpacked, over wires that can do without.
 
-Both ends cut a message alike, by its segments' sizes alone; the sender then sees whether a piece lies in one stretch,
-and else packs it, as it does with the small ones.
-
-They are not received where they belong: what a transport that was aborted still writes, gloo does so for as long as the
-message lasts, must not come into weights that are received anew.
+They are sent from where they are, and received where they belong. Both ends cut a message alike, by its segments' sizes
+alone; each then sees whether a piece lies in one stretch on its side, and else packs or unpacks it, as it does with the
+small ones.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from itertools import groupby
 
 import torch
 
-from launcher.bridge.reshard import Message, Plan
+from launcher.bridge.reshard import Message, Plan, Segment
 from launcher.bridge.reshard.cut import aligned
 
 LARGE_BYTES = 256 << 10
@@ -41,12 +39,27 @@ def cut(messages: Iterable[Message], is_direct: Callable[[Message], bool]) -> It
 
 def sent_from(plan: Plan, message: Message, shards: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """A message's bytes where they lie in a trainer rank's shards; None if they must be packed."""
-    if len(message.segments) != 1 or message.nbytes < LARGE_BYTES or not isinstance(message.sender, int):
+    segment = _alone(message)
+    if segment is None or not isinstance(message.sender, int):
         return None
-    (segment,) = message.segments
     held = plan.held(segment.source, message.sender)
-    local = shards[segment.source][segment.box.within(held).slices()]
-    if local.device.type != "cpu" or local.dtype != getattr(torch, segment.wire) or not local.is_contiguous():
+    return _stretch(segment, shards[segment.source][segment.box.within(held).slices()])
+
+
+def received_into(message: Message, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """Where a message's bytes belong in a worker's parameters; None if they must be unpacked."""
+    segment = _alone(message)
+    if segment is None or segment.axes is not None:
         return None
-    content = local.detach().view(-1).view(torch.uint8)
-    return content if content.numel() == message.nbytes else None
+    return _stretch(segment, parameters[segment.parameter][segment.target.slices()])
+
+
+def _alone(message: Message) -> Segment | None:
+    is_alone = len(message.segments) == 1 and message.segments[0].nbytes == message.nbytes >= LARGE_BYTES
+    return message.segments[0] if is_alone else None
+
+
+def _stretch(segment: Segment, view: torch.Tensor) -> torch.Tensor | None:
+    if view.device.type != "cpu" or view.dtype != getattr(torch, segment.wire) or not view.is_contiguous():
+        return None
+    return view.detach().view(-1).view(torch.uint8)

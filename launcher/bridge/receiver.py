@@ -12,11 +12,11 @@ import torch
 
 from launcher.bridge import arrivals
 from launcher.bridge.agreement import restricted
-from launcher.bridge.direct import cut
+from launcher.bridge.direct import cut, received_into
 from launcher.bridge.messages import Messages
 from launcher.bridge.relaying import Progress, Relay, relayed
 from launcher.bridge.reshard import Message, Plan, Receiver
-from launcher.bridge.transport.base import Meeting, RecvWire, Transfer
+from launcher.bridge.transport.base import DirectRecvWire, Meeting, RecvWire, Transfer
 from launcher.bridge.transport.wires import connect_receivers
 from launcher.errors import BridgeError, TransferError
 
@@ -35,6 +35,8 @@ class WeightReceiver:
         relay: transports of the one wire that there is if this worker's like in another replica relays everything.
         timeout_s: deadline of every version.
         verify: also compute the digest of what has arrived.
+        is_aside: nobody else will ever use ``received``, so that what is still on its way when the wires are left may
+            be written there.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class WeightReceiver:
         device: torch.device,
         timeout_s: float,
         verify: bool,
+        is_aside: bool = False,
         relay: Sequence[str] | None = None,
     ) -> None:
         self._plan = plan
@@ -58,6 +61,7 @@ class WeightReceiver:
             self._incoming = relayed(self._incoming, rank)
         self._relays: dict[int, Relay] = {}
         self._received = received
+        self._is_aside = is_aside
         self._device = device
         self._meeting_place = meeting
         self._transports = transports
@@ -100,6 +104,10 @@ class WeightReceiver:
             raise TransferError(f"version {version} is only a part, and no whole version has come before it")
         if base is not None and base != self._held:
             raise TransferError(f"version {version} comes as changes since {base}, but this worker holds {self._held}")
+        if self._error is not None:
+            # The rest of that version may still come.
+            self.close()
+            raise TransferError(f"version {self._version} was not received: join anew")
         self._version, self._error, self._digest, self._held = version, None, None, None
         only = None if names is None else frozenset(names)
         progress = Progress(self._device)
@@ -179,8 +187,8 @@ class WeightReceiver:
         with self._writing:
             self._wires = wires
             # What another replica passes on is not cut: it goes out of its tensors as it came.
-            cutting = {sender for sender, wire in wires.items() if wire.is_cut and not self._relay}
-            self._incoming = list(cut(self._incoming, lambda message: message.sender in cutting))
+            direct = {sender for sender, wire in wires.items() if isinstance(wire, DirectRecvWire) and not self._relay}
+            self._incoming = list(cut(self._incoming, lambda message: message.sender in direct))
             self._messages = Messages(self._plan, self._incoming)
             closed = self._closed
         if closed:
@@ -215,7 +223,7 @@ class WeightReceiver:
         arriving = (
             arrivals.changes(rounds, self._post, deadline)
             if is_changes
-            else arrivals.whole(rounds, self._post, self._messages.unpack, deadline)
+            else arrivals.whole(rounds, self._post_whole, self._messages.unpack, deadline)
         )
         for message, write in arriving:
             progress.begins(message.round)
@@ -233,6 +241,14 @@ class WeightReceiver:
 
     def _post(self, message: Message, nbytes: int) -> Transfer:
         return self._wires[self._sender(message)].post_recv(nbytes)
+
+    def _post_whole(self, message: Message, nbytes: int) -> Transfer:
+        wire = self._wires[self._sender(message)]
+        if isinstance(wire, DirectRecvWire) and self._is_aside:
+            target = received_into(message, self._received)
+            if target is not None:
+                return wire.post_recv_into(target)
+        return self._post(message, nbytes)
 
     def _sender(self, message: Message) -> int:
         return message.sender if isinstance(message.sender, int) else self._rank

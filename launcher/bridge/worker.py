@@ -124,6 +124,7 @@ class Worker:
             # The trainer begins to send when every replica is prepared, or has let the same time go by.
             timeout_s=2 * float(request["timeout_s"]),
             verify=bool(request["verify"]),
+            is_aside=Mode(request["mode"]) is not Mode.INPLACE,
         )
         return {"plan": plan.digest, "extra_bytes": self._bridge_writer.extra_bytes}
 

@@ -140,6 +140,7 @@ class Receiving:
             device=self.device,
             timeout_s=command["timeout_s"],
             verify=True,
+            is_aside=True,
         )
 
     def prepare(self, command: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Large pieces are sent from where they are, and are the same bytes as if they had been packed."""
+"""Large pieces go from where they are, and come to where they belong, as if they had been packed and unpacked."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from launcher.bridge.direct import LARGE_BYTES, cut, sent_from
+from launcher.bridge.direct import LARGE_BYTES, cut, received_into, sent_from
 from launcher.bridge.reshard import Message
-from launcher.bridge.reshard.execute import pack
-from launcher.bridge.transport.base import DirectSendWire, Meeting, Pair
+from launcher.bridge.reshard.execute import pack, unpack
+from launcher.bridge.transport.base import DirectRecvWire, DirectSendWire, Meeting, Pair
 from launcher.bridge.transport.gloo import connect_receiver, connect_sender
 from tests.bridge.case import Case
 from tests.bridge.ends import Pool
@@ -54,6 +54,25 @@ def test_pieces_are_the_message(placement: str, round_bytes: int) -> None:
             assert [s.source for part in parts for s in part.segments] == [s.source for s in message.segments]
 
 
+def test_what_is_received_into_is_what_would_be_unpacked_to() -> None:
+    case = large(1, 1, "plain", 5_000_000)
+    shards = case.shards(case.state(1), 0)
+    (message, *_) = case.plan.outgoing(0)
+    parts = list(cut([message], always))
+    assert len(parts) > 2
+    for part in parts:
+        there = {p.name: torch.zeros(p.shape, dtype=torch.float32) for p in case.needs(0)}
+        here = {name: tensor.clone() for name, tensor in there.items()}
+        buffer = torch.zeros(part.nbytes, dtype=torch.uint8)
+        pack(case.plan, part, shards, buffer)
+        unpack(part, buffer, there)
+        target = received_into(part, here)
+        assert (target is not None) == (part.nbytes >= LARGE_BYTES)
+        if target is not None:
+            target.copy_(buffer)
+            assert all(torch.equal(here[name].view(torch.int32), there[name].view(torch.int32)) for name in here)
+
+
 def test_what_is_cast_turned_or_strided_is_packed() -> None:
     case = large(1, 1, "plain", 5_000_000)
     (message, *_) = case.plan.outgoing(0)
@@ -65,6 +84,9 @@ def test_what_is_cast_turned_or_strided_is_packed() -> None:
     assert sent_from(case.plan, part, {name: tensor.double() for name, tensor in held.items()}) is None
     assert sent_from(case.plan, part, {name: torch.zeros(64, 4096).T for name in names}) is None
     assert sent_from(case.plan, part, {name: torch.zeros(4096, 128)[:, ::2] for name in names}) is None
+    assert received_into(part, {segment.parameter: torch.zeros(4096, 64)}) is not None
+    assert received_into(part, {segment.parameter: torch.zeros(4096, 128)[:, ::2]}) is None
+    assert received_into(part, {segment.parameter: torch.zeros(4096, 64).double()}) is None
 
 
 @pytest.mark.parametrize(("trainers", "workers", "placement"), [(1, 1, "plain"), (3, 2, "fsdp"), (2, 2, "tp")])
@@ -82,7 +104,7 @@ def test_every_worker_gets_its_slices(pool: Pool, trainers: int, workers: int, p
     replica.close()
 
 
-def test_a_wire_does_not_lend_what_it_sent_from() -> None:
+def test_a_wire_does_not_lend_its_callers_memory() -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=30), wait_for_workers=False)
     meeting = Meeting(group="direct", secret="s", store=f"127.0.0.1:{store.port}", address="127.0.0.1", timeout_s=30.0)
     pair, found = Pair(sender=0, receiver=0), []
@@ -92,12 +114,19 @@ def test_a_wire_does_not_lend_what_it_sent_from() -> None:
     joining.join()
     (sender,) = found
     assert isinstance(sender, DirectSendWire)
-    assert receiver.is_cut
-    deadline, content = time.monotonic() + 30.0, torch.arange(NBYTES).to(torch.uint8)
-    coming = receiver.post_recv(NBYTES)
+    assert isinstance(receiver, DirectRecvWire)
+    deadline = time.monotonic() + 30.0
+    content, target = torch.arange(NBYTES).to(torch.uint8), torch.zeros(NBYTES, dtype=torch.uint8)
+    coming = receiver.post_recv_into(target)
     sender.post_send_from(content).poll(deadline)
-    assert torch.equal(coming.poll(deadline), content)
-    sender.buffer(NBYTES, deadline).fill_(9)
+    assert coming.poll(deadline).data_ptr() == target.data_ptr()
+    coming.release()
+    assert torch.equal(target, content)
+    lent = receiver.post_recv(NBYTES)
+    buffer = sender.buffer(NBYTES, deadline).fill_(9)
+    sender.post_send(buffer).poll(deadline)
+    assert bool((lent.poll(deadline) == 9).all())
     assert torch.equal(content, torch.arange(NBYTES).to(torch.uint8))
+    assert torch.equal(target, content)
     sender.abort()
     receiver.abort()

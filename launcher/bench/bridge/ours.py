@@ -65,6 +65,7 @@ class Ours(Way):
                 device=stage.device,
                 timeout_s=TIMEOUT_S,
                 verify=verify,
+                is_aside=True,
             )
 
     @staticmethod

@@ -2,9 +2,9 @@
 
 A wire joins one such pair. Its two ends lend the memory that messages lie in, so that a transport which can write into
 the other side's memory needs no copy of its own: the sender packs straight into :meth:`SendWire.buffer`, the receiver
-unpacks straight from what :meth:`Transfer.poll` gives. A transport that copies anyway may read its caller's own memory:
-:class:`DirectSendWire`. Messages arrive whole and in order; both sides know their sizes from the plan, so nothing but
-bytes travels.
+unpacks straight from what :meth:`Transfer.poll` gives. A transport that copies anyway reads and writes its callers' own
+memory where they allow it: :class:`DirectSendWire`, :class:`DirectRecvWire`. Messages arrive whole and in order; both
+sides know their sizes from the plan, so nothing but bytes travels.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 class Transfer(ABC):
     """One message that has been posted."""
+
+    is_direct = False
+    """Whether it comes to where it belongs, and not to memory that the wire lends."""
 
     @abstractmethod
     def poll(self, deadline: float) -> torch.Tensor:
@@ -65,9 +68,6 @@ class SendWire(ABC):
 class RecvWire(ABC):
     """The engine worker's end. Transfers are polled, and released, in the order in which they were posted."""
 
-    is_cut = False
-    """Whether the other end is a :class:`DirectSendWire`, so that messages come cut."""
-
     @abstractmethod
     def post_recv(self, nbytes: int) -> Transfer:
         """Makes ready for the next message, of ``nbytes``.
@@ -87,6 +87,21 @@ class DirectSendWire(SendWire):
     @abstractmethod
     def post_send_from(self, content: torch.Tensor) -> Transfer:
         """Starts to send the caller's uint8, contiguous host memory, which must stay until the transfer is complete.
+
+        Raises:
+            TransferError: the wire is of no more use.
+        """
+
+
+class DirectRecvWire(RecvWire):
+    """The other end of a :class:`DirectSendWire`; it can receive to where the bytes belong."""
+
+    @abstractmethod
+    def post_recv_into(self, target: torch.Tensor) -> Transfer:
+        """Makes ready for the next message, as long as the caller's uint8, contiguous host memory.
+
+        If the transfer does not complete, also after :meth:`abort`, the target may be written for as long as the
+        other end sends: it must not be used for anything else, ever.
 
         Raises:
             TransferError: the wire is of no more use.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from launcher.bridge.transport.base import DirectSendWire, Meeting, Pair, RecvWire, SendWire, Transfer
+from launcher.bridge.transport.base import DirectRecvWire, DirectSendWire, Meeting, Pair, RecvWire, SendWire, Transfer
 from launcher.bridge.transport.buffers import Buffers
 from launcher.bridge.transport.meeting import at_store, explained
 from launcher.errors import TransferError
@@ -78,10 +78,12 @@ class GlooSender(DirectSendWire):
         self._group.abort()
 
 
-class GlooReceiver(RecvWire):
-    """The receiving end. Until its last message is over, gloo may write into buffers of a wire that was aborted."""
+class _Direct(GlooTransfer):
+    is_direct = True
 
-    is_cut = True
+
+class GlooReceiver(DirectRecvWire):
+    """The receiving end. gloo writes on into what was posted when the group is aborted, until the message is over."""
 
     def __init__(self, group: Any) -> None:
         self._group = group
@@ -92,6 +94,10 @@ class GlooReceiver(RecvWire):
         buffer = self._buffers.take(nbytes)
         with explained():
             return _Received(self._group.recv([buffer], SENDER, next(self._tags)), buffer, self._buffers)
+
+    def post_recv_into(self, target: torch.Tensor) -> Transfer:
+        with explained():
+            return _Direct(self._group.recv([target], SENDER, next(self._tags)), target)
 
     def abort(self) -> None:
         self._buffers.clear()
