@@ -188,8 +188,8 @@ class WeightReceiver:
             self._wires = wires
             # What another replica passes on is not cut: it goes out of its tensors as it came.
             direct = {sender for sender, wire in wires.items() if isinstance(wire, DirectRecvWire) and not self._relay}
-            self._incoming = list(cut(self._incoming, lambda message: message.sender in direct))
-            self._messages = Messages(self._plan, self._incoming)
+            self._cut = list(cut(self._incoming, lambda message: message.sender in direct))
+            self._messages = Messages(self._plan, self._cut)
             closed = self._closed
         if closed:
             for wire in wires.values():
@@ -217,7 +217,8 @@ class WeightReceiver:
     def _receive_rounds(
         self, only: frozenset[str] | None, is_changes: bool, progress: Progress, deadline: float
     ) -> int | None:
-        messages = [part for message in self._incoming if (part := restricted(message, only)) is not None]
+        incoming = self._incoming if is_changes else self._cut
+        messages = [part for message in incoming if (part := restricted(message, only)) is not None]
         rounds = [list(group) for _round, group in groupby(messages, key=lambda message: message.round)]
         total = torch.zeros((), dtype=torch.int64, device=self._device)
         arriving = (

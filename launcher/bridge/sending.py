@@ -38,13 +38,13 @@ class ReplicaSender:
 
     def __init__(self, *, plan: Plan, rank: int, wires: Mapping[int, SendWire], verify: bool) -> None:
         self.plan = plan
-        self._outgoing = list(
-            cut(plan.outgoing(rank), lambda message: isinstance(wires[message.receiver.rank], DirectSendWire))
-        )
+        self._outgoing = list(plan.outgoing(rank))
+        # Changes are few: they go as messages of their rounds.
+        self._cut = list(cut(self._outgoing, lambda message: isinstance(wires[message.receiver.rank], DirectSendWire)))
         self._wires = wires
         self._verify = verify
         self._scratch = Scratch()
-        self._messages = Messages(plan, self._outgoing)
+        self._messages = Messages(plan, self._cut)
         self.workers = len(plan.engines[0].locations)
         self.committed: int | None = None
         """The version that the replica has committed since it was joined; the caller says so."""
@@ -69,7 +69,7 @@ class ReplicaSender:
         """
         sent = Sent(self.workers)
         waiting: deque[tuple[Message, Transfer]] = deque()
-        for message in self._outgoing:
+        for message in self._cut if base is None else self._outgoing:
             part = restricted(message, only)
             if part is None:
                 continue

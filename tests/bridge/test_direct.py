@@ -104,6 +104,16 @@ def test_every_worker_gets_its_slices(pool: Pool, trainers: int, workers: int, p
     replica.close()
 
 
+def test_changes_of_large_pieces_follow_and_precede_whole_ones(pool: Pool) -> None:
+    """Changes go as messages of their rounds, uncut, over the same wire."""
+    case = large(2, 1, "fsdp", 3_000_000)
+    replica = pool.join(case)
+    for version, base in ((1, None), (2, 1), (3, None)):
+        check_digests(*replica.publish(version, base=base, density=0.01))
+        assert replica.contents() == contents_of(case, case.state(version, 0.01))
+    replica.close()
+
+
 def test_a_wire_does_not_lend_its_callers_memory() -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=30), wait_for_workers=False)
     meeting = Meeting(group="direct", secret="s", store=f"127.0.0.1:{store.port}", address="127.0.0.1", timeout_s=30.0)
