@@ -10,7 +10,6 @@ import os
 import statistics
 import subprocess
 import sys
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from tests.engine.answers import check_answers, spanning, unsure
 from tests.engine.test_publish import gap, tokens
 from tests.engine.vllm_server import ROOT, serving
 from tests.gpu.load_program import THEIR_IPC, THEIR_NCCL
+from tests.gpu.test_gpu_job import missing
 
 SHARED = torch.cuda.device_count() < 2
 OURS, THEIRS = (["ipc"], THEIR_IPC) if SHARED else (["peer", "nccl"], THEIR_NCCL)
@@ -28,13 +28,6 @@ TRANSPORTS = [*OURS, THEIRS]
 UPDATES = 60
 TIMEOUT_S = 240
 ON_GPU = ("--dtype", "bfloat16", "--gpu-memory-utilization", "0.3", "--attention-backend", "TRITON_ATTN")
-
-
-def missing() -> str | None:
-    """Why this machine cannot run the tests; None if it can."""
-    if not torch.cuda.is_available():
-        return "the engine needs a GPU"
-    return None if find_spec("vllm") else "the engine is vLLM, which is not installed"
 
 
 @pytest.fixture(scope="module")
