@@ -86,12 +86,13 @@ class Striker:
         return before
 
     def undo(self) -> None:
-        """Makes good for it."""
+        """Makes good for it; a second time there is nothing left to do."""
         for timer in self._later:
             timer.join()
         if self.site.small_disk is not None and self.case.act == "fill":
             self._filler.unlink(missing_ok=True)
         self.site.repair(self.nodes, [self.case.act])
+        self.nodes.clear()
         if self._armed is not None and self._armed.poll() is None:
             self._armed.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -17,6 +17,8 @@ from launcher.faults.left import processes_of, shared_memory
 
 NODE_ACTIONS = ("crash", "boot", "kill_slurmd", "start_slurmd", "cut", "heal")
 CALL_TIMEOUT_S = 60.0
+ASK_TIMEOUT_S = 600.0
+"""For nodes to come up again, and for other runs on them to end."""
 
 
 class Site:
@@ -30,6 +32,8 @@ class Site:
 
     urgent: str | None
     small_disk: Path | None
+    asks_nodes = True
+    """Whether the nodes themselves are asked for what is left, so that they must be up."""
 
     def __init__(self, commands: Mapping[str, str], urgent: str | None, small_disk: Path | None) -> None:
         self._commands = commands
@@ -88,7 +92,7 @@ class Site:
     def left(self, run_dir: Path, nodes: Sequence[str]) -> list[str]:
         """What is left of a run on its nodes: processes and shared memory, each as one line."""
         step = ["srun", f"--nodes={len(nodes)}", "--ntasks-per-node=1", f"--nodelist={','.join(nodes)}"]
-        told = self.run(*step, sys.executable, "-m", "launcher.faults.left", str(run_dir), timeout_s=180)
+        told = self.run(*step, sys.executable, "-m", "launcher.faults.left", str(run_dir), timeout_s=ASK_TIMEOUT_S)
         return [text for line in told.splitlines() if line.startswith("[") for text in json.loads(line)]
 
     def forget(self, left: Sequence[str]) -> None:
@@ -109,6 +113,8 @@ class Site:
 
 class OwnCluster(Site):
     """A SLURM on this machine, each node with a name, ``/dev/shm`` and network of its own; ends with this process."""
+
+    asks_nodes = False
 
     def __init__(self, nodes: str, small_disk: Path) -> None:
         try:

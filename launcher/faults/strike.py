@@ -111,6 +111,8 @@ def _struck(
         observed.wait(lambda e: is_noticed(e, at), is_over, STATE_TIMEOUT_S)
         is_hanging = _is_hanging(launched)
         observed.read()
+        if site.asks_nodes:
+            striker.undo()
         nodes = [str(event["hostname"]) for event in observed.events if event["event"] == "node_up"]
         left = left_behind(site, observed.run_dir, sorted(set(nodes)))
         return judged(case, moment, observed.events, at, left=left, is_hanging=is_hanging)
