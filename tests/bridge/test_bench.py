@@ -35,9 +35,10 @@ def test_every_way_is_measured_in_one_run_over_the_same_tensors(tmp_path: Path) 
     assert (tmp_path / "bench-bridge.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_rank_that_fails_ends_the_measurement() -> None:
-    finished = subprocess.run(
-        [sys.executable, "-m", "launcher.bench", "bridge", "--model", "micro", "--device", "cuda", "--only", "none"],
+def refused(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A measurement that cannot be made on a machine without GPUs."""
+    return subprocess.run(
+        [sys.executable, "-m", "launcher.bench", "bridge", "--model", "micro", *arguments],
         cwd=ROOT,
         env={"PATH": "", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
@@ -45,5 +46,16 @@ def test_a_rank_that_fails_ends_the_measurement() -> None:
         timeout=300,
         check=False,
     )
+
+
+def test_a_rank_that_fails_ends_the_measurement() -> None:
+    finished = refused("--only", "(")
     assert finished.returncode == 5
     assert "of the measurement ended with" in finished.stderr
+
+
+def test_too_few_gpus_are_said_before_anything_starts() -> None:
+    finished = refused("--device", "cuda", "--workers", "2")
+    assert finished.returncode == 2
+    assert "`--workers=2` needs 3 GPUs, or one that all share; here are 0." in finished.stderr
+    assert "Rank" not in finished.stderr

@@ -1,7 +1,8 @@
 """Every way of the weights from one trainer rank into engine workers, measured in one run over the same tensors.
 
-``python -m launcher.bench bridge`` starts its ranks itself, on this machine. As a trainer's program, one rank per node,
-it takes the ranks of the job: ``trainer.command=[python,-m,launcher.bench,bridge,--model,llama-8b]``.
+``python -m launcher.bench bridge`` starts its ranks itself, on this machine; with ``--device cuda`` each on a GPU, or
+all on the only one. As a trainer's program, one rank per node, it takes the ranks of the job:
+``trainer.command=[python,-m,launcher.bench,bridge,--model,llama-8b]``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.bench.bridge.models import MODELS
-from launcher.errors import ProcessFailure
+from launcher.errors import ConfigError, ProcessFailure
 from launcher.ports import hold_free_port, port_of
 
 POLL_S = 0.2
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str]) -> int:
 
         contest(options)
         return 0
+    if options.device == "cuda":
+        _check_gpus(options.workers)
     return _start_ranks(list(arguments), options.workers + 1)
 
 
@@ -54,10 +57,24 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _check_gpus(workers: int) -> None:
+    import torch  # here, because it takes seconds
+
+    gpus = torch.cuda.device_count()
+    if gpus != 1 and gpus <= workers:
+        raise ConfigError(
+            [
+                f"`--device=cuda` with `--workers={workers}` needs {workers + 1} GPUs, or one that all share; here are"
+                f" {gpus}. HINT: `--device=cpu`, fewer workers, or CUDA_VISIBLE_DEVICES=0."
+            ]
+        )
+
+
 def _start_ranks(arguments: list[str], count: int) -> int:
     with hold_free_port("127.0.0.1") as held:
         port = port_of(held)
     environ = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environ["LOCAL_WORLD_SIZE"] = str(count)
     environ.setdefault("OMP_NUM_THREADS", "1")
     command = [sys.executable, "-m", "launcher.bench", "bridge", *arguments]
     ranks = [

@@ -51,8 +51,9 @@ def _contest(options: argparse.Namespace, directory: str) -> None:
 def _stage(options: argparse.Namespace, directory: str) -> Stage:
     rank, size = dist.get_rank(), dist.get_world_size()
     device = torch.device("cpu")
-    share = options.device == "cuda" and torch.cuda.device_count() == 1
+    share = False
     if options.device == "cuda":
+        share = torch.cuda.device_count() == 1 and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
         device = torch.device("cuda", 0 if share else int(os.environ.get("LOCAL_RANK", rank)))
         torch.cuda.set_device(device)
     served = serve_store(os.environ["MASTER_ADDR"], TIMEOUT.total_seconds()) if rank == 0 else None
