@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -171,9 +172,10 @@ def _home(output_dir: Path) -> Path:
         home = output_dir / f"{STORE}-{os.getuid()}"
         home.mkdir(exist_ok=True)
     for draft in home.glob(f"{DRAFT}*"):
-        # Of a submission that was killed.
-        if time.time() - draft.stat().st_mtime > STALE_DRAFT_S:
-            shutil.rmtree(draft, ignore_errors=True)
+        # Of a submission that was killed; others come and go meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - draft.stat().st_mtime > STALE_DRAFT_S:
+                shutil.rmtree(draft, ignore_errors=True)
     return home
 
 

@@ -136,6 +136,16 @@ def test_an_output_directory_behind_a_link_works(repository: Repository, tmp_pat
     assert (run_dir / CODE / "train.py").read_text() == FILES["train.py"]
 
 
+def test_a_draft_of_another_submission_that_is_gone_in_a_moment_is_no_problem(
+    repository: Repository, tmp_path: Path
+) -> None:
+    store = tmp_path / "runs" / ".snapshots"
+    store.mkdir(parents=True)
+    # It is listed, and when it is looked at it is not there.
+    (store / ".draft-0123456789ab").symlink_to("nowhere")
+    assert take(repository.path, tmp_path / "runs", {}).code is not None
+
+
 def test_runs_with_the_same_code_share_one_copy(repository: Repository, tmp_path: Path) -> None:
     found: list[Taken] = []
     threads = [
