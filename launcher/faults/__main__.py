@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ from launcher.faults.soak import soak, text
 from launcher.faults.strike import Cell, strike
 from launcher.faults.table import add, load, table
 
-SURPRISED = 1
+SURPRISED, TERMINATED = 1, 143
 NODES = "rack[0-1]n[01-06]"
 SMALL = (
     "trainer.command=[python,-m,launcher.faults.trainer]",
@@ -134,4 +135,6 @@ def _run(cells: Sequence[Cell], words: Sequence[str], folder: Path, site: Site, 
 
 
 if __name__ == "__main__":
+    # As Ctrl-C: what was started is ended first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     sys.exit(main())
