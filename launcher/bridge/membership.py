@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Collection, Mapping
@@ -143,18 +144,24 @@ class Membership:
         return f"Replica {replica.index} is lost" + ("." if member is None else f": it is {member.state}.")
 
     def published(self, version: int, served: Mapping[int, int], fields: Mapping[str, Any]) -> None:
-        """Rank 0: tells the run which generation of which replicas serves a version.
+        """Rank 0: writes down which replicas serve a version, and tells the run of which generation they are.
 
-        The event log is the journal of commits: ``published``, for an adapter ``adapter_published``.
+        The journal of commits is the run's event log: ``published``, for an adapter ``adapter_published``. Without a
+        run it is the file of the settings, if they name one, with the same lines.
         """
-        if not self._settings.is_live:
-            return
+        said: dict[str, Any] = {"version": version, "replicas": sorted(served), **fields}
+        event = "published"
         if self._adapter is not None:
-            said = {"adapter": self._adapter, "version": version, "replicas": sorted(served), **fields}
-            self._client().call("event", event="adapter_published", fields=said)
+            event, said = "adapter_published", {"adapter": self._adapter, **said}
+        if not self._settings.is_live:
+            if self._settings.journal is not None:
+                with self._settings.journal.open("a") as file:
+                    file.write(json.dumps({"time": time.time(), "event": event, **said}) + "\n")
+        elif self._adapter is not None:
+            self._client().call("event", event=event, fields=said)
         else:
             self._client().call(
-                "published",
+                event,
                 incarnation=self._settings.incarnation,
                 version=version,
                 replicas={str(index): generation for index, generation in served.items()},

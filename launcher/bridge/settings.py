@@ -58,6 +58,9 @@ class BridgeSettings:
     incarnation: int = 0
     """How often the run's trainers have been restarted. Versions are ordered by it first."""
 
+    journal: Path | None = None
+    """Without a run, whose event log has them: a file to which rank 0 adds every commit, one JSON object a line."""
+
     reset_prefix_cache: bool = True
     location: tuple[int, int] = (0, 0)
     """Node and GPU of this rank."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,6 +111,21 @@ def test_every_commit_is_in_the_event_log(control: ControlClient) -> None:
         {"event": "published", "version": 3, "replicas": [1], "dropped": [0], **fields},
         {"event": "adapter_published", "adapter": "style", "version": 3, "replicas": [1], **fields},
     ]
+
+
+def test_every_commit_without_a_run_is_in_the_journal(tmp_path: Path) -> None:
+    settings = BridgeSettings(urls=("http://a", "http://b"), token=TOKEN, journal=tmp_path / "commits.jsonl")
+    fields = {"seconds": 0.5, "bytes": 7, "density": None}
+    for adapter, version in ((None, 3), ("style", 1), (None, 4)):
+        Membership(settings, adapter).published(version, {1: 0, 0: 0}, fields)
+    found = [json.loads(line) for line in (tmp_path / "commits.jsonl").read_text().splitlines()]
+    assert [(line["event"], line.get("adapter"), line["version"], line["replicas"]) for line in found] == [
+        ("published", None, 3, [0, 1]),
+        ("adapter_published", "style", 1, [0, 1]),
+        ("published", None, 4, [0, 1]),
+    ]
+    assert found[0]["time"] <= found[2]["time"]
+    assert {key: found[1][key] for key in fields} == fields
 
 
 def test_a_version_waits_for_the_replica_that_comes_back(
