@@ -26,6 +26,8 @@ def run_job(folder: Path, model: Path, command: list[str], *overrides: str) -> N
             f"trainer.command=[{words}]",
             "trainer.workers_per_node=1",
             "bridge.timeout_s=60",
+            # Engines and trainers that share two cores with another test let an agent wait for its turn.
+            "lease_timeout_s=60",
             *overrides,
         ],
         cwd=ROOT,
