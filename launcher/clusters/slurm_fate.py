@@ -120,14 +120,14 @@ def requeue(environ: Mapping[str, str] = os.environ) -> str | None:
     try:
         done = ask(["scontrol", "requeue", job_id], CALL_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        return f"`scontrol requeue` did not answer within {CALL_TIMEOUT_S:g} s"
-    if done.returncode == 0:
-        return None
+        problem = f"`scontrol requeue` did not answer within {CALL_TIMEOUT_S:g} s"
+    else:
+        if done.returncode == 0:
+            return None
+        problem = done.stderr.strip() or f"exit code {done.returncode}"
     # `scontrol` may be one of the processes that SLURM ends because it did as it was asked.
     told = fate(0, environ)
-    if told is not None and told.is_requeued:
-        return None
-    return done.stderr.strip() or f"exit code {done.returncode}"
+    return None if told is not None and told.is_requeued else problem
 
 
 def give_back(environ: Mapping[str, str] = os.environ) -> None:
