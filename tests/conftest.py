@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.slurm.cluster import NODES, SlurmCluster
-from tests.slurm.spec import missing_requirements
+from launcher.testing.slurm_cluster.cluster import NODES, SlurmCluster
+from launcher.testing.slurm_cluster.spec import missing_requirements
 
 
 @pytest.fixture(scope="session")

@@ -26,21 +26,21 @@ if TYPE_CHECKING:
         notify_update,
         send_heartbeat,
     )
+    from launcher.bridge.compat_mappings import export_param_mappings
+    from launcher.bridge.compat_urls import get_inference_urls
     from launcher.bridge.groups import init_process_group
-    from launcher.bridge.mappings import export_param_mappings
-    from launcher.bridge.report import UpdateReport
-    from launcher.bridge.sender import Bridge, connect
     from launcher.bridge.settings import BridgeSettings
-    from launcher.bridge.urls import get_inference_urls
+    from launcher.bridge.trainer.api import Bridge, connect
+    from launcher.bridge.trainer.report import UpdateReport
 
 _HOME = {
-    "Bridge": "sender",
+    "Bridge": "trainer.api",
     "BridgeSettings": "settings",
-    "UpdateReport": "report",
-    "connect": "sender",
+    "UpdateReport": "trainer.report",
+    "connect": "trainer.api",
     "init_process_group": "groups",
-    "export_param_mappings": "mappings",
-    "get_inference_urls": "urls",
+    "export_param_mappings": "compat_mappings",
+    "get_inference_urls": "compat_urls",
     "BridgeConfig": "compat",
     "VLLMWeightBridge": "compat",
     "broadcast_single_param": "compat",

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher.bridge.state import Weight
-from launcher.errors import BridgeError
+from launcher.bridge.trainer.module_state import Weight
+from launcher.common.errors import BridgeError
 
 PREFIX = "base_model.model."
 MATRIX = re.compile(r"(?P<module>.*\.lora_(embedding_)?[AB])(\.(?P<which>[^.]+?))??(?P<weight>\.weight)?")

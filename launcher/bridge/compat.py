@@ -1,4 +1,4 @@
-"""The earlier single-file bridge's names, as thin wrappers over :class:`launcher.bridge.sender.Bridge`.
+"""The earlier single-file bridge's names, as thin wrappers over :class:`launcher.bridge.trainer.api.Bridge`.
 
 What was a broadcast of an index, a heartbeat of -1 and a shutdown of -2 inside the data plane is a call with an answer
 here. Each name does what it says or raises; none reports success without weights having moved.
@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from launcher.bridge.report import UpdateReport
-from launcher.bridge.sender import Bridge
 from launcher.bridge.settings import BridgeSettings, settings_from_environment
+from launcher.bridge.trainer.api import Bridge
+from launcher.bridge.trainer.report import UpdateReport
+from launcher.common.errors import BridgeError, TransferError
 from launcher.control.keys import token_from_environment
-from launcher.errors import BridgeError, TransferError
 
 
 @dataclass(kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from launcher.errors import RendezvousTimeout
+from launcher.common.errors import RendezvousTimeout
 
 DEFAULT_TIMEOUT = timedelta(seconds=300)
 

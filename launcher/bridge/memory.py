@@ -1,6 +1,6 @@
 """The most memory that an update takes besides the weights, on either side: a bound from the plan alone.
 
-A worker's bound is its shadow, which :attr:`launcher.bridge.binding.write.Writer.extra_bytes` tells, and what
+A worker's bound is its shadow, which :attr:`launcher.bridge.weightmap.write.Writer.extra_bytes` tells, and what
 :func:`receiver_bytes` says. The modes differ in the shadow only: ``shadow`` has as many bytes as the parameters that
 the trainer fills, on their device; ``host_shadow`` as many in host memory; ``inplace`` has none, but for parameters
 that the engine's own loader or packing must write.
@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from launcher.bridge.delta.encode import WHOLE_ABOVE
-from launcher.bridge.delta.head import words
-from launcher.bridge.reshard import Message, Plan, Receiver
-from launcher.bridge.reshard.dtype import ITEMSIZE
+from launcher.bridge.codec.delta.encode import WHOLE_ABOVE
+from launcher.bridge.codec.delta.head import words
+from launcher.bridge.plan import Message, Plan, Receiver
+from launcher.bridge.plan.dtypes import ITEMSIZE
 from launcher.bridge.transport.ring import slot_size
 
 WORKING_BYTES = 4 << 20

@@ -16,11 +16,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from launcher import events
 from launcher.checkpoint import store
 from launcher.checkpoint.random_state import random_state, set_random_state
 from launcher.checkpoint.ranks import Ranks
-from launcher.errors import LauncherError
+from launcher.common.errors import LauncherError
+from launcher.events import log as events
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ class Checkpoints:
     @classmethod
     def of_run(cls, *, model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: Data | None = None) -> Self:
         """Those of the run that this process belongs to, as its configuration's ``checkpoint`` wants them."""
+        from launcher.common.run_dir import checkpoint_dir
         from launcher.config import load_run_config
-        from launcher.run_dir import checkpoint_dir
 
         run_dir = Path(os.environ["LAUNCHER_RUN_DIR"])
         config = load_run_config(run_dir)

@@ -16,7 +16,6 @@ from launcher.config.schema import (
     WeightBridgeConfig,
 )
 from launcher.config.text import to_yaml
-from launcher.config.validate import check, problems
 
 __all__ = [
     "CONFIG_FILE",
@@ -30,11 +29,9 @@ __all__ = [
     "SlurmClusterConfig",
     "TrainerConfig",
     "WeightBridgeConfig",
-    "check",
     "compose",
     "from_yaml",
     "load_run_config",
-    "problems",
     "register_configs",
     "to_yaml",
     "typed",

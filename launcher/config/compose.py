@@ -9,15 +9,15 @@ from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from launcher.common.errors import ConfigError
+from launcher.common.paths import conf_dir
 from launcher.config.schema import (
     ClusterConfig,
     Config,
     LocalClusterConfig,
     SlurmClusterConfig,
 )
-from launcher.config.validate import problems
-from launcher.errors import ConfigError
-from launcher.paths import conf_dir
+from launcher.submit.validate import problems
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -1,7 +1,7 @@
 """The configuration's schema: one dataclass per group of ``conf/``, a docstring under every field.
 
 There is no logic here. What makes a configuration right is checked, all of it at once, by
-:func:`launcher.config.validate.problems`.
+:func:`launcher.submit.validate.problems`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class TrainerConfig:
     """The trainer's side. ``command`` runs any torchrun program; the other fields are the reference trainer's."""
 
     command: list[str] | None = None
-    """Program and arguments of one trainer rank. Null: ``python -m launcher.grpo``, the reference trainer."""
+    """Program and arguments of one trainer rank. Null: ``python -m launcher.trainers.grpo``, the reference trainer."""
 
     workers_per_node: int | None = None
     """Trainer ranks per node; one per trainer GPU if null."""
@@ -91,7 +91,7 @@ class TrainerConfig:
     """Seed of the data and of the sampling."""
 
     task: str = "addition"
-    """Verifiable task of the reference trainer; see ``launcher.grpo.tasks``."""
+    """Verifiable task of the reference trainer; see ``launcher.trainers.grpo.tasks``."""
 
     options: dict[str, Any] = field(default_factory=dict)
     """Further options by name for a trainer of your own; readable through ``launcher.config.load_run_config``."""

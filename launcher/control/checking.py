@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-from launcher.errors import PREFLIGHT_FAILED
+from launcher.common.errors import PREFLIGHT_FAILED
 from launcher.layout.model import Layout
-from launcher.preflight.gate import Gate
+from launcher.preflight.aggregate import Gate
 from launcher.preflight.model import BadNode, Report
 from launcher.preflight.table import headline, table
 

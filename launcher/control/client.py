@@ -9,8 +9,8 @@ import threading
 import time
 from typing import Any
 
+from launcher.common.errors import ControlError, ControlRefusal
 from launcher.control.keys import answer, token_from_environment
-from launcher.errors import ControlError, ControlRefusal
 
 ADDRESS_VARIABLE = "LAUNCHER_CONTROL"
 CALL_TIMEOUT_S = 10.0

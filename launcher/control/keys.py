@@ -7,7 +7,7 @@ import hmac
 import os
 import secrets
 
-from launcher.errors import ControlError
+from launcher.common.errors import ControlError
 
 TOKEN_VARIABLE = "LAUNCHER_TOKEN"
 

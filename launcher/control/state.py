@@ -30,7 +30,7 @@ from launcher.control.values import (
     store_key,
 )
 from launcher.layout.model import Layout, Role
-from launcher.preflight.gate import Gate
+from launcher.preflight.aggregate import Gate
 from launcher.preflight.model import BadNode, Report
 
 __all__ = ["ALL_URLS", "ENDED", "MODEL_READY", "STOP_SEEN", "STORE", "JobState", "Phase", "replica_key"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 
-from launcher.errors import LauncherError
+from launcher.common.errors import LauncherError
 from launcher.inference.pool import Pool
 
 URLS_VARIABLE = "LAUNCHER_INFERENCE_URLS"

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from launcher.common.errors import ControlError
 from launcher.control.client import LONGEST_WAIT_S, ControlClient
-from launcher.errors import ControlError
 
 READY = "ready"
 

@@ -17,11 +17,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from launcher import log
+from launcher.common import log
+from launcher.common.errors import EngineRefusal, LauncherError
+from launcher.common.ports import hold_free_port, hold_port, port_of
 from launcher.control.client import ControlClient
-from launcher.errors import EngineRefusal, LauncherError
-from launcher.events import emit
-from launcher.ports import hold_free_port, hold_port, port_of
+from launcher.events.log import emit
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from launcher.common.errors import AllocationError
 from launcher.config.schema import Config
-from launcher.errors import AllocationError
 from launcher.layout.environment import engine_env, trainer_env
 from launcher.layout.model import Layout, Node, Process, Replica, Role
 from launcher.layout.shape import Shape, shape_of
@@ -13,7 +13,7 @@ from launcher.layout.shape import Shape, shape_of
 PYTHON = "python"
 """First word of an argv that stands for the agent's own interpreter; the agent puts its ``sys.executable`` there."""
 
-REFERENCE_TRAINER = (PYTHON, "-m", "launcher.grpo")
+REFERENCE_TRAINER = (PYTHON, "-m", "launcher.trainers.grpo")
 ENGINE_SERVER = (PYTHON, "-m", "launcher.inference.server")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launcher.ports import hold_free_port, port_of
+from launcher.common.ports import hold_free_port, port_of
 from launcher.preflight.model import Complaint
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.ports import hold_port
+from launcher.common.ports import hold_port
 from launcher.preflight.model import Finding
 from launcher.preflight.site import Site
 

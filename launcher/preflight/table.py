@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from launcher.common.text import aligned
 from launcher.preflight.model import BadNode
-from launcher.view.text import aligned
 
 HEADER = ("node", "hostname", "what is wrong")
 MOST_LINES = 64

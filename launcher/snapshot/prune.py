@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.runs.find import is_run
+from launcher.observe.find import is_run
 from launcher.snapshot.place import RENDERED, SNAPSHOT, read_record
 from launcher.snapshot.tree import DRAFT, STALE_DRAFT_S, STORE
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.common.errors import LauncherError
 from launcher.config.compose import CONFIG_FILE, from_yaml
 from launcher.config.schema import Config
-from launcher.errors import LauncherError
 from launcher.snapshot.again import KeptCode
 from launcher.snapshot.compare import damage
 from launcher.snapshot.fingerprint import ENVIRONMENT

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import launcher
+from launcher.common.errors import ConfigError
 from launcher.config import to_yaml
 from launcher.config.schema import Config
-from launcher.errors import ConfigError
 from launcher.snapshot.git import GitError, GitState, changes, git_state
 from launcher.snapshot.look import is_below, look, look_at_launcher
 from launcher.snapshot.place import CODE, Record, Tree

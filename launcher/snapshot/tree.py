@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.errors import ConfigError
+from launcher.common.errors import ConfigError
 
 STORE = ".snapshots"
 DRAFT = ".draft-"

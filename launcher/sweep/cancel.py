@@ -6,10 +6,10 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 
-from launcher.errors import LauncherError
-from launcher.runs.cancel import cancel as cancel_runs
-from launcher.runs.digest import digest
-from launcher.runs.status import statuses
+from launcher.common.errors import LauncherError
+from launcher.observe.cancel import cancel as cancel_runs
+from launcher.observe.run_status import statuses
+from launcher.observe.run_summary import digest
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.metric import Metric
 from launcher.sweep.recover import find_lost_jobs

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hydra.core.override_parser.types import Override
 
-from launcher.errors import ConfigError
+from launcher.common.errors import ConfigError
 
 
 def combinations(overrides: Sequence[Override], zipped: Sequence[str] = ()) -> list[list[str]]:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.config import problems, typed
+from launcher.common.errors import ConfigError, LauncherError
+from launcher.config import typed
 from launcher.config.explain import COMPOSITION_ERRORS, explain
 from launcher.config.schema import Config
 from launcher.config.secrets import unset_secrets
-from launcher.errors import ConfigError, LauncherError
+from launcher.submit.validate import problems
 from launcher.sweep.identity import identity
 
 if TYPE_CHECKING:

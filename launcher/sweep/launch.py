@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from launcher.config.rules.cluster import is_heterogeneous
+from launcher.common.errors import ConfigError
+from launcher.common.run_dir import write_atomically
 from launcher.config.schema import Config, SlurmClusterConfig
-from launcher.errors import ConfigError
-from launcher.run import cluster_of
-from launcher.run_dir import write_atomically
+from launcher.submit.rules.cluster import is_heterogeneous
+from launcher.submit.run import cluster_of
 from launcher.sweep.combo import Combination, Outcome, Request, grouped
 from launcher.sweep.ledger import ABOUT, Ledger
 from launcher.sweep.local import run_here

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from launcher.clusters.processes import Identity, start_of
-from launcher.errors import LauncherError
+from launcher.common.errors import LauncherError
+from launcher.common.recorded_processes import Identity, start_of
 
 LEDGER = "ledger.jsonl"
 LOCK = "lock"

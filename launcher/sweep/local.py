@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.agent.stop_request import StopRequest
-from launcher.clusters.base import Job
+from launcher.node.stop_request import StopRequest
+from launcher.submit.cluster import Job
 from launcher.sweep.combo import Combination
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.metric import Metric
@@ -68,8 +68,8 @@ def _record(ledger: Ledger, started: _Started, forced: str) -> None:
 
 
 def _show_end(ledger: Ledger, started: _Started, metric: Metric) -> None:
-    from launcher.view.pictures import write_pictures
-    from launcher.view.summary import summary
+    from launcher.observe.plots.pictures import write_pictures
+    from launcher.observe.terminal.summary import summary
 
     write_pictures(started.run_dir)
     text = summary(started.run_dir)

@@ -1,6 +1,7 @@
 """What one run has got to: its steps, its metric and its end, from the event log alone.
 
-Lighter than :class:`launcher.view.state.RunState`, because a sweep reads a thousand logs to show one table, and for any
+Lighter than :class:`launcher.events.run_state.RunState`, because a sweep reads a thousand logs to show one table, and
+for any
 number that a trainer reports, not only for those that a display knows.
 """
 
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.events.reader import attempts, events_path
 from launcher.sweep.metric import Metric
-from launcher.view.events_reader import attempts, events_path
 
 _WANTED = (b'"step"', b'"finished"', b'"submitted"', b'"attempt"')
 

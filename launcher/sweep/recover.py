@@ -6,13 +6,13 @@ import sys
 import time
 from pathlib import Path
 
-from launcher.clusters.slurm_query import ask
-from launcher.errors import LauncherError
-from launcher.run_dir import last_job, record_job
+from launcher.common.errors import LauncherError
+from launcher.common.run_dir import last_job, record_job
+from launcher.common.text import counted
+from launcher.slurm.query import ask
 from launcher.sweep.ledger import Entry, Ledger
 from launcher.sweep.metric import Metric
 from launcher.sweep.progress import read_progress
-from launcher.view.text import counted
 
 UNDER_WAY_S = 15.0
 """An ``sbatch`` whose caller was killed may still be on its way for as long."""

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.commands.parser import UsageError
+from launcher.cli.parser import UsageError
+from launcher.common.text import aligned, duration, number
 from launcher.sweep.ledger import ABOUT, Ledger
 from launcher.sweep.metric import Metric
 from launcher.sweep.survey import Run, Status, counted, survey
-from launcher.view.text import aligned, duration, number
 
 FIXED = ("state", "step", "steps", "seconds", "job_id", "run_dir")
 

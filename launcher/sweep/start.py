@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launcher.clusters.arrays import submit_array, with_dependency
-from launcher.clusters.base import Job
+from launcher.common.errors import LauncherError
+from launcher.common.run_dir import new_run_dir, record_job, remove
 from launcher.config.schema import Config
-from launcher.errors import LauncherError
-from launcher.run import cluster_of, create, create_and_submit, take_code
-from launcher.run_dir import new_run_dir, record_job, remove
 from launcher.snapshot.take import Taken
+from launcher.submit.cluster import Job
+from launcher.submit.job_array import submit_array, with_dependency
+from launcher.submit.run import cluster_of, create, create_and_submit, take_code
 from launcher.sweep.combo import Combination
 from launcher.sweep.ledger import Ledger
 

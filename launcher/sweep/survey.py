@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from launcher.clusters.processes import living
-from launcher.clusters.slurm_query import job_states
-from launcher.clusters.slurm_state import JobState
-from launcher.run_dir import last_job
-from launcher.runs.status import guards_of
+from launcher.common.recorded_processes import living
+from launcher.common.run_dir import last_job
+from launcher.observe.run_status import guards_of
+from launcher.slurm.query import job_states
+from launcher.slurm.states import JobState
 from launcher.sweep.ledger import Entry, Ledger
 from launcher.sweep.metric import Metric
 from launcher.sweep.progress import Progress, read_progress

@@ -7,15 +7,15 @@ import sys
 import time
 from collections.abc import Collection
 
-from launcher.agent.stop_request import StopRequest
-from launcher.clusters.slurm_query import ControllerAway
-from launcher.errors import LauncherError, ProcessFailure
+from launcher.common.errors import LauncherError, ProcessFailure
+from launcher.common.text import number
+from launcher.node.stop_request import StopRequest
+from launcher.slurm.query import ControllerAway
 from launcher.sweep.cancel import end_runs
 from launcher.sweep.combo import Outcome
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.metric import Metric
 from launcher.sweep.survey import Run, Status, counted, survey
-from launcher.view.text import number
 
 SHORTEST_S, LONGEST_S, GROWTH = 1.0, 30.0, 1.3
 """Between two questions to SLURM: often after a change, seldom while nothing happens."""

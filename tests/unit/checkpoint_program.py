@@ -22,7 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from launcher.checkpoint import Checkpoints
-from launcher.grpo.model import Worker
+from launcher.trainers.grpo.model import Worker
 
 STEPS = 6
 HALF = 3

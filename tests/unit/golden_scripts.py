@@ -9,13 +9,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from launcher.clusters.arrays import array_script
-from launcher.clusters.job_script import JobScript, node_python
-from launcher.clusters.rendering import END, render_script
-from launcher.clusters.requests import slurm_config
-from launcher.clusters.slurm import SlurmCluster
-from launcher.clusters.templates import render, shipped, template_path
 from launcher.config import Config, compose
+from launcher.submit.job_array import array_script
+from launcher.submit.job_script import JobScript, node_python
+from launcher.submit.resources import slurm_config
+from launcher.submit.slurm import SlurmCluster
+from launcher.submit.standalone_script import END, render_script
+from launcher.submit.templates import render, shipped, template_path
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[2]

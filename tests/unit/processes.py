@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.slurm.processes import Process, descendants
+from launcher.testing.slurm_cluster.processes import Process, descendants
 
 MARK = "LEFTOVER_MARK"
 

@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 import launcher
-from launcher.bridge.sender import Bridge
 from launcher.bridge.settings import BridgeSettings
-from launcher.errors import TransferError
-from tests.bridge.case import Case
+from launcher.bridge.trainer.api import Bridge
+from launcher.common.errors import TransferError
+from tests.integration.bridge.case import Case
 
 TESTS = Path(__file__).parents[1]
 DEFECTS = {f"D{number}" for number in range(1, 34)}

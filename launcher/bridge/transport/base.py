@@ -82,7 +82,8 @@ class RecvWire(ABC):
 
 
 class DirectSendWire(SendWire):
-    """One that can send from where the bytes are; messages go over it cut, see :mod:`launcher.bridge.direct`."""
+    """One that can send from where the bytes are; messages go over it cut, see
+    :mod:`launcher.bridge.codec.zero_copy`."""
 
     @abstractmethod
     def post_send_from(self, content: torch.Tensor) -> Transfer:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.bridge.transport.base import Pair
-from launcher.errors import BridgeError
+from launcher.common.errors import BridgeError
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from launcher.errors import TransferError
+from launcher.common.errors import TransferError
 
 HANDLE_BYTES = 64
 LAZY_PEER_ACCESS = 1

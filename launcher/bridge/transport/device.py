@@ -16,10 +16,11 @@ from collections import deque
 
 import torch
 
-from launcher.bridge.transport import cudart, line
+from launcher.bridge.transport import cudart
+from launcher.bridge.transport import unix_connection as line
 from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire, Transfer
 from launcher.bridge.transport.ring import SAY_S, TOKEN, Memory, RingReceiver, RingSender, slot_size
-from launcher.errors import BridgeError, NoSuchWay, TransferError
+from launcher.common.errors import BridgeError, NoSuchWay, TransferError
 
 SLOTS = 4
 """So that what the host does for a message, on either side, hides behind the copies of others."""

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from launcher.bridge.reshard.digest import digest
+from launcher.bridge.codec.checksum import digest
 from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire, Transfer
 from launcher.bridge.transport.buffers import Buffers
-from launcher.errors import BridgeError, RendezvousTimeout, TransferError
+from launcher.common.errors import BridgeError, RendezvousTimeout, TransferError
 
 HELLO, ANSWER = "hello.json", "answer.json"
 POLL_S = 0.002

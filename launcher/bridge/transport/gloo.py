@@ -13,8 +13,8 @@ from torch import distributed as dist
 
 from launcher.bridge.transport.base import DirectRecvWire, DirectSendWire, Meeting, Pair, RecvWire, SendWire, Transfer
 from launcher.bridge.transport.buffers import Buffers
-from launcher.bridge.transport.meeting import at_store, explained
-from launcher.errors import TransferError
+from launcher.bridge.transport.rendezvous import at_store, explained
+from launcher.common.errors import TransferError
 
 SENDER, RECEIVER = 0, 1
 LONGEST = timedelta(days=365)

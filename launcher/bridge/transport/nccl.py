@@ -13,8 +13,8 @@ from torch import distributed as dist
 from launcher.bridge.groups import NEVER, errors_left_to_us
 from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire, Transfer
 from launcher.bridge.transport.buffers import Buffers
-from launcher.bridge.transport.meeting import at_store, explained
-from launcher.errors import TransferError
+from launcher.bridge.transport.rendezvous import at_store, explained
+from launcher.common.errors import TransferError
 
 SENDER, RECEIVER = 0, 1
 POLL_S = 0.00002

@@ -8,12 +8,12 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from launcher.bridge.transport.base import RecvWire, SendWire, Transfer
-from launcher.errors import TransferError
+from launcher.common.errors import TransferError
 
 if TYPE_CHECKING:
     import torch
 
-    from launcher.bridge.transport.line import Line
+    from launcher.bridge.transport.unix_connection import Line
 
 SLOTS = 4
 """So that the sender packs one message while the receiver unpacks another: staging is twice the largest message."""

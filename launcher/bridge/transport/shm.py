@@ -8,10 +8,10 @@ import time
 
 import torch
 
-from launcher.bridge.transport import line
+from launcher.bridge.transport import unix_connection as line
 from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire
 from launcher.bridge.transport.ring import SLOTS, Memory, RingReceiver, RingSender, slot_size
-from launcher.errors import BridgeError, NoSuchWay, TransferError
+from launcher.common.errors import BridgeError, NoSuchWay, TransferError
 
 
 class Shared(Memory):

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from launcher.bridge.binding import Binding, Bound, Copy, Way
+from launcher.bridge.engine.worker import Worker
 from launcher.bridge.manifest import Manifest
 from launcher.bridge.mode import Mode
-from launcher.bridge.reshard import Box
-from launcher.bridge.worker import Worker
-from launcher.errors import BridgeError
+from launcher.bridge.plan import Box
+from launcher.bridge.weightmap import Binding, Bound, Copy, Way
+from launcher.common.errors import BridgeError
 
 
 class AdapterWorker(Worker):

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from launcher.bridge.binding.vllm import bind_worker, writer
+from launcher.bridge.engine.worker import Worker
 from launcher.bridge.vllm.adapter import AdapterWorker
 from launcher.bridge.vllm.plain_linear import use_live_weights
-from launcher.bridge.worker import Worker
-from launcher.errors import BridgeError
+from launcher.bridge.vllm.weightmap import bind_worker, writer
+from launcher.common.errors import BridgeError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from launcher.bridge.binding import Binding, Writer
     from launcher.bridge.manifest import Manifest
     from launcher.bridge.mode import Mode
+    from launcher.bridge.weightmap import Binding, Writer
 
 
 class BridgeWorker(Worker):

@@ -16,7 +16,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from launcher.commands.composing import hydra_full_error
+from launcher.submit.composing import hydra_full_error
 from launcher.sweep.combine import combinations, key_of, swept_keys
 from launcher.sweep.combo import Combination, Request, compose_all
 

@@ -1,1 +1,0 @@
-"""Measurements that users can repeat on their own machines: ``python -m launcher.bench``"""

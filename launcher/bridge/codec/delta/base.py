@@ -1,0 +1,64 @@
+"""What a trainer rank keeps of the version that the replicas have committed, to tell what has changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from launcher.bridge.plan import Plan
+
+
+class Base:
+    """One copy of this rank's shards, in the types in which they travel: that is the extra memory.
+
+    It follows what has been committed, not what has been sent: a version that no replica takes leaves it as it is.
+    """
+
+    def __init__(self) -> None:
+        self.version: int | None = None
+        self.shards: dict[str, torch.Tensor] = {}
+
+    def advance(
+        self, version: int, shards: Mapping[str, torch.Tensor], only: frozenset[str] | None, plans: Iterable[Plan]
+    ) -> None:
+        """A replica has committed a version.
+
+        Args:
+            version: which.
+            shards: what this rank sent, by name.
+            only: those that were sent; all if None.
+            plans: by which they were sent.
+        """
+        if version == self.version:
+            return
+        types = _types(plans)
+        with torch.no_grad():
+            for name, shard in shards.items():
+                if only is not None and name not in only:
+                    continue
+                if name not in self.shards:
+                    self.shards[name] = torch.empty(
+                        shard.shape, dtype=types.get(name, shard.dtype), device=shard.device
+                    )
+                self.shards[name].copy_(shard)
+        self.version = version
+
+    def clear(self) -> None:
+        """Forgets it: no replica has it any more."""
+        self.version, self.shards = None, {}
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return sum(shard.numel() * shard.element_size() for shard in self.shards.values())
+
+
+def _types(plans: Iterable[Plan]) -> dict[str, torch.dtype]:
+    """By name, the type in which a tensor travels, if that is the same everywhere."""
+    found: dict[str, set[str]] = {}
+    for plan in plans:
+        for transfers in plan.transfers.values():
+            for transfer in transfers:
+                found.setdefault(transfer.part.source, set()).add(transfer.wire)
+    return {name: getattr(torch, next(iter(wires))) for name, wires in found.items() if len(wires) == 1}

@@ -1,0 +1,165 @@
+"""Messages packed, unpacked and summed: on a GPU with Triton a launch for each message, else tensor by tensor.
+
+What the digest covers. The sender's is of its own shards, read once more after packing; the receiver's is of the
+tensors that messages were unpacked into. So the sums differ if packing, the wire, its buffers or unpacking change,
+lose, repeat or misplace anything. Where the wire has another type than the shards, the sum is of the shards cast again.
+What is not covered: shards that were wrong before, and what becomes of the received tensors afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from launcher.bridge.codec.checksum import tensor_key
+from launcher.bridge.codec.integrity import digest_received, digest_sent
+from launcher.bridge.codec.pack import pack, unpack
+from launcher.bridge.codec.spans import Copied, Summed, copied, summed
+from launcher.bridge.plan import Message, Plan, Segment
+
+if TYPE_CHECKING:
+    from launcher.bridge.codec.kernels import CopyTable, SumTable
+
+Span = TypeVar("Span", Copied, Summed)
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    layouts: list[tuple[int, torch.dtype, tuple[int, ...]]]
+    """Where the tensors were, and how they lay."""
+
+    table: CopyTable | SumTable
+    rest: Message | None
+    """Segments that no table can describe."""
+
+
+class Messages:
+    """One end's work on messages of a plan. Not to be used by two threads at a time.
+
+    Args:
+        plan: the plan.
+        whole: this end's messages of a whole version, whose tables are kept; those of others are made every time.
+    """
+
+    def __init__(self, plan: Plan, whole: Sequence[Message]) -> None:
+        self._plan = plan
+        self._whole = {id(message): message for message in whole}
+        self._kept: dict[tuple[str, int], _Kept] = {}
+
+    def pack(self, message: Message, shards: Tensors, buffer: torch.Tensor) -> None:
+        """As :func:`launcher.bridge.codec.pack.pack`."""
+        if not has_kernels(buffer.device):
+            pack(self._plan, message, shards, buffer)
+            return
+        rest = self._copy("pack", message, shards, buffer)
+        if rest is not None:
+            pack(self._plan, rest, shards, buffer)
+
+    def unpack(self, message: Message, buffer: torch.Tensor, parameters: Tensors) -> None:
+        """As :func:`launcher.bridge.codec.pack.unpack`."""
+        if not has_kernels(buffer.device):
+            unpack(message, buffer, parameters)
+            return
+        rest = self._copy("unpack", message, parameters, buffer)
+        if rest is not None:
+            unpack(rest, buffer, parameters)
+
+    def digest_sent(self, message: Message, shards: Tensors) -> torch.Tensor:
+        """As :func:`launcher.bridge.codec.integrity.digest_sent`."""
+        return self._sum("sent", message, shards, partial(digest_sent, self._plan))
+
+    def digest_received(self, message: Message, parameters: Tensors) -> torch.Tensor:
+        """As :func:`launcher.bridge.codec.integrity.digest_received`."""
+        return self._sum("received", message, parameters, partial(digest_received, self._plan))
+
+    def _copy(self, what: str, message: Message, tensors: Tensors, buffer: torch.Tensor) -> Message | None:
+        from launcher.bridge.codec.kernels import CopyTable
+
+        def span(segment: Segment, tensor: torch.Tensor) -> list[Copied] | None:
+            view = self._view(what, message, segment, tensor, buffer.device)
+            return None if view is None else copied(view, segment.offset)
+
+        kept = self._table(what, message, tensors, span, partial(CopyTable, device=buffer.device))
+        assert isinstance(kept.table, CopyTable)
+        kept.table.copy(buffer, to_message=what == "pack")
+        return kept.rest
+
+    def _sum(
+        self, what: str, message: Message, tensors: Tensors, plainly: Callable[[Message, Tensors], torch.Tensor]
+    ) -> torch.Tensor:
+        device = tensors[_name(what, message.segments[0])].device if message.segments else torch.device("cpu")
+        if not has_kernels(device):
+            return plainly(message, tensors)
+        from launcher.bridge.codec.kernels import SumTable
+
+        def span(segment: Segment, tensor: torch.Tensor) -> list[Summed] | None:
+            view = self._view(what, message, segment, tensor, device)
+            if view is None:
+                return None
+            if view.shape != segment.box.shape:
+                try:
+                    view = view.view(segment.box.shape)
+                except RuntimeError:  # Its strides cannot be those of the box.
+                    return None
+            return summed(view, segment.box, self._plan.sources[segment.source].shape, tensor_key(segment.source))
+
+        kept = self._table(what, message, tensors, span, partial(SumTable, device=device))
+        assert isinstance(kept.table, SumTable)
+        total = kept.table.sum()
+        return total if kept.rest is None else total + plainly(kept.rest, tensors)
+
+    def _view(
+        self, what: str, message: Message, segment: Segment, tensor: torch.Tensor, device: torch.device
+    ) -> torch.Tensor | None:
+        """What of a tensor a segment is, if its bytes are those on the wire, in the same order."""
+        if tensor.device != device or tensor.dtype != getattr(torch, segment.wire):
+            return None
+        if what in ("pack", "sent"):
+            assert isinstance(message.sender, int)
+            return tensor[segment.box.within(self._plan.held(segment.source, message.sender)).slices()]
+        return None if segment.axes is not None else tensor[segment.target.slices()]
+
+    def _table(
+        self,
+        what: str,
+        message: Message,
+        tensors: Tensors,
+        span: Callable[[Segment, torch.Tensor], list[Span] | None],
+        table: Callable[[list[Span]], CopyTable | SumTable],
+    ) -> _Kept:
+        """The table that was made for a version before, if the tensors are still where they were; else a new one."""
+        found = [tensors[_name(what, segment)] for segment in message.segments]
+        layouts = [(tensor.data_ptr(), tensor.dtype, tensor.stride()) for tensor in found]
+        key = (what, id(message))
+        kept = self._kept.get(key) if id(message) in self._whole else None
+        if kept is not None and kept.layouts == layouts:
+            return kept
+        spans: list[Span] = []
+        rest = []
+        for segment, tensor in zip(message.segments, found, strict=True):
+            of_segment = span(segment, tensor.detach())
+            if of_segment is None:
+                rest.append(segment)
+            else:
+                spans += of_segment
+        left = replace(message, segments=tuple(rest)) if rest else None
+        made = _Kept(layouts=layouts, table=table(spans), rest=left)
+        if id(message) in self._whole:
+            self._kept[key] = made
+        return made
+
+
+def _name(what: str, segment: Segment) -> str:
+    return segment.source if what in ("pack", "sent") else segment.parameter
+
+
+@cache
+def has_kernels(device: torch.device) -> bool:
+    """Whether there are kernels for this device here."""
+    return device.type == "cuda" and find_spec("triton") is not None

@@ -1,0 +1,1 @@
+"""An engine worker's end of the bridge; knows no particular engine."""

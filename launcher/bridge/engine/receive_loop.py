@@ -1,0 +1,107 @@
+"""The messages of one version as they come: round by round, the next one on its way while one is unpacked.
+
+No more than two rounds are ever staged. What comes is given with the call that writes it, unless it came to where it
+belongs, and after which its memory goes back to the wire.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+
+from launcher.bridge.codec.delta.apply import apply
+from launcher.bridge.codec.delta.head import HEAD_BYTES, Head
+from launcher.bridge.plan import Message
+from launcher.bridge.transport.base import Transfer
+from launcher.common.errors import TransferError
+
+Rounds = Sequence[Sequence[Message]]
+Post = Callable[[Message, int], Transfer]
+"""Makes a message's wire ready for so many bytes."""
+
+Write = Callable[[Mapping[str, torch.Tensor]], None]
+"""Writes a message into parameters."""
+
+Unpack = Callable[[Message, torch.Tensor, Mapping[str, torch.Tensor]], None]
+"""As :func:`launcher.bridge.codec.pack.unpack`."""
+
+
+def whole(rounds: Rounds, post: Post, unpack: Unpack, deadline: float) -> Iterator[tuple[Message, Write]]:
+    """Messages that carry all of their elements.
+
+    Raises:
+        TransferError: one did not come in time.
+    """
+    posted: deque[list[tuple[Message, Transfer]]] = deque()
+    for number in range(len(rounds) + 1):
+        if number < len(rounds):
+            posted.append([(message, _post(post, message, message.nbytes)) for message in rounds[number]])
+        for message, transfer in posted.popleft() if number > 0 else ():
+            yield message, partial(_unpack, unpack, message, transfer, _poll(message, transfer, deadline))
+
+
+def changes(rounds: Rounds, post: Post, deadline: float) -> Iterator[tuple[Message, Write]]:
+    """Messages that carry what has changed, each after its head, which says how much that is.
+
+    Raises:
+        TransferError: one did not come in time, or its head is not one.
+    """
+    heads: list[tuple[Message, Transfer]] = []
+    for number in range(len(rounds) + 1):
+        bodies: list[tuple[Message, Head, Transfer | None]] = []
+        for message, transfer in heads:
+            content = _poll(message, transfer, deadline)
+            with told(message):
+                head = Head.read(content, message)
+            _release(message, transfer)
+            bodies.append((message, head, _post(post, message, head.nbytes) if head.nbytes else None))
+        heads = (
+            [(message, _post(post, message, HEAD_BYTES)) for message in rounds[number]] if number < len(rounds) else []
+        )
+        for message, head, body in bodies:
+            buffer = torch.empty(0, dtype=torch.uint8) if body is None else _poll(message, body, deadline)
+            yield message, partial(apply, message, head, buffer)
+            if body is not None:
+                _release(message, body)
+
+
+def _unpack(
+    unpack: Unpack,
+    message: Message,
+    transfer: Transfer,
+    buffer: torch.Tensor,
+    parameters: Mapping[str, torch.Tensor],
+) -> None:
+    if not transfer.is_direct:
+        unpack(message, buffer, parameters)
+    # At once, and not when the next is asked for: the next but one can come while this one's digest is computed.
+    _release(message, transfer)
+
+
+def _post(post: Post, message: Message, nbytes: int) -> Transfer:
+    with told(message):
+        return post(message, nbytes)
+
+
+def _poll(message: Message, transfer: Transfer, deadline: float) -> torch.Tensor:
+    with told(message):
+        return transfer.poll(deadline)
+
+
+def _release(message: Message, transfer: Transfer) -> None:
+    with told(message):
+        transfer.release()
+
+
+@contextmanager
+def told(message: Message) -> Iterator[None]:
+    """Says of an error which message it was."""
+    try:
+        yield
+    except TransferError as error:
+        whom = f"trainer rank {message.sender}" if isinstance(message.sender, int) else "the replica that relays"
+        raise TransferError(f"receiving round {message.round} from {whom} {error}") from error

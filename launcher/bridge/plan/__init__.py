@@ -1,0 +1,37 @@
+"""Weights from the trainer's shards to the engines' shards: the plan, its proof, and its execution."""
+
+from __future__ import annotations
+
+from launcher.bridge.plan.boxes import Box
+from launcher.bridge.plan.plan import Engine, Message, Plan, Receiver, Segment, Transfer
+from launcher.bridge.plan.plan_digest import fingerprints, first_difference
+from launcher.bridge.plan.planner import ROUND_BYTES, reshard
+from launcher.bridge.plan.relay import Relays
+from launcher.bridge.plan.requirements import Parameter, Part, Slice
+from launcher.bridge.plan.sharding import Shard, Sharding, Source, TensorSpec, collect, place
+from launcher.bridge.plan.split import Location
+
+__all__ = [
+    "ROUND_BYTES",
+    "Box",
+    "Engine",
+    "Location",
+    "Message",
+    "Parameter",
+    "Part",
+    "Plan",
+    "Receiver",
+    "Relays",
+    "Segment",
+    "Shard",
+    "Sharding",
+    "Slice",
+    "Source",
+    "TensorSpec",
+    "Transfer",
+    "collect",
+    "fingerprints",
+    "first_difference",
+    "place",
+    "reshard",
+]

@@ -1,0 +1,212 @@
+"""The reshard plan: which bytes go from which rank to which, in which round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
+
+from launcher.bridge.plan.boxes import Box, share
+from launcher.bridge.plan.dtypes import ITEMSIZE
+from launcher.bridge.plan.relay import Relays
+from launcher.bridge.plan.requirements import Parameter, Part
+from launcher.bridge.plan.sharding import Source
+from launcher.bridge.plan.split import Cut, Location, aligned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """One replica: what each of its ranks needs, and where each runs."""
+
+    parameters: tuple[tuple[Parameter, ...], ...]
+    locations: tuple[Location, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receiver:
+    """One rank of one engine."""
+
+    engine: int
+    rank: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """What of a transfer goes in one round: shares ``start`` to ``stop`` of every piece."""
+
+    round: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """One part of one parameter on its way to one receiver."""
+
+    parameter: str
+    part: Part
+    wire: str
+    """Element type on the way."""
+
+    cut: Cut
+    shares: int
+    spans: tuple[Span, ...]
+    """In which round each share goes. A round takes its share of every piece, so that all senders stay busy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A box of one tensor inside a message."""
+
+    source: str
+    box: Box
+    """In coordinates of the whole trainer tensor."""
+
+    parameter: str
+    target: Box
+    """In coordinates of the receiver's parameter."""
+
+    axes: tuple[int, ...] | None
+    wire: str
+    offset: int
+    """Bytes from the beginning of the message."""
+
+    nbytes: int
+    """Bytes of the elements, without padding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """All that one rank sends another in one round."""
+
+    round: int
+    sender: int | Receiver
+    """A trainer rank, or the receiver that relays."""
+
+    receiver: Receiver
+    segments: tuple[Segment, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that moves for one version; a value that all ranks compute alike. Build it with `reshard`."""
+
+    sources: Mapping[str, Source]
+    trainers: tuple[Location, ...]
+    engines: tuple[Engine, ...]
+    transfers: Mapping[Receiver, tuple[Transfer, ...]]
+    """For every receiver whose home the trainer feeds; the members of a home share one value."""
+
+    relays: Relays
+
+    round_bytes: int
+
+    @cached_property
+    def rounds(self) -> int:
+        """Rounds that an engine takes; a relayed one takes each later by its depth."""
+        return 1 + max((t.spans[-1].round for transfers in self.transfers.values() for t in transfers), default=-1)
+
+    def verify(self) -> None:
+        """Proves that every element of every parameter of every receiver is written exactly once.
+
+        Raises:
+            BridgeError: It is not so; the first hole, overlap or wrong sender is named.
+        """
+        from launcher.bridge.plan.verify import verify
+
+        verify(self)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the plan, equal on all ranks that planned alike."""
+        from launcher.bridge.plan.plan_digest import plan_digest
+
+        return plan_digest(self)
+
+    def held(self, name: str, trainer: int) -> Box:
+        """The box of a tensor that a trainer rank holds; empty when it holds nothing of it."""
+        source = self.sources[name]
+        key = (id(source.shards), trainer)
+        if key not in self._held:
+            empty = Box((0,) * len(source.shape), (0,) * len(source.shape))
+            self._held[key] = next((shard.box for shard in source.shards if trainer in shard.ranks), empty)
+        return self._held[key]
+
+    @cached_property
+    def _held(self) -> dict[tuple[int, int], Box]:
+        return {}
+
+    def incoming(self, receiver: Receiver) -> Iterator[Message]:
+        """What a receiver gets, in the order of rounds: from the trainer by sender, or all at once by relay."""
+        found = self._find(Receiver(engine=self.relays.origin(receiver.engine), rank=receiver.rank), None)
+        for number, senders in groupby(sorted(found), key=lambda key: key[0]):
+            messages = [_message(number, key[1], receiver, found[key]) for key in senders]
+            parent = self.relays.parent(receiver.engine, number)
+            if parent is None:
+                yield from messages
+            else:
+                yield together(messages, Receiver(engine=parent, rank=receiver.rank))
+
+    def outgoing(self, trainer: int) -> Iterator[Message]:
+        """What a trainer rank sends, step by step; in a step, senders begin with different receivers."""
+        step, order = self.relays.step, {receiver: i for i, receiver in enumerate(self.transfers)}
+        messages = [
+            _message(number, source, receiver, boxes)
+            for receiver in self.transfers
+            for (number, source), boxes in self._find(receiver, trainer).items()
+            if self.relays.parent(receiver.engine, number) is None
+        ]
+        yield from sorted(
+            messages, key=lambda m: (step(m.receiver.engine, m.round), (order[m.receiver] - trainer) % len(order))
+        )
+
+    def forwarding(self, receiver: Receiver) -> Iterator[Message]:
+        """What a receiver relays, by round: all bytes of that round as they came, one message per child."""
+        children = [Receiver(engine=engine, rank=receiver.rank) for engine in self.relays.children(receiver.engine)]
+        messages = [m for child in children for m in self.incoming(child) if m.sender == receiver]
+        yield from sorted(messages, key=lambda m: m.round)
+
+    def _find(self, receiver: Receiver, sender: int | None) -> dict[tuple[int, int], list[tuple[Transfer, Box]]]:
+        """By round and trainer rank, of one trainer rank or of all, what is to be sent and in which order."""
+        found: dict[tuple[int, int], list[tuple[Transfer, Box]]] = {}
+        for transfer in self.transfers[receiver]:
+            by_source = transfer.cut.by_source
+            for source in by_source if sender is None else (sender,):
+                for piece in by_source.get(source, ()):
+                    for span in transfer.spans:
+                        box = share(transfer.cut.pieces[piece], span.start, span.stop, transfer.shares)
+                        if box.volume:
+                            found.setdefault((span.round, source), []).append((transfer, box))
+        return found
+
+
+def together(messages: Sequence[Message], parent: Receiver) -> Message:
+    """All messages of one round to one receiver as one that is relayed: a child of a child sees the same bytes."""
+    segments, offset = [], 0
+    for message in messages:
+        segments += [replace(segment, offset=segment.offset + offset) for segment in message.segments]
+        offset += message.nbytes
+    receiver, number = messages[0].receiver, messages[0].round
+    return Message(round=number, sender=parent, receiver=receiver, segments=tuple(segments), nbytes=offset)
+
+
+def _message(number: int, source: int, receiver: Receiver, boxes: Sequence[tuple[Transfer, Box]]) -> Message:
+    segments, offset = [], 0
+    for transfer, box in boxes:
+        part, itemsize = transfer.part, ITEMSIZE[transfer.wire]
+        segments.append(
+            Segment(
+                source=part.source,
+                box=box,
+                parameter=transfer.parameter,
+                target=part.locate(box),
+                axes=part.axes,
+                wire=transfer.wire,
+                offset=offset,
+                nbytes=box.volume * itemsize,
+            )
+        )
+        offset += aligned(box.volume, itemsize)
+    return Message(round=number, sender=source, receiver=receiver, segments=tuple(segments), nbytes=offset)

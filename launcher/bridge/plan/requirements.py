@@ -1,0 +1,235 @@
+"""What each engine rank needs: its parameters as boxes of the trainer's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from launcher.bridge.plan.boxes import Box, chunk
+from launcher.bridge.plan.sharding import TensorSpec
+from launcher.common.errors import BridgeError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A box of one trainer tensor and where it goes inside one engine parameter.
+
+    Dimensions longer than 1 correspond in order (after ``axes``); dimensions of length 1 may come and go, which is how
+    one expert's matrix becomes a slice of a stacked parameter.
+    """
+
+    source: str
+    box: Box
+    """In coordinates of the whole trainer tensor."""
+
+    target: Box
+    """In coordinates of the engine rank's own parameter."""
+
+    axes: tuple[int, ...] | None = None
+    """Order in which the trainer's dimensions appear in the parameter, where it is stored transposed."""
+
+    def locate(self, box: Box) -> Box:
+        """Where a piece of this part's box goes, in coordinates of the parameter.
+
+        Raises:
+            BridgeError: The two boxes of this part do not have the same shape but for dimensions of length 1.
+        """
+        start, stop = list(self.target.start), list(self.target.stop)
+        for here, there in _corresponding(self.box.shape, self.target.shape, self.axes):
+            base = self.target.start[there] - self.box.start[here]
+            start[there], stop[there] = box.start[here] + base, box.stop[here] + base
+        return Box(tuple(start), tuple(stop))
+
+
+@lru_cache(maxsize=4096)
+def _corresponding(
+    shape: tuple[int, ...], target: tuple[int, ...], axes: tuple[int, ...] | None
+) -> list[tuple[int, int]]:
+    long = [d for d in axes or range(len(shape)) if shape[d] != 1]
+    there = [d for d, size in enumerate(target) if size != 1]
+    if [shape[d] for d in long] != [target[d] for d in there]:
+        raise BridgeError(
+            f"A part of shape {shape} does not fit in a region of shape {target} of an engine's parameter."
+        )
+    return list(zip(long, there, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One parameter of one engine rank and everything that is written into it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    parts: tuple[Part, ...]
+    padding: tuple[Box, ...] = ()
+    """Regions that no trainer tensor feeds (a padded vocabulary); they are never written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """One rank's place in a parallel group: tensor parallel, or expert parallel."""
+
+    rank: int
+    size: int
+
+    def of(self, extent: int, what: str) -> tuple[int, int]:
+        """Start and stop of this rank's equal part.
+
+        Raises:
+            BridgeError: ``extent`` does not divide by the size of the group.
+        """
+        if extent % self.size:
+            raise BridgeError(f"`{what}` has {extent} rows or columns, which {self.size} ranks cannot share equally.")
+        step = extent // self.size
+        return self.rank * step, (self.rank + 1) * step
+
+
+WHOLE = Slice(rank=0, size=1)
+
+
+def replicated(name: str, source: TensorSpec, *, dtype: str | None = None) -> Parameter:
+    """The same whole tensor on every rank: norms, routers, biases of row-parallel layers."""
+    return sharded(name, source, None, WHOLE, dtype=dtype)
+
+
+def sharded(name: str, source: TensorSpec, dim: int | None, tp: Slice, *, dtype: str | None = None) -> Parameter:
+    """One tensor cut along ``dim``: 0 for column-parallel weights and biases, 1 for row-parallel weights."""
+    return fused(name, [source], dim, tp, dtype=dtype)
+
+
+def fused(
+    name: str, sources: Sequence[TensorSpec], dim: int | None, tp: Slice, *, dtype: str | None = None
+) -> Parameter:
+    """Several tensors cut along ``dim`` and stacked along dimension 0: gate_up, or fused latent projections."""
+    boxes = []
+    for spec in sources:
+        box = Box.full(spec.shape)
+        boxes.append(box if dim is None else box.narrow(dim, *tp.of(spec.shape[dim], spec.name)))
+    return _stack(name, list(zip(sources, boxes, strict=True)), dtype)
+
+
+def qkv(
+    name: str,
+    q: TensorSpec,
+    k: TensorSpec,
+    v: TensorSpec,
+    *,
+    heads: int,
+    kv_heads: int,
+    tp: Slice,
+    dtype: str | None = None,
+) -> Parameter:
+    """Fused query, key and value weight or bias; with more ranks than key/value heads, neighbours share a head.
+
+    Raises:
+        BridgeError: The heads cannot be divided over the ranks.
+    """
+    if heads % tp.size or (kv_heads % tp.size and tp.size % kv_heads):
+        raise BridgeError(f"`{name}`: {heads} heads and {kv_heads} key/value heads do not divide over {tp.size} ranks.")
+    copies = max(1, tp.size // kv_heads)
+    kv = Slice(rank=tp.rank // copies, size=tp.size // copies)
+    boxes = [(s, Box.full(s.shape).narrow(0, *part.of(s.shape[0], s.name))) for s, part in ((q, tp), (k, kv), (v, kv))]
+    return _stack(name, boxes, dtype)
+
+
+def vocabulary(name: str, source: TensorSpec, *, padded_to: int, tp: Slice, dtype: str | None = None) -> Parameter:
+    """Embedding or output head cut along a vocabulary that is padded to ``padded_to`` rows before it is divided."""
+    start, stop = tp.of(padded_to, name)
+    real = min(max(start, source.shape[0]), stop)
+    shape = (stop - start, *source.shape[1:])
+    parts = []
+    if real > start:
+        target = Box.full(shape).narrow(0, 0, real - start)
+        parts.append(Part(source=source.name, box=Box.full(source.shape).narrow(0, start, real), target=target))
+    padding = (Box.full(shape).narrow(0, real - start, stop - start),) if stop > real else ()
+    return Parameter(name=name, shape=shape, dtype=dtype or source.dtype, parts=tuple(parts), padding=padding)
+
+
+def local_experts(count: int, ep: Slice) -> range:
+    """Experts of one expert-parallel rank: contiguous, the first ranks one more when they do not divide."""
+    base, more = divmod(count, ep.size)
+    start = ep.rank * base + min(ep.rank, more)
+    return range(start, start + base + (ep.rank < more))
+
+
+def experts(
+    name: str,
+    sources: Sequence[Sequence[TensorSpec]],
+    *,
+    dim: int,
+    tp: Slice = WHOLE,
+    ep: Slice = WHOLE,
+    dtype: str | None = None,
+) -> Parameter:
+    """Stacked expert weights from one tensor per expert.
+
+    Args:
+        name: ``w13_weight`` or ``w2_weight``; shape (local experts, stacked rows, columns).
+        sources: Per expert, what is stacked along its rows: ``[gate, up]`` for w13, ``[down]`` for w2.
+        dim: Dimension that tensor parallelism cuts: 0 for w13, 1 for w2.
+    """
+    first, parts = None, []
+    for slot, expert in enumerate(local_experts(len(sources), ep)):
+        whole = fused(name, sources[expert], dim, tp, dtype=dtype)
+        first = first or whole
+        for part in whole.parts:
+            target = Box((slot, *part.target.start), (slot + 1, *part.target.stop))
+            parts.append(Part(source=part.source, box=part.box, target=target))
+    if first is None:
+        raise BridgeError(f"`{name}`: rank {ep.rank} of {ep.size} has none of {len(sources)} experts.")
+    shape = (len(local_experts(len(sources), ep)), *first.shape)
+    return Parameter(name=name, shape=shape, dtype=first.dtype, parts=tuple(parts))
+
+
+def stacked_experts(
+    name: str,
+    source: TensorSpec,
+    *,
+    dim: int,
+    tp: Slice = WHOLE,
+    ep: Slice = WHOLE,
+    halves: int = 1,
+    dtype: str | None = None,
+) -> Parameter:
+    """Stacked expert weights from one tensor (experts, rows, columns) that the trainer keeps stacked as well.
+
+    ``halves`` is 2 for a tensor whose rows are gate then up: tensor parallelism along the rows cuts each half.
+    """
+    mine = local_experts(source.shape[0], ep)
+    whole = Box.full(source.shape).narrow(0, mine.start, mine.stop)
+    axis, cut = dim + 1, source.shape[dim + 1] // (halves if dim == 0 else 1)
+    step = cut // tp.size
+    parts = []
+    for half in range(source.shape[axis] // cut):
+        start, stop = tp.of(cut, source.name)
+        box = whole.narrow(axis, half * cut + start, half * cut + stop)
+        target = Box.full(box.shape).narrow(axis, half * step, (half + 1) * step)
+        parts.append(Part(source=source.name, box=box, target=target))
+    shape = list(whole.shape)
+    shape[axis] = step * len(parts)
+    return Parameter(name=name, shape=tuple(shape), dtype=dtype or source.dtype, parts=tuple(parts))
+
+
+def dense_chunk(name: str, source: TensorSpec, dim: int, tp: Slice, *, dtype: str | None = None) -> Parameter:
+    """One tensor cut along ``dim`` as ``torch.chunk`` does, uneven, possibly empty: what a DTensor engine holds."""
+    box = Box.full(source.shape).narrow(dim, *chunk(source.shape[dim], tp.size, tp.rank))
+    parts = [(source, box)] if box.volume else []
+    if not parts:
+        return Parameter(name=name, shape=box.shape, dtype=dtype or source.dtype, parts=())
+    return _stack(name, parts, dtype)
+
+
+def _stack(name: str, pieces: Sequence[tuple[TensorSpec, Box]], dtype: str | None) -> Parameter:
+    rows, parts = 0, []
+    for spec, box in pieces:
+        target = Box.full(box.shape)
+        if box.shape:
+            target = Box((rows, *target.start[1:]), (rows + box.shape[0], *target.stop[1:]))
+            rows += box.shape[0]
+        parts.append(Part(source=spec.name, box=box, target=target))
+    shape = pieces[0][1].shape
+    return Parameter(
+        name=name, shape=(rows, *shape[1:]) if shape else (), dtype=dtype or pieces[0][0].dtype, parts=tuple(parts)
+    )

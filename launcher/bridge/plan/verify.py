@@ -1,0 +1,169 @@
+"""The proof that a plan writes every element of every parameter of every receiver exactly once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from itertools import pairwise
+
+from launcher.bridge.plan.boxes import Box, describe, share, tiling_problem
+from launcher.bridge.plan.dtypes import ITEMSIZE
+from launcher.bridge.plan.plan import Plan, Receiver, Transfer
+from launcher.bridge.plan.requirements import Parameter
+from launcher.bridge.plan.sharding import Shard
+from launcher.bridge.plan.split import Cut
+from launcher.common.errors import BridgeError
+
+
+def verify(plan: Plan) -> None:
+    """Checks the plan as it stands, not how it was made.
+
+    In steps that follow from each other: the trainer's shards make up each tensor; the parts of a parameter, with its
+    padding, make up the parameter; there is one transfer per part; its pieces make up the part; whoever sends a piece
+    holds it; the shares over rounds make up each piece; no round is over its budget. A relayed engine gets the bytes
+    of one that was proven, over a path that ends at the trainer.
+
+    Raises:
+        BridgeError: The first of these that does not hold, with names.
+    """
+    _Proof(plan).run()
+
+
+class _Proof:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        # Equal questions are asked once: a model has few distinct shapes, and most cuts are shared objects.
+        self._done: set[Hashable] = set()
+        self._sizes: dict[tuple[Cut, int, int, int, int], int] = {}
+
+    def run(self) -> None:
+        for source in self.plan.sources.values():
+            if self._new("source", id(source.shards), source.shape):
+                problem = tiling_problem(Box.full(source.shape), (shard.box for shard in source.shards))
+                _check(problem, f"The trainer's shards of `{source.name}`")
+        self._relays()
+        for home, members in enumerate(self.plan.relays.homes):
+            if self.plan.relays.feeds[home] is None:
+                for rank in range(len(self.plan.engines[members[0]].parameters)):
+                    self._receiver(Receiver(engine=members[0], rank=rank))
+
+    def _relays(self) -> None:
+        plan, relays = self.plan, self.plan.relays
+        relays.check(len(plan.engines))
+        for index, engine in enumerate(plan.engines):
+            ours, theirs = engine.parameters, plan.engines[relays.origin(index)].parameters
+            if ours is not theirs and ours != theirs:
+                raise BridgeError(
+                    f"Engine {index} gets what was planned for {relays.origin(index)}, which needs other things."
+                )
+        for home, members in enumerate(relays.homes):
+            for member in members if relays.feeds[home] is None else ():
+                for rank in range(len(plan.engines[member].parameters)):
+                    # Each member gets every round, from the trainer or from a neighbour: all must mean the same bytes.
+                    first = plan.transfers.get(Receiver(engine=members[0], rank=rank))
+                    mine = plan.transfers.get(Receiver(engine=member, rank=rank))
+                    if mine is not first and mine != first:
+                        raise BridgeError(
+                            f"Engines {members[0]} and {member} share rounds but not the plan of rank {rank}."
+                        )
+                ours, theirs = plan.engines[member].parameters, plan.engines[members[0]].parameters
+                if ours is not theirs and ours != theirs:
+                    raise BridgeError(f"Engines {members[0]} and {member} share rounds but need other things.")
+
+    def _receiver(self, receiver: Receiver) -> None:
+        who = f"Engine {receiver.engine} rank {receiver.rank}"
+        parameters = self.plan.engines[receiver.engine].parameters[receiver.rank]
+        names = {parameter.name for parameter in parameters}
+        if len(names) != len(parameters):
+            raise BridgeError(f"{who} has two parameters of one name.")
+        transfers = self.plan.transfers.get(receiver, ())
+        wanted = [(parameter, part) for parameter in parameters for part in parameter.parts]
+        if len(wanted) != len(transfers):
+            raise BridgeError(f"{who} needs {len(wanted)} parts, but {len(transfers)} are on their way.")
+        for parameter in parameters:
+            self._parameter(parameter, who)
+        per_round: Counter[int] = Counter()
+        for (parameter, part), transfer in zip(wanted, transfers, strict=True):
+            if transfer.parameter != parameter.name or (transfer.part is not part and transfer.part != part):
+                raise BridgeError(f"{who}: a part of `{parameter.name}` is not on its way where it should be.")
+            self._transfer(transfer, who)
+            itemsize = ITEMSIZE[transfer.wire]
+            for span in transfer.spans:
+                per_round[span.round] += self._bytes(transfer.cut, itemsize, span.start, span.stop, transfer.shares)
+        for number, nbytes in per_round.items():
+            if nbytes > self.plan.round_bytes:
+                raise BridgeError(f"{who} would get {nbytes} bytes in round {number}, over {self.plan.round_bytes}.")
+
+    def _parameter(self, parameter: Parameter, who: str) -> None:
+        targets = tuple(part.target for part in parameter.parts)
+        if self._new("parameter", parameter.shape, targets, parameter.padding):
+            problem = tiling_problem(Box.full(parameter.shape), (*targets, *parameter.padding))
+            _check(problem, f"{who}: what is written into `{parameter.name}`")
+
+    def _transfer(self, transfer: Transfer, who: str) -> None:
+        part, cut = transfer.part, transfer.cut
+        source = self.plan.sources.get(part.source)
+        if source is None:
+            raise BridgeError(
+                f"{who}: `{transfer.parameter}` comes from `{part.source}`, which the trainer does not have."
+            )
+        if not Box.full(source.shape).contains(part.box):
+            raise BridgeError(
+                f"{who}: `{transfer.parameter}` needs {describe(part.box)} of `{part.source}` {source.shape}."
+            )
+        edges = [span.start for span in transfer.spans] + [transfer.shares]
+        if edges[0] != 0 or edges[1:] != [span.stop for span in transfer.spans] or edges != sorted(set(edges)):
+            raise BridgeError(
+                f"{who}: the rounds of `{transfer.parameter}` do not take each of its {transfer.shares} shares once."
+            )
+        numbers = [span.round for span in transfer.spans]
+        if numbers[0] < 0 or numbers != sorted(set(numbers)):
+            raise BridgeError(
+                f"{who}: `{transfer.parameter}` goes in rounds {numbers}, which do not follow each other."
+            )
+        if self._new("place", part.box.shape, part.target.shape, part.axes):
+            part.locate(part.box)
+        what = f"{who}: what is sent of `{part.source}` for `{transfer.parameter}`"
+        if self._new("pieces", cut, part.box):
+            _check(tiling_problem(part.box, cut.pieces), what)
+        if self._new("holders", cut, id(source.shards)):
+            _check(_wrong_sender(cut, source.shards), what)
+        if len(edges) > 2 and self._new("shares", cut, tuple(edges)):
+            for piece in cut.pieces:
+                shares = (share(piece, a, b, transfer.shares) for a, b in pairwise(edges))
+                _check(tiling_problem(piece, shares), what)
+
+    def _bytes(self, cut: Cut, itemsize: int, start: int, stop: int, shares: int) -> int:
+        key = (cut, itemsize, start, stop, shares)
+        if key not in self._sizes:
+            self._sizes[key] = sum(cut.bytes_from(source, itemsize, start, stop, shares) for source in cut.by_source)
+        return self._sizes[key]
+
+    def _new(self, *question: Hashable) -> bool:
+        if question in self._done:
+            return False
+        self._done.add(question)
+        return True
+
+
+def _wrong_sender(cut: Cut, shards: tuple[Shard, ...]) -> str | None:
+    if len(cut.pieces) != len(cut.sources):
+        return f"{len(cut.pieces)} pieces have {len(cut.sources)} senders"
+    indexed = sorted(i for pieces in cut.by_source.values() for i in pieces)
+    if indexed != list(range(len(cut.pieces))):
+        return "a piece is sent by nobody, or twice"
+    held: dict[int, list[Box]] = {}
+    for shard in shards:
+        for rank in shard.ranks:
+            held.setdefault(rank, []).append(shard.box)
+    for source, pieces in cut.by_source.items():
+        for i in pieces:
+            piece = cut.pieces[i]
+            if cut.sources[i] != source or not any(box.contains(piece) for box in held.get(source, ())):
+                return f"trainer rank {source} does not hold {describe(piece)}"
+    return None
+
+
+def _check(problem: str | None, what: str) -> None:
+    if problem:
+        raise BridgeError(f"{what} is not exactly once everything: {problem}.")

@@ -1,0 +1,208 @@
+"""The trainer's side: joins the engines once, then publishes one version after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from launcher.bridge.adapter import adapter_of, adapter_weights
+from launcher.bridge.settings import BridgeSettings, settings_from_environment
+from launcher.bridge.trainer import rank_group as collective
+from launcher.bridge.trainer import startup
+from launcher.bridge.trainer.background import Publisher, Update
+from launcher.bridge.trainer.module_state import Weight, weights
+from launcher.bridge.trainer.parallel import in_parallel
+from launcher.bridge.trainer.publisher import Channel, device_of
+from launcher.bridge.trainer.report import UpdateReport
+from launcher.inference.client import wait_ready
+
+
+def connect(settings: BridgeSettings | None = None, *, ready_timeout_s: float = 600.0) -> Bridge:
+    """The bridge of the run that this process is a trainer rank of. Every trainer rank calls it.
+
+    Rank 0 waits until all engines are healthy.
+
+    Args:
+        settings: for use without the launcher; from the environment if None.
+        ready_timeout_s: longest wait for the engines.
+
+    Raises:
+        ControlError: an engine is not ready in time.
+        LauncherError: this process is not a trainer of a run.
+    """
+    if settings is None:
+        settings = settings_from_environment()
+        if collective.world()[0] == 0:
+            with startup.phase("wait for engines", when=True):
+                wait_ready(ready_timeout_s)
+    bridge = Bridge(settings)
+    bridge.begin()
+    return bridge
+
+
+class Bridge:
+    """Publishes versions of one module's weights to every engine. All trainer ranks make the same calls in step.
+
+    Each trainer rank sends its own shards straight to the engine workers that need them. A version is received beside
+    the live weights, compared end to end, and only then written; a replica that fails on the way keeps what it has.
+    """
+
+    def __init__(self, settings: BridgeSettings) -> None:
+        self._settings = settings
+        self._ranks = collective.Ranks(settings.address, settings.timeout_s)
+        self._publisher = Publisher()
+        self._channel = Channel(settings, self._ranks)
+        self._adapters: dict[str, Channel] = {}
+
+    @property
+    def version(self) -> int | None:
+        """The last version of the model that was published; None before the first."""
+        return self._channel.version
+
+    def publish(self, model: nn.Module, version: int, *, names: Sequence[str] | None = None) -> UpdateReport:
+        """Sends the module's weights; when it returns, every engine serves them.
+
+        Args:
+            model: plain or sharded with FSDP2 or tensor parallelism.
+            version: larger than every one published before.
+            names: only these weights, under their names in the module's state dict; all of them if None.
+
+        Raises:
+            TransferError: fewer replicas than ``min_replicas`` took the version; the others serve it all the same. A
+                replica that did not take it goes on serving what it had, and is asked to join again the next time.
+            ValueError: a name is not in the module.
+        """
+        self._publisher.drain()
+        held = weights(model)
+        return self._channel.publish(held, _owners(held, names), version)
+
+    def publish_async(self, model: nn.Module, version: int, *, names: Sequence[str] | None = None) -> Update:
+        """Begins to send the module's weights and returns; the next forward and backward may go on meanwhile.
+
+        Nothing may write the weights before :meth:`Update.wait_read` returns; :meth:`guard` sees to that for an
+        optimizer. Updates are carried out in order. Every trainer rank makes the same calls.
+
+        Args:
+            model: as for :meth:`publish`.
+            version: as for :meth:`publish`.
+            names: as for :meth:`publish`.
+
+        Raises:
+            TransferError: the update before has failed, and its result has not been asked for.
+            ValueError: a name is not in the module.
+        """
+        held = weights(model)
+        only = _owners(held, names)
+        # What the optimizer has enqueued comes before what the thread reads.
+        device = device_of(held)
+        written = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+        def publish(read: Callable[[], None]) -> UpdateReport:
+            if written is not None:
+                written.synchronize()
+            return self._channel.publish(held, only, version, read)
+
+        return self._publisher.submit(version, publish)
+
+    def guard(self, optimizer: torch.optim.Optimizer) -> None:
+        """From now on each of the optimizer's steps first waits until no update reads the weights any more."""
+        optimizer.register_step_pre_hook(lambda *_: self._publisher.wait_read())
+
+    def publish_adapter(
+        self,
+        name: str,
+        adapter: nn.Module | Mapping[str, torch.Tensor],
+        version: int,
+        *,
+        config: Any,
+        peft_name: str = "default",
+    ) -> UpdateReport:
+        """Sends a low-rank adapter's matrices alone; when it returns, every engine serves them under the name.
+
+        The weights that an engine was started with, or that were published, stay as they are. Engines must have been
+        started with ``--enable-lora``. A request uses the adapter by giving its name as ``model``.
+
+        Args:
+            name: of the adapter; any number of them may be published, each with versions of its own.
+            adapter: a model that PEFT has put adapters into, or matrices by PEFT's names, sharded or not.
+            version: larger than every one of this adapter before.
+            config: PEFT's ``LoraConfig``, or what is in ``adapter_config.json``.
+            peft_name: which of a model's adapters it is, in PEFT's words.
+
+        Raises:
+            TransferError: as for :meth:`publish`.
+            BridgeError: there is no matrix of an adapter, or no rank in its configuration.
+        """
+        self._publisher.drain()
+        described = adapter_of(name, config)
+        channel = self._adapters.get(name)
+        if channel is None or channel.adapter != described:
+            if channel is not None:
+                channel.close()
+            channel = self._adapters[name] = Channel(self._settings, self._ranks, described)
+        # An engine whose own weights were never replaced waits for nothing else.
+        return channel.publish(adapter_weights(adapter, peft_name), None, version, releases=self.version is None)
+
+    def rejoin(self, model: nn.Module | None = None) -> int:
+        """Gives the last version to replicas that came back since, and waits until enough replicas serve it.
+
+        Costs a few small messages if there is nothing to do. Every trainer rank calls it, with the weights as they were
+        published last: at the start of a step, and whenever no engine is left to answer. Adapters come back as they
+        were published, too.
+
+        Args:
+            model: as it was given to :meth:`publish`; None if only adapters were published.
+
+        Returns:
+            How many replicas took the version now, those of adapters added.
+
+        Raises:
+            TransferError: fewer replicas than ``min_replicas`` serve it, and no other comes.
+        """
+        self._publisher.drain()
+        taken = 0 if model is None else self._channel.rejoin(weights(model))
+        releases = self.version is None
+        return taken + sum(channel.rejoin(channel.held, releases=releases) for channel in self._adapters.values())
+
+    def begin(self) -> None:
+        """Tells the run that weights will come; every trainer rank calls it."""
+        if self._ranks.rank == 0:
+            self._channel.replicas.members.connected()
+
+    def info(self) -> list[dict[str, Any]]:
+        """What each healthy replica says of itself: its version, its state. Rank 0 only; empty elsewhere.
+
+        Raises:
+            ControlError: the run's control service does not answer.
+            TransferError: a replica does not answer.
+        """
+        if self._ranks.rank != 0:
+            return []
+        timeout_s = self._settings.timeout_s
+        # Whatever has been published so far: before the first version no replica is joined yet.
+        members = self._channel.replicas.members
+        replicas = [members.client(known) for known in members.ready()]
+        return in_parallel([partial(replica.call, "info", timeout_s=timeout_s) for replica in replicas])
+
+    def close(self) -> None:
+        """Says goodbye, after updates that are on their way; the engines go on serving what they have. Safe to call
+        twice.
+        """
+        self._publisher.close()
+        for channel in (self._channel, *self._adapters.values()):
+            channel.close()
+
+
+def _owners(held: Sequence[Weight], names: Sequence[str] | None) -> frozenset[str] | None:
+    """The names under which the storages of some weights travel: a tied weight's owner."""
+    if names is None:
+        return None
+    by_name = {weight.name: weight for weight in held}
+    unknown = [name for name in names if name not in by_name]
+    if unknown:
+        raise ValueError(f"The module has no weight named {unknown[0]!r}; it has {len(held)}, first: {held[0].name!r}.")
+    return frozenset(by_name[name].alias_of or name for name in names)

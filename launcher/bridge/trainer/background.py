@@ -1,0 +1,135 @@
+"""Updates that go on while the trainer computes its next step."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from launcher.common.errors import TransferError
+
+if TYPE_CHECKING:
+    from launcher.bridge.trainer.report import UpdateReport
+
+Publish = Callable[[Callable[[], None]], "UpdateReport"]
+"""Carries out one update, and calls its argument once the trainer's weights have been read."""
+
+
+class Update:
+    """One version on its way to the engines; made by :meth:`launcher.bridge.trainer.api.Bridge.publish_async`."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        self._read = threading.Event()
+        self._done = threading.Event()
+        self._report: UpdateReport | None = None
+        self._error: BaseException | None = None
+        self.is_observed = False
+        """Whether somebody has asked for the result."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended, well or not; never waits."""
+        return self._done.is_set()
+
+    def wait(self) -> None:
+        """Waits until it has ended, well or not; its own deadlines see to that."""
+        self._done.wait()
+
+    def wait_read(self) -> None:
+        """Waits until the trainer's weights may be written again: they have been read, or the update has failed.
+
+        Each step of an update has its deadline (``bridge.timeout_s``), so this ends.
+        """
+        self._read.wait()
+
+    def result(self, timeout_s: float | None = None) -> UpdateReport:
+        """What :meth:`~launcher.bridge.trainer.api.Bridge.publish` returns or raises, as soon as the update has ended.
+
+        Args:
+            timeout_s: longest wait; until its own deadlines end the update if None.
+
+        Raises:
+            TransferError: fewer replicas than wanted took the version; or it has not ended after ``timeout_s``.
+        """
+        if not self._done.wait(timeout_s):
+            raise TransferError(f"Version {self.version} has not reached the engines after {timeout_s:g} s.")
+        self.is_observed = True
+        if self._error is not None:
+            raise self._error
+        assert self._report is not None
+        return self._report
+
+    def carry_out(self, publish: Publish) -> None:
+        """Runs the update to its end, in the publisher's thread."""
+        try:
+            self._report = publish(self._read.set)
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._read.set()
+            self._done.set()
+
+
+class Publisher:
+    """Carries out updates in a thread, one after the other."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[tuple[Update, Publish] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._pending: deque[Update] = deque()
+
+    def submit(self, version: int, publish: Publish) -> Update:
+        """Has an update carried out after those that were submitted before.
+
+        Raises:
+            TransferError: one before has failed, and nobody has asked for its result.
+        """
+        self._forget_done()
+        if self._thread is None:
+            device = torch.cuda.current_device() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+            self._thread = threading.Thread(target=self._run, args=(device,), name="bridge-publish", daemon=True)
+            self._thread.start()
+        update = Update(version)
+        self._pending.append(update)
+        self._queue.put((update, publish))
+        return update
+
+    def wait_read(self) -> None:
+        """Waits until no update reads the trainer's weights any more."""
+        for update in self._pending:
+            update.wait_read()
+
+    def drain(self) -> None:
+        """Waits until every update has ended.
+
+        Raises:
+            TransferError: one has failed, and nobody has asked for its result.
+        """
+        for update in self._pending:
+            update.wait()
+        self._forget_done()
+
+    def close(self) -> None:
+        """Ends the thread after the updates that were submitted; their errors are left to who asks for them."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _forget_done(self) -> None:
+        while self._pending and self._pending[0].is_done:
+            update = self._pending.popleft()
+            if not update.is_observed:
+                update.result()
+
+    def _run(self, device: int | None) -> None:
+        if device is not None:
+            torch.cuda.set_device(device)
+        while (entry := self._queue.get()) is not None:
+            update, publish = entry
+            update.carry_out(publish)

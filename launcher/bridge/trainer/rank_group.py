@@ -1,0 +1,117 @@
+"""What the trainer's ranks tell each other about an update: small tensors through a group of their own, no pickle."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from launcher.bridge.groups import init_process_group
+from launcher.common.errors import TransferError
+
+
+def world() -> tuple[int, int]:
+    """This trainer rank and the number of ranks; one process without a default group is rank 0 of 1."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+class Ranks:
+    """The trainer's ranks among themselves. All of them make it, and make the same calls in the same order.
+
+    The program's default group serves once, to find each other. Afterwards an update may go on in a thread while the
+    program uses its own groups as it likes.
+
+    Args:
+        address: of this host, as the other ranks reach it.
+        timeout_s: deadline of each step of an update. While rank 0 takes two steps with the engines, such as to vote
+            and to commit, the other ranks wait; so a call here takes up to three times as long.
+
+    Raises:
+        RendezvousTimeout: not every rank came in time.
+    """
+
+    def __init__(self, address: str, timeout_s: float) -> None:
+        self.rank, self.size = world()
+        self._timeout_s = 3 * timeout_s
+        self._group: Any = None
+        if self.size == 1:
+            return
+        timeout = timedelta(seconds=self._timeout_s)
+        served = None
+        if self.rank == 0:
+            served = dist.TCPStore(address, 0, is_master=True, timeout=timeout, wait_for_workers=False)
+        host, port = _from_rank_0(None if served is None else [address, served.port])
+        store = served or dist.TCPStore(host, port, is_master=False, timeout=timeout)
+        self._group = init_process_group(
+            "gloo",
+            timeout=timeout,
+            world_size=self.size,
+            rank=self.rank,
+            store=store,
+            group_name="bridge",
+            address=address,
+        )
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's JSON value, on every rank; the others' argument is ignored.
+
+        Raises:
+            TransferError: a rank did not take part in time.
+        """
+        if self.size == 1:
+            return value
+        encoded = _encoded(value) if self.rank == 0 else torch.empty(0, dtype=torch.uint8)
+        length = torch.tensor([encoded.numel()], dtype=torch.int64)
+        self._finish(self._group.broadcast(length, 0))
+        content = encoded if self.rank == 0 else torch.empty(int(length), dtype=torch.uint8)
+        self._finish(self._group.broadcast(content, 0))
+        return json.loads(content.numpy().tobytes())
+
+    def add_up(self, numbers: torch.Tensor) -> torch.Tensor:
+        """int64 sums over all ranks, modulo 2 ** 64, on every rank.
+
+        Raises:
+            TransferError: a rank did not take part in time.
+        """
+        if self.size > 1:
+            self._finish(self._group.allreduce(numbers))
+        return numbers
+
+    def gather_pairs(self, pair: tuple[int, int]) -> list[tuple[int, int]]:
+        """Each rank's pair of integers, in the order of ranks, on every rank.
+
+        Raises:
+            TransferError: a rank did not take part in time.
+        """
+        table = torch.zeros(self.size, 2, dtype=torch.int64)
+        table[self.rank] = torch.tensor(pair)
+        return [(int(node), int(gpu)) for node, gpu in self.add_up(table).tolist()]
+
+    def _finish(self, work: Any) -> None:
+        try:
+            if not work.wait(timedelta(seconds=self._timeout_s)):
+                raise TransferError(
+                    f"An exchange between the trainer's ranks did not end within {self._timeout_s:g} s."
+                )
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise TransferError(f"An exchange between the trainer's ranks failed: {reason}") from error
+
+
+def _from_rank_0(value: Any) -> Any:
+    """Rank 0's short JSON value, through the default group."""
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    content = torch.zeros(256, dtype=torch.uint8)
+    if value is not None:
+        encoded = _encoded(value)
+        content[: encoded.numel()] = encoded
+    content = content.to(device)
+    dist.broadcast(content, src=0)
+    return json.loads(content.cpu().numpy().tobytes().rstrip(b"\0"))
+
+
+def _encoded(value: Any) -> torch.Tensor:
+    return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)

@@ -1,0 +1,175 @@
+"""One trainer rank's end of the data plane: its messages of one version to one replica."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+
+from launcher.bridge.codec.delta.encode import Scratch, encode
+from launcher.bridge.codec.delta.head import HEAD_BYTES
+from launcher.bridge.codec.messages import Messages
+from launcher.bridge.codec.zero_copy import cut, sent_from
+from launcher.bridge.negotiation import restricted
+from launcher.bridge.plan import Message, Plan
+from launcher.bridge.transport.base import DirectSendWire, SendWire, Transfer
+from launcher.common.errors import TransferError
+
+IN_FLIGHT = 4
+"""Messages that wait for their receivers at a time; bounds the sender's memory to as many packed messages."""
+
+
+Piece = tuple[int, Callable[[torch.Tensor], None] | torch.Tensor]
+"""One thing that goes over a wire: how many bytes, and what fills a buffer with them, or they themselves."""
+
+
+class ReplicaSender:
+    """Sends versions to one replica.
+
+    Args:
+        plan: the agreed plan of this replica.
+        rank: this trainer rank.
+        wires: to every worker that it sends anything, by rank of the worker.
+        verify: also compute the digest of what is sent.
+    """
+
+    def __init__(self, *, plan: Plan, rank: int, wires: Mapping[int, SendWire], verify: bool) -> None:
+        self.plan = plan
+        self._outgoing = list(plan.outgoing(rank))
+        # Changes are few: they go as messages of their rounds.
+        self._cut = list(cut(self._outgoing, lambda message: isinstance(wires[message.receiver.rank], DirectSendWire)))
+        self._wires = wires
+        self._verify = verify
+        self._scratch = Scratch()
+        self._messages = Messages(plan, self._cut)
+        self.workers = len(plan.engines[0].locations)
+        self.committed: int | None = None
+        """The version that the replica has committed since it was joined; the caller says so."""
+
+    def send(
+        self,
+        shards: Mapping[str, torch.Tensor],
+        only: frozenset[str] | None,
+        deadline: float,
+        base: Mapping[str, torch.Tensor] | None = None,
+    ) -> Sent:
+        """Sends this rank's messages.
+
+        Args:
+            shards: what this rank holds, by name.
+            only: these tensors; None for all.
+            deadline: ``time.monotonic()`` by which the last one must have gone.
+            base: what this rank held of the version that the replica has: only what has changed since is sent.
+
+        Raises:
+            TransferError: one did not go in time.
+        """
+        sent = Sent(self.workers)
+        waiting: deque[tuple[Message, Transfer]] = deque()
+        for message in self._cut if base is None else self._outgoing:
+            part = restricted(message, only)
+            if part is None:
+                continue
+            worker = part.receiver.rank
+            with torch.no_grad():
+                for nbytes, content in self._pieces(part, shards, base, sent):
+                    while len(waiting) >= IN_FLIGHT:
+                        _finish(*waiting.popleft(), deadline)
+                    with _told(part):
+                        waiting.append((part, _post(self._wires[worker], nbytes, content, deadline)))
+                    sent.bytes += nbytes
+                if self._verify:
+                    # While the message is on its way.
+                    sent.add_digest(worker, self._messages.digest_sent(part, shards))
+        while waiting:
+            _finish(*waiting.popleft(), deadline)
+        return sent
+
+    def _pieces(
+        self,
+        message: Message,
+        shards: Mapping[str, torch.Tensor],
+        base: Mapping[str, torch.Tensor] | None,
+        sent: Sent,
+    ) -> list[Piece]:
+        if base is None:
+            is_direct = isinstance(self._wires[message.receiver.rank], DirectSendWire)
+            content = sent_from(self.plan, message, shards) if is_direct else None
+            return [(message.nbytes, content if content is not None else partial(self._messages.pack, message, shards))]
+        changes = encode(self.plan, message, shards, base, self._scratch)
+        sent.compared += changes.compared
+        sent.changed += changes.changed
+        body: list[Piece] = [(changes.head.nbytes, changes.write)] if changes.head.nbytes else []
+        return [(HEAD_BYTES, changes.head.write), *body]
+
+    def close(self) -> None:
+        """Leaves the wires."""
+        for wire in self._wires.values():
+            wire.abort()
+
+
+class RelayedSender(ReplicaSender):
+    """Of a replica to which another one relays: the trainer's ranks send it nothing.
+
+    Args:
+        plan: the agreed plan of both replicas.
+        parent: index of the one that relays.
+    """
+
+    def __init__(self, *, plan: Plan, parent: int) -> None:
+        super().__init__(plan=plan, rank=-1, wires={}, verify=False)
+        self.parent = parent
+
+
+class Sent:
+    """What one rank sent to one replica: bytes, and a digest for each worker."""
+
+    def __init__(self, workers: int) -> None:
+        self.bytes = 0
+        self.compared = self.changed = 0
+        """Words that were compared with those of the version before, and that had changed."""
+
+        self._digests: list[torch.Tensor | int] = [0] * workers
+
+    def add_digest(self, worker: int, value: torch.Tensor) -> None:
+        """Adds one message's sum to its receiver's, modulo 2 ** 64."""
+        self._digests[worker] = self._digests[worker] + value
+
+    def digests(self) -> torch.Tensor:
+        """int64, one for each worker."""
+        return torch.stack([torch.as_tensor(value, dtype=torch.int64).cpu() for value in self._digests])
+
+
+def largest_messages(plan: Plan, rank: int) -> dict[int, int]:
+    """Bytes of the largest message of a trainer rank to each worker that it sends anything."""
+    largest: dict[int, int] = {}
+    for message in plan.outgoing(rank):
+        largest[message.receiver.rank] = max(message.nbytes, HEAD_BYTES, largest.get(message.receiver.rank, 0))
+    return largest
+
+
+def _post(
+    wire: SendWire, nbytes: int, content: Callable[[torch.Tensor], None] | torch.Tensor, deadline: float
+) -> Transfer:
+    if isinstance(content, torch.Tensor):
+        assert isinstance(wire, DirectSendWire)
+        return wire.post_send_from(content)
+    buffer = wire.buffer(nbytes, deadline)
+    content(buffer)
+    return wire.post_send(buffer)
+
+
+def _finish(message: Message, transfer: Transfer, deadline: float) -> None:
+    with _told(message):
+        transfer.poll(deadline)
+
+
+@contextmanager
+def _told(message: Message) -> Iterator[None]:
+    try:
+        yield
+    except TransferError as error:
+        raise TransferError(f"sending round {message.round} to worker {message.receiver.rank} {error}") from error

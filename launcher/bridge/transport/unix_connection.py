@@ -1,0 +1,205 @@
+"""A line between two processes of one host: a Unix socket, each end of which has proven who it is.
+
+The socket has an abstract name, which no file stands for, so that nothing is left when a process is killed; the kernel
+tells the other end at once. Opening, after the connection is made::
+
+    both  -> 16 random bytes
+    both  -> HMAC-SHA256(secret, role, both sides' random bytes); wrong: the connection is closed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import select
+import socket
+import struct
+import threading
+import time
+from typing import Any
+
+from launcher.bridge.transport.base import Meeting, Pair
+from launcher.common.errors import BridgeError, RendezvousTimeout, TransferError
+
+NONCE_BYTES = 16
+PROOF_BYTES = 32
+LENGTH = struct.Struct("!I")
+LONGEST_HELLO = 1 << 16
+RETRY_S = 0.02
+LARGEST_READ = 4096
+GONE = "failed: the other end is gone."
+LATE = "did not complete within its deadline."
+
+
+class Line:
+    """One end. One thread at a time uses it; any thread may close it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._busy = threading.Lock()
+        self._closed = False
+
+    def send(self, data: bytes, deadline: float) -> None:
+        """Sends a few bytes.
+
+        Raises:
+            TransferError: the other end is gone, or has not read for long.
+        """
+        self._do(lambda: self._sock.sendall(data), deadline)
+
+    def receive(self, deadline: float, *, at_most: int = LARGEST_READ) -> bytes:
+        """What has come, at least one byte.
+
+        Raises:
+            TransferError: the other end is gone, or nothing comes in time.
+        """
+        data: bytes = self._do(lambda: self._sock.recv(at_most), deadline)
+        if not data:
+            raise TransferError(GONE)
+        return data
+
+    def waiting(self) -> int:
+        """How many bytes have come; they are taken. Never waits.
+
+        Raises:
+            TransferError: the other end is gone.
+        """
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        return len(self.receive(time.monotonic())) if poller.poll(0) else 0
+
+    def receive_all(self, size: int, deadline: float) -> bytes:
+        """Exactly ``size`` bytes.
+
+        Raises:
+            TransferError: the other end is gone, or they do not come in time.
+        """
+        data = b""
+        while len(data) < size:
+            data += self.receive(deadline, at_most=size - len(data))
+        return data
+
+    def say(self, words: dict[str, Any], deadline: float, fds: tuple[int, ...] = ()) -> None:
+        """Sends a JSON object and open files.
+
+        Raises:
+            TransferError: the other end is gone.
+        """
+        text = json.dumps(words).encode()
+        self._do(lambda: socket.send_fds(self._sock, [LENGTH.pack(len(text))], fds), deadline)
+        self.send(text, deadline)
+
+    def hear(self, deadline: float, *, fds: int = 0) -> tuple[dict[str, Any], list[int]]:
+        """A JSON object and the open files that came with it, which the caller closes.
+
+        Raises:
+            TransferError: the other end is gone, or says nothing in time.
+        """
+        head, files, _flags, _address = self._do(
+            lambda: socket.recv_fds(self._sock, LENGTH.size, fds, socket.MSG_CMSG_CLOEXEC), deadline
+        )
+        try:
+            head += self.receive_all(LENGTH.size - len(head), deadline)
+            (size,) = LENGTH.unpack(head)
+            if size > LONGEST_HELLO:
+                raise TransferError(f"failed: the other end says {size} bytes at once.")
+            words: dict[str, Any] = json.loads(self.receive_all(size, deadline))
+        except BaseException:
+            for fd in files:
+                os.close(fd)
+            raise
+        return words, list(files)
+
+    def close(self) -> None:
+        """Hangs up; whoever waits at either end learns it at once."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        with self._busy:  # Not under the feet of a thread that still waits.
+            self._closed = True
+            self._sock.close()
+
+    def _do(self, action: Any, deadline: float) -> Any:
+        with self._busy:
+            if self._closed:
+                raise TransferError("failed: this end has left.")
+            left = deadline - time.monotonic()
+            self._sock.settimeout(max(0.001, left))
+            try:
+                return action()
+            except TimeoutError:
+                raise TransferError(LATE) from None
+            except OSError as error:
+                raise TransferError(GONE) from error
+
+
+def call(meeting: Meeting, pair: Pair) -> Line:
+    """The sender's end: waits until the receiver listens.
+
+    Raises:
+        RendezvousTimeout: it does not, or proves to be somebody else.
+    """
+    deadline = time.monotonic() + meeting.timeout_s
+    while True:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            sock.connect(_name(meeting, pair))
+            return _proven(Line(sock), meeting, pair, b"sender", b"receiver", deadline)
+        except OSError as error:
+            sock.close()
+            if time.monotonic() > deadline:
+                raise RendezvousTimeout(_nobody(meeting, pair)) from error
+            time.sleep(RETRY_S)
+
+
+def answer(meeting: Meeting, pair: Pair) -> Line:
+    """The receiver's end: waits for the sender.
+
+    Raises:
+        RendezvousTimeout: it does not call, or proves to be somebody else.
+    """
+    deadline = time.monotonic() + meeting.timeout_s
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        try:
+            server.bind(_name(meeting, pair))
+            server.listen(1)
+            server.settimeout(max(0.001, deadline - time.monotonic()))
+            sock, _address = server.accept()
+        except OSError as error:
+            raise RendezvousTimeout(_nobody(meeting, pair)) from error
+    return _proven(Line(sock), meeting, pair, b"receiver", b"sender", deadline)
+
+
+def _name(meeting: Meeting, pair: Pair) -> str:
+    return f"\0launcher-{_mac(meeting, f'{meeting.group}/{pair}'.encode()).hex()}"
+
+
+def _proven(line: Line, meeting: Meeting, pair: Pair, us: bytes, them: bytes, deadline: float) -> Line:
+    ours = secrets.token_bytes(NONCE_BYTES)
+    try:
+        line.send(ours, deadline)
+        theirs = line.receive_all(NONCE_BYTES, deadline)
+        line.send(_mac(meeting, us + ours + theirs), deadline)
+        proof = line.receive_all(PROOF_BYTES, deadline)
+    except TransferError as error:
+        line.close()
+        raise RendezvousTimeout(_nobody(meeting, pair)) from error
+    if not hmac.compare_digest(proof, _mac(meeting, them + theirs + ours)):
+        line.close()
+        raise BridgeError(f"Somebody else is at the wire {pair} of {meeting.group}.")
+    return line
+
+
+def _mac(meeting: Meeting, text: bytes) -> bytes:
+    return hmac.new(meeting.secret.encode(), text, hashlib.sha256).digest()
+
+
+def _nobody(meeting: Meeting, pair: Pair) -> str:
+    return (
+        f"Trainer rank {pair.sender} and worker {pair.receiver} of one host did not meet within"
+        f" {meeting.timeout_s:g} s."
+    )

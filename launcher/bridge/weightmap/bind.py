@@ -1,0 +1,209 @@
+"""Makes a binding: follows the model's own loader, then the rules, then leaves what is left to the loader itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from launcher.bridge.manifest import Manifest
+from launcher.bridge.plan import Box
+from launcher.bridge.plan.boxes import describe
+from launcher.bridge.weightmap.coverage import Coverage, cover
+from launcher.bridge.weightmap.model import Binding, Bound, Way
+from launcher.bridge.weightmap.names import Views, checkpoint_views
+from launcher.bridge.weightmap.record import Loader, Record, Recorder
+from launcher.bridge.weightmap.rules import Place, Rule, fused_name, is_padded
+from launcher.bridge.weightmap.rules import views as rule_views
+from launcher.bridge.weightmap.storages import Sources, Targets
+from launcher.bridge.weightmap.strided import Layout
+from launcher.bridge.weightmap.trace import Trace, trace
+from launcher.common.errors import BridgeError
+
+KEPT = (r".*\.(k|v|q|prob)_scale",)
+"""Parameters that checkpoints rarely have: an engine's own defaults for them are right."""
+
+
+def bind(
+    load: Loader,
+    live: Mapping[str, Tensor],
+    manifest: Manifest,
+    *,
+    views: Views | None = None,
+    rules: Mapping[str, Rule] | None = None,
+    place: Place | None = None,
+    processed: Mapping[str, str] | None = None,
+    packed: Mapping[str, str] | None = None,
+    kept: Sequence[str] = KEPT,
+) -> Binding:
+    """How the trainer's tensors fill one worker's parameters. Nothing is written, and no memory is taken.
+
+    Args:
+        load: The model's ``load_weights``.
+        live: Its parameters, and the buffers that its loader may write, by all their names.
+        manifest: The trainer's tensors.
+        views: From the trainer's names to the checkpoint's; by default the usual ones.
+        rules: The second way, by trainer name.
+        place: Of this worker, for the rules.
+        processed: Parameters that the engine does not keep as its loader wrote them, with the reason. They can only be
+            staged.
+        packed: Parameters that are so, but by a packing of the same shape that the worker can repeat, with its name.
+        kept: Regular expressions of the parameters that need no tensor of the trainer.
+
+    Raises:
+        BridgeError: The loader refuses a tensor of the trainer, or a parameter would not be wholly written.
+    """
+    targets, sources = Targets.of(live), Sources(manifest)
+    seen = trace(load, sources, targets, views or checkpoint_views(manifest))
+    binder = _Binder(
+        targets=targets, sources=sources, seen=seen, processed=processed or {}, packed=packed or {}, kept=kept
+    )
+    if rules:
+        binder.consult(rules, place or Place())
+    return binder.finish(manifest)
+
+
+class _Binder:
+    def __init__(
+        self,
+        *,
+        targets: Targets,
+        sources: Sources,
+        seen: Trace,
+        processed: Mapping[str, str],
+        packed: Mapping[str, str],
+        kept: Sequence[str],
+    ) -> None:
+        self.targets, self.sources, self.seen = targets, sources, seen
+        self._processed = processed
+        self._kept = [re.compile(pattern) for pattern in kept]
+        self._covered: dict[str, Coverage] = {}
+        self._ways: dict[str, tuple[Way, str]] = {}
+        for name, target in targets.by_name.items():
+            record = seen.records.get(name)
+            if record is None and not isinstance(target.tensor, torch.nn.Parameter):
+                continue  # a buffer that is no weight
+            coverage = self._cover(name, record or Record())
+            self._covered[name] = coverage
+            reason = processed.get(name) or (record.unknown if record else "") or coverage.problem
+            if not reason and coverage.missing and (near := self._interrupted_near(name)):
+                reason = seen.interrupted[near[0]]
+            self._ways[name] = (Way.STAGED, reason) if reason else _followed(packed.get(name, ""))
+
+    def consult(self, rules: Mapping[str, Rule], place: Place) -> None:
+        """Takes the rules for what could not be followed, where they fill all of it."""
+        wanted = {name for name, (way, _) in self._ways.items() if way is Way.STAGED and name not in self._processed}
+        recorder = Recorder(self.sources, self.targets)
+        for name, rule in rules.items():
+            into = fused_name(rule.vllm_name, self.targets.by_name)
+            if into not in wanted or name not in self.sources.entries:
+                continue
+            with torch.no_grad(), recorder:
+                recorder.current = name
+                parameter = self.targets.by_name[into].tensor.detach()
+                view, source = rule_views(
+                    name, self.sources.stand_in(name), replace(rule, vllm_name=into), parameter, place
+                )
+                view.copy_(source)
+                if is_padded(name) and len(view) < len(parameter):
+                    parameter[len(view) :].fill_(0)
+        for name in wanted & recorder.records.keys():
+            record = recorder.records[name]
+            seen = self.seen.records.get(name) or Record()
+            fills = [event for event in seen.events if isinstance(event, Box)]
+            coverage = self._cover(name, Record(events=[*fills, *record.events]))
+            if not (record.unknown or coverage.problem or coverage.missing):
+                self._covered[name] = coverage
+                self._ways[name] = (Way.RULES, self._ways[name][1])
+
+    def finish(self, manifest: Manifest) -> Binding:
+        """The binding, with whole modules staged: a loader that processes needs all of a module's tensors at once."""
+        modules = {_module(name): name for name, (way, _) in self._ways.items() if way is Way.STAGED}
+        staged: set[str] = set()
+        parameters = []
+        for name, (way, reason) in self._ways.items():
+            beside = modules.get(_module(name))
+            if beside is None or (way is not Way.STAGED and name not in self.seen.records):
+                parameters.append(self._bound(name, way, reason))
+                continue
+            feeding = self._feeding(name)
+            staged |= {self._owner(source) for source in feeding}
+            why = reason if way is Way.STAGED else f"its module is loaded as a whole, for `{beside}`"
+            parameters.append(self._bound(name, Way.STAGED if feeding else Way.KEPT, why))
+        used = staged | {copy.source_name for bound in parameters for copy in bound.copies}
+        return Binding(
+            manifest=manifest,
+            parameters=tuple(parameters),
+            staged=tuple(entry.name for entry in manifest if entry.name in staged),
+            unused=tuple(entry.name for entry in manifest if entry.name not in used),
+        )
+
+    def _bound(self, name: str, way: Way, reason: str) -> Bound:
+        tensor, coverage = self.targets.by_name[name].tensor, self._covered[name]
+        copied = way in (Way.TRACED, Way.PACKED, Way.RULES)
+        if copied and coverage.missing:
+            if not self._is_kept(name):
+                raise BridgeError(self._missing(name, coverage))
+            if not coverage.copies:
+                way, reason, copied = Way.KEPT, "the trainer has no tensor for it", False
+        return Bound(
+            name=name,
+            shape=tuple(tensor.shape),
+            strides=tuple(tensor.stride()),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            way=way,
+            reason=reason,
+            copies=coverage.copies if copied else (),
+            padding=(*coverage.padding, *coverage.missing) if copied else (),
+            aliases=tuple(self.targets.aliases.get(name, ())),
+        )
+
+    def _feeding(self, name: str) -> set[str]:
+        record = self.seen.records.get(name)
+        feeding = (record.sources if record else set()) | set(self._interrupted_near(name))
+        if not feeding and not self._is_kept(name):
+            raise BridgeError(self._missing(name, self._covered[name]))
+        return feeding
+
+    def _cover(self, name: str, record: Record) -> Coverage:
+        tensor = self.targets.by_name[name].tensor
+        return cover(Layout(tuple(tensor.shape), tuple(tensor.stride())), record.events)
+
+    def _is_kept(self, name: str) -> bool:
+        return any(pattern.fullmatch(name) for pattern in self._kept)
+
+    def _owner(self, source: str) -> str:
+        return self.sources.entries[source].alias_of or source
+
+    def _interrupted_near(self, name: str) -> list[str]:
+        layer = _layer(name)
+        return [source for source in self.seen.interrupted if _layer(source) == layer]
+
+    def _missing(self, name: str, coverage: Coverage) -> str:
+        shape = tuple(self.targets.by_name[name].tensor.shape)
+        record = self.seen.records.get(name)
+        fed = f" (only `{'`, `'.join(sorted(record.sources))}`)" if record and record.sources else ""
+        what = f"elements {describe(coverage.missing[0])}" if fed else "no element"
+        verb = "are written by no" if fed else "is written by a"
+        return (
+            f"The engine's `{name}` {shape}: {what} {verb} tensor of the trainer{fed}."
+            " HINT: publish all weights of the model, under the names of its checkpoint."
+        )
+
+
+def _followed(packing: str) -> tuple[Way, str]:
+    return (Way.PACKED, packing) if packing else (Way.TRACED, "")
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _layer(name: str) -> str:
+    """The name up to its first number, which is the layer's: as near as names tell without the loader's help."""
+    parts = name.split(".")
+    last = next((i for i, part in enumerate(parts) if part.isdecimal()), len(parts) - 2)
+    return ".".join(parts[: last + 1])

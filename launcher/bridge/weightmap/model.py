@@ -1,0 +1,201 @@
+"""What a binding says: which boxes of the trainer's tensors fill each parameter of one engine worker, and how."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from launcher.bridge.manifest import Entry, Manifest
+from launcher.bridge.manifest import from_json as manifest_from_json
+from launcher.bridge.plan import Box
+
+
+class Way(StrEnum):
+    """How a parameter gets its values."""
+
+    TRACED = "traced"
+    """Copies that the model's own loader was seen to make."""
+
+    PACKED = "packed"
+    """The same copies beside the parameter, and the engine's own packing of the whole when it is written."""
+
+    RULES = "rules"
+    """Copies that a table of rules gives, where the loader could not be followed."""
+
+    STAGED = "staged"
+    """Whole tensors through the model's own loader, for every version anew."""
+
+    KEPT = "kept"
+    """No tensor of the trainer feeds it: it keeps what it has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """One box of one trainer tensor and the elements of one parameter that it fills.
+
+    The box, read in row-major order and viewed as ``shape``, goes to the strided view of the parameter. ``shape`` is
+    the box's own where no dimension is taken apart.
+    """
+
+    source_name: str
+    source_box: Box
+    """In coordinates of the whole trainer tensor."""
+
+    parameter: str
+    offset: int
+    """Elements from the parameter's first."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """Elements between neighbours in the parameter's storage."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """One parameter (or buffer that the loader writes) of the worker."""
+
+    name: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    way: Way
+    reason: str = ""
+    """Why not simply traced; empty otherwise."""
+
+    copies: tuple[Copy, ...] = ()
+    padding: tuple[Box, ...] = ()
+    """Regions that no tensor feeds: the loader fills them with a constant, once (a padded vocabulary)."""
+
+    aliases: tuple[str, ...] = ()
+    """Other names of the same storage (tied weights)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """Everything that one worker needs of the trainer for one version; a value, the same for every version."""
+
+    manifest: Manifest
+    """The trainer's tensors that it was made for."""
+
+    parameters: tuple[Bound, ...]
+    staged: tuple[str, ...] = ()
+    """Trainer tensors that go whole through the loader, for the parameters bound that way."""
+
+    unused: tuple[str, ...] = ()
+    """Trainer tensors that this worker does not need: other ranks' layers or experts, the other name of a tied one."""
+
+    @property
+    def copies(self) -> tuple[Copy, ...]:
+        """All copies, in the order of the parameters."""
+        return tuple(copy for bound in self.parameters for copy in bound.copies)
+
+    @property
+    def ways(self) -> dict[str, Way]:
+        """Which way was taken, by parameter."""
+        return {bound.name: bound.way for bound in self.parameters}
+
+    def describe(self) -> str:
+        """For people: the ways with their counts, then everything that is not a plain traced parameter."""
+        counts = Counter(bound.way for bound in self.parameters)
+        head = ", ".join(f"{counts[way]} {way}" for way in Way if counts[way])
+        return "\n".join([f"{len(self.parameters)} parameters: {head}", *self._remarks()])
+
+    def _remarks(self) -> Iterator[str]:
+        for bound in self.parameters:
+            if bound.way is not Way.TRACED:
+                yield f"  {bound.way:<7} {bound.name}: {bound.reason}"
+            for box in bound.padding:
+                yield f"  padding {bound.name}: {box.volume} elements from {list(box.start)} to {list(box.stop)}"
+            for alias in bound.aliases:
+                yield f"  tied    {alias} is {bound.name}"
+        for name in self.unused:
+            yield f"  unused  {name}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, equal exactly when the bindings are."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "manifest": [asdict(entry) for entry in self.manifest],
+            "parameters": [_bound_to_json(bound) for bound in self.parameters],
+            "staged": list(self.staged),
+            "unused": list(self.unused),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Binding:
+        """The binding of its JSON form.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is not one.
+        """
+        return cls(
+            manifest=manifest_from_json(data["manifest"]),
+            parameters=tuple(_bound_from_json(item) for item in data["parameters"]),
+            staged=tuple(data["staged"]),
+            unused=tuple(data["unused"]),
+        )
+
+    def owners(self) -> dict[str, Entry]:
+        """The trainer's tensors that have bytes of their own, by name."""
+        return {entry.name: entry for entry in self.manifest if entry.alias_of is None}
+
+
+def never_used(bindings: Sequence[Binding]) -> tuple[str, ...]:
+    """Trainer tensors that no worker of a replica takes: the engine's loader drops some unknown names in silence.
+
+    A tied tensor's other name is none of them.
+    """
+    unused = [set(binding.unused) for binding in bindings]
+    return tuple(
+        e.name for e in bindings[0].manifest if e.alias_of is None and all(e.name in names for names in unused)
+    )
+
+
+def _bound_to_json(bound: Bound) -> dict[str, Any]:
+    return {
+        "name": bound.name,
+        "shape": bound.shape,
+        "strides": bound.strides,
+        "dtype": bound.dtype,
+        "way": str(bound.way),
+        "reason": bound.reason,
+        "copies": [
+            [c.source_name, c.source_box.start, c.source_box.stop, c.offset, c.shape, c.strides] for c in bound.copies
+        ],
+        "padding": [[box.start, box.stop] for box in bound.padding],
+        "aliases": bound.aliases,
+    }
+
+
+def _bound_from_json(item: Mapping[str, Any]) -> Bound:
+    return Bound(
+        name=str(item["name"]),
+        shape=tuple(item["shape"]),
+        strides=tuple(item["strides"]),
+        dtype=str(item["dtype"]),
+        way=Way(item["way"]),
+        reason=str(item["reason"]),
+        copies=tuple(
+            Copy(
+                source_name=str(source),
+                source_box=Box(tuple(start), tuple(stop)),
+                parameter=str(item["name"]),
+                offset=int(offset),
+                shape=tuple(shape),
+                strides=tuple(strides),
+            )
+            for source, start, stop, offset, shape, strides in item["copies"]
+        ),
+        padding=tuple(Box(tuple(start), tuple(stop)) for start, stop in item["padding"]),
+        aliases=tuple(item["aliases"]),
+    )

@@ -1,0 +1,173 @@
+"""Puts a received version into the worker's live parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from launcher.bridge.mode import Mode
+from launcher.bridge.plan import Box
+from launcher.bridge.weightmap.model import Binding, Bound, Copy, Way
+from launcher.bridge.weightmap.names import Views, checkpoint_views
+from launcher.bridge.weightmap.needs import asides, direct, staged_name
+from launcher.common.errors import BridgeError
+
+Load = Callable[[Iterable[tuple[str, Tensor]]], object]
+"""Loads whole tensors under the checkpoint's names."""
+
+Pack = Callable[[Tensor], Tensor]
+"""From a parameter as the loader writes it to what the engine keeps of it, of the same shape."""
+
+
+class Writer:
+    """Owns the tensors that receive a version, and writes it when all of them are filled.
+
+    Everything is looked up once; `commit` is one grouped copy, and the loader for what is staged.
+
+    Args:
+        binding: Of this worker.
+        live: The worker's parameters by name.
+        load: For a binding with staged tensors.
+        pack: For packed parameters, by name.
+        views: As for :func:`launcher.bridge.weightmap.bind.bind`.
+        mode: Where a version is received. What cannot be received in place has a copy in every mode.
+
+    Raises:
+        BridgeError: The parameters are not those that were bound, or ``load`` or ``pack`` is missing.
+    """
+
+    def __init__(
+        self,
+        binding: Binding,
+        live: Mapping[str, Tensor],
+        *,
+        load: Load | None = None,
+        pack: Mapping[str, Pack] | None = None,
+        views: Views | None = None,
+        mode: Mode = Mode.SHADOW,
+    ) -> None:
+        self._binding, self._load, self._mode = binding, load, mode
+        self._views = views or checkpoint_views(binding.manifest)
+        if binding.staged and load is None:
+            raise BridgeError(f"`{binding.staged[0]}` is bound through the engine's loader, but no loader was given.")
+        self.received: dict[str, Tensor] = {}
+        """By the names of :func:`launcher.bridge.weightmap.needs.needs`: what a receiver unpacks into."""
+
+        self._in_place: set[str] = set()
+        self._pack: list[tuple[Tensor, Tensor, Pack]] = []
+        self._to: list[Tensor] = []
+        self._from: list[Tensor] = []
+        device = next(iter(live.values())).device if live else torch.device("cpu")
+        for bound in binding.parameters:
+            check(bound, live)
+            parameter = live[bound.name].data
+            if bound.way is Way.PACKED:
+                self._packed(bound, parameter, (pack or {}).get(bound.name))
+                continue
+            if direct(bound) is not None:
+                self._direct(bound, parameter)
+                continue
+            for name, copy in asides(bound):
+                aside = self._beside(parameter, copy.source_box.shape)
+                self.received[name] = aside
+                self._pair(place(parameter, copy), aside.view(copy.shape))
+        owners = binding.owners()
+        for source in binding.staged:
+            entry = owners[source]
+            like = torch.empty(0, dtype=getattr(torch, entry.dtype), device=device)
+            whole = self._beside(like, entry.shape)
+            self.received[staged_name(source)] = whole
+
+    @property
+    def extra_bytes(self) -> int:
+        """Memory beyond the live parameters."""
+        return sum(t.numel() * t.element_size() for name, t in self.received.items() if name not in self._in_place)
+
+    def commit(self) -> None:
+        """Writes what was received. The engine must not run a forward pass meanwhile."""
+        with torch.no_grad():
+            if self._to:
+                torch._foreach_copy_(self._to, self._from)
+            for parameter, loaded, pack in self._pack:
+                parameter.copy_(pack(loaded))
+            if self._load is not None and self._binding.staged:
+                self._load(self._staged())
+
+    def _beside(self, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """Memory to receive into, of another tensor's type."""
+        if self._mode is not Mode.HOST_SHADOW:
+            return torch.empty(shape, dtype=like.dtype, device=like.device)
+        # Pinned, so that the copy to the device is one transfer at full speed.
+        return torch.empty(shape, dtype=like.dtype, pin_memory=like.device.type == "cuda")
+
+    def _direct(self, bound: Bound, parameter: Tensor) -> None:
+        if self._mode is Mode.INPLACE:
+            self.received[bound.name] = parameter
+            self._in_place.add(bound.name)
+            return
+        shadow = self._beside(parameter, parameter.shape)
+        for box in bound.padding:
+            # Never received, and written back with the rest.
+            shadow[box.slices()].copy_(parameter[box.slices()])
+        self.received[bound.name] = shadow
+        self._pair(parameter, shadow)
+
+    def _packed(self, bound: Bound, parameter: Tensor, pack: Pack | None) -> None:
+        if pack is None or direct(bound) is None or bound.padding:
+            raise BridgeError(f"`{bound.name}` is packed by the engine ({bound.reason}) and cannot be written.")
+        self.received[bound.name] = self._beside(parameter, parameter.shape)
+        self._pack.append((parameter, self.received[bound.name], pack))
+
+    def _pair(self, to: Tensor, source: Tensor) -> None:
+        if to.numel():
+            self._to.append(to)
+            self._from.append(source)
+
+    def _staged(self) -> Iterable[tuple[str, Tensor]]:
+        whole = {name: self.received[staged_name(name)] for name in self._binding.staged}
+        for entry in self._binding.manifest:
+            tensor = whole.get(entry.alias_of or entry.name)
+            if tensor is not None:
+                yield from self._views(entry.name, tensor)
+
+
+def apply(binding: Binding, live: Mapping[str, Tensor], slices: Mapping[tuple[str, Box], Tensor]) -> None:
+    """Copies received slices, by trainer name and box, straight into live parameters.
+
+    Raises:
+        BridgeError: A slice is missing or has another shape, or a parameter is staged or packed.
+    """
+    special = next((b.name for b in binding.parameters if b.way in (Way.STAGED, Way.PACKED)), None)
+    if special is not None:
+        raise BridgeError(f"`{special}` is more than copied to: a Writer is needed.")
+    with torch.no_grad():
+        for bound in binding.parameters:
+            check(bound, live)
+            for copy in bound.copies:
+                piece = slices.get((copy.source_name, copy.source_box))
+                if piece is None or tuple(piece.shape) != copy.source_box.shape:
+                    got = "was not received" if piece is None else f"has shape {tuple(piece.shape)}"
+                    raise BridgeError(f"`{bound.name}`: {copy.source_box} of `{copy.source_name}` {got}.")
+                place(live[bound.name].data, copy).copy_(piece.reshape(copy.shape))
+
+
+def place(parameter: Tensor, copy: Copy) -> Tensor:
+    """The view of a parameter that a copy fills."""
+    return parameter.as_strided(copy.shape, copy.strides, parameter.storage_offset() + copy.offset)
+
+
+def check(bound: Bound, live: Mapping[str, Tensor]) -> None:
+    """Compares a live parameter with the one that was bound.
+
+    Raises:
+        BridgeError: It is missing, or its shape, strides or type have changed.
+    """
+    tensor = live.get(bound.name)
+    if tensor is None:
+        raise BridgeError(f"The engine has no parameter `{bound.name}`, which was bound.")
+    found = tuple(tensor.shape), tuple(tensor.stride()), str(tensor.dtype).removeprefix("torch.")
+    if found != (bound.shape, bound.strides, bound.dtype):
+        wanted = (bound.shape, bound.strides, bound.dtype)
+        raise BridgeError(f"The engine's `{bound.name}` is {found} now, but {wanted} was bound. HINT: bind again.")

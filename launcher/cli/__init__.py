@@ -1,0 +1,58 @@
+"""The command line: ``launcher [overrides]`` runs, ``launcher COMMAND ...`` does something else.
+
+python -m launcher
+python -m launcher +cluster=slurm experiment=qwen3_8b model.path=/models/Qwen3-8B
+python -m launcher plan layout.nodes=8 --json
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from launcher.cli.commands import COMMANDS
+from launcher.common import gc_tuning as collector
+from launcher.common.errors import LauncherError
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; an expected failure is one message on stderr."""
+    if argv is None:
+        # The process is ours.
+        collector.spare()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except LauncherError as error:
+        print(f"launcher: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("launcher: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # `launcher plan | head`: whoever read has seen enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    first = arguments[0] if arguments else ""
+    if first in ("--help", "-h", "help", "--version"):
+        from launcher.cli.help import show_help, show_version
+
+        return show_version() if first == "--version" else show_help()
+    # Words that are no command are the overrides of a run.
+    command, rest = (COMMANDS[first], arguments[1:]) if first in COMMANDS else (COMMANDS["submit"], arguments)
+    main_of = command.load()
+    try:
+        return main_of(rest)
+    except SystemExit as end:
+        # argparse's way to end after `--help`.
+        if end.code in (0, None):
+            return 0
+        raise

@@ -1,0 +1,62 @@
+"""The commands: one table, and one file for each. Looking at the table imports none of them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Main = Callable[[Sequence[str]], int]
+"""What a command's module offers as ``main``: takes the words after the command, returns the exit code."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One command, as the help lists it."""
+
+    name: str
+    group: str
+    usage: str
+    """What follows the name, for people: ``RUN [-- COMMAND]``."""
+
+    summary: str
+    module: str = ""
+    """Module of this package that holds ``main``; the command's own name when empty."""
+
+    def load(self) -> Main:
+        """Imports the command."""
+        main: Main = importlib.import_module(f"launcher.cli.{self.module or self.name}").main
+        return main
+
+
+START, LOOK, STEER, TOOLS = "Start", "Look", "Steer", "Tools"
+GROUPS = (START, LOOK, STEER, TOOLS)
+"""In the order of the help."""
+
+# A new command is one line here and one file beside this one.
+_ALL = (
+    Command(name="submit", group=START, usage="[overrides]", summary="the same with its name, as in scripts"),
+    Command(
+        name="replay",
+        group=START,
+        usage="RUN [overrides]",
+        summary="a run again: its configuration, its code; what changed since",
+    ),
+    Command(name="plan", group=START, usage="[overrides]", summary="who would be where; starts nothing"),
+    Command(name="render", group=START, usage="[overrides] [-o FILE]", summary="a job script to read, edit and sbatch"),
+    Command(name="explain", group=START, usage="NODE|RANK [overrides]", summary="what one node or rank would execute"),
+    Command(name="resume", group=START, usage="RUN", summary="go on with a run that has ended, from its checkpoint"),
+    Command(name="runs", group=LOOK, usage="[--all|--prune]", summary="all runs: state, steps, reward, job"),
+    Command(name="status", group=LOOK, usage="[RUN]", summary="where a run stands; live on a terminal"),
+    Command(name="why", group=LOOK, usage="[RUN]", summary="which process failed first, and whether to retry"),
+    Command(name="nodes", group=LOOK, usage="[forget NODE ...]", summary="nodes that were bad and are left out"),
+    Command(name="logs", group=LOOK, usage="RUN [-f]", summary="what its processes wrote, merged"),
+    Command(name="sweep", group=LOOK, usage="status|results|cancel DIR", summary="the runs of a sweep (launcher -m)"),
+    Command(name="ui", group=LOOK, usage="[RUN|DIR]", summary="a page about a run, or a sweep, in a browser"),
+    Command(name="attach", group=STEER, usage="RUN [-- COMMAND]", summary="a shell, or a command, on one of its nodes"),
+    Command(name="cancel", group=STEER, usage="RUN ...", summary="end runs, and wait until they have ended"),
+    Command(name="completion", group=TOOLS, usage="bash|zsh|fish", summary="completion for a shell"),
+)
+
+COMMANDS: dict[str, Command] = {command.name: command for command in _ALL}
+"""Commands by their first word; any other words are the overrides of a run."""

@@ -1,0 +1,36 @@
+"""``launcher plan [overrides]``: the layout of a run, without starting anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.cli.parser import CommandParser
+from launcher.submit.composing import explained
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the layout as a table or as JSON."""
+    from launcher.config import compose
+    from launcher.layout import layout_to_json, plan, render_table
+    from launcher.submit.validate import check
+
+    parser = CommandParser(
+        "plan",
+        "Shows who would be where; starts nothing.",
+        examples=[
+            "launcher plan experiment=qwen3_8b layout.nodes=4 layout.inference_nodes=2",
+            "launcher plan layout.nodes=2 'layout.hostnames=[gpu-01,gpu-02]' --json",
+        ],
+    )
+    parser.add_argument("overrides", nargs="*", help="as for a run; `layout.hostnames=[a,b]` gives nodes their names")
+    parser.add_json("every process with its command and environment")
+    parser.add_argument("--config-dir", "-cd", type=Path, help="directory of further presets")
+    options = parser.parse_intermixed_args(arguments)
+    with explained():
+        config = compose(options.overrides, options.config_dir)
+    # A layout may be planned on a laptop for a model that only the cluster has.
+    check(config, model_is_here=False)
+    layout = plan(config)
+    print(layout_to_json(layout).rstrip() if options.json else render_table(layout))
+    return 0

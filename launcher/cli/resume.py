@@ -1,0 +1,64 @@
+"""``launcher resume``: the next attempt of a run that has ended, from its latest checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.checkpoint.latest import latest_step
+from launcher.cli.parser import CommandParser
+from launcher.common.errors import STOPPED, LauncherError
+from launcher.common.run_dir import checkpoint_dir
+from launcher.config import load_run_config
+from launcher.observe.find import add_run_argument, find_run
+from launcher.observe.run_status import statuses
+from launcher.observe.run_summary import digest
+from launcher.submit.run import resume
+
+
+class NothingToResume(LauncherError):
+    """The run has not ended, or has nothing left to do."""
+
+    exit_code = 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Starts it, and follows it as its configuration says."""
+    parser = CommandParser(
+        "resume",
+        "Goes on with a run that was stopped, has failed or was cancelled: the same configuration, code and directory,"
+        " as its next attempt, from its latest complete checkpoint. On SLURM it is a new job.",
+        examples=["launcher resume last", "launcher resume runs/tiny-20261123-045457-ab43"],
+        exit_codes={
+            3: "`sbatch` refused the job",
+            STOPPED: "a run that is followed was asked to stop again; it can be resumed",
+            130: "interrupted",
+        },
+    )
+    add_run_argument(parser)
+    parser.add_json("what was queued, if it is not followed,")
+    options = parser.parse_args(arguments)
+    run = find_run(options.run, options.output_dir)
+    _refuse_if_useless(run)
+    step = latest_step(checkpoint_dir(load_run_config(run), run))
+    start = f"from the checkpoint of step {step}" if step is not None else "from the start: there is no checkpoint"
+    if not options.json:
+        print(f"run directory {run}\nresuming {start}", flush=True)
+    job, code = resume(run)
+    if code is not None:
+        return code
+    if options.json:
+        print(json.dumps({"run_dir": str(run), "job_id": job.job_id, "step": step}))
+    else:
+        print(f"submitted job {job.job_id}\nnext:\n  launcher status {run}\n  launcher logs -f {run}", flush=True)
+    return 0
+
+
+def _refuse_if_useless(run: Path) -> None:
+    (status,), problem = statuses([digest(run)])
+    if not status.is_over and not (status.digest.job is None and status.digest.attempt is None):
+        why = f" ({problem})" if problem else ""
+        raise NothingToResume(f"{run} has not ended: it is {status.word}{why}. HINT: `launcher cancel {run}` ends it.")
+    if status.word == "completed":
+        raise NothingToResume(f"{run} is completed: there is nothing left to do.")

@@ -1,0 +1,1 @@
+"""What every package may use: errors, text, files, processes, ports. Imports nothing of the launcher."""

@@ -1,0 +1,80 @@
+"""The attempts of a run: numbers on which all nodes agree, how each attempt ended, and how often it may end so."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from launcher.common.run_dir import attempt_dir, write_atomically
+
+ATTEMPT_VARIABLE = "LAUNCHER_ATTEMPT"
+"""The number of the attempt: taken once for all nodes by who starts them, the job script or the local cluster."""
+
+BEGIN = "begin.json"
+END = "end.json"
+
+
+class End(StrEnum):
+    """How an attempt ended."""
+
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    TIMED_OUT = "timed out"
+    PREEMPTED = "preempted"
+    """Or requeued by an administrator, which without a preemption's own signal looks alike."""
+
+    STOPPED = "stopped"
+    """Somebody asked for it (USR2)."""
+
+    LOST = "lost"
+    """Without a word: the first node was lost, or everything was killed."""
+
+
+def claim(run_dir: Path) -> int:
+    """Takes the next number. Two that do it at the same time get different ones, because a directory is made once."""
+    folder = run_dir / "attempts"
+    folder.mkdir(exist_ok=True)
+    number = 1
+    while True:
+        with contextlib.suppress(FileExistsError):
+            (folder / str(number)).mkdir()
+            return number
+        number += 1
+
+
+def record_begin(run_dir: Path, attempt: int, job_id: str | None) -> None:
+    """Node 0 has started."""
+    write_atomically(attempt_dir(run_dir, attempt) / BEGIN, {"job_id": job_id})
+
+
+def record_end(run_dir: Path, attempt: int, end: End) -> None:
+    """How the attempt ends, so far as is known now; a later call corrects an earlier one. On a full disk it is lost."""
+    with contextlib.suppress(OSError):
+        write_atomically(attempt_dir(run_dir, attempt) / END, {"end": end.value})
+
+
+def ends(run_dir: Path, attempt: int, job_id: str | None) -> Counter[End]:
+    """How the earlier attempts of the same job ended. A run that a person resumed, as a new job, starts from zero."""
+    found: Counter[End] = Counter()
+    for number in range(attempt - 1, 0, -1):
+        begin = _read(attempt_dir(run_dir, number) / BEGIN)
+        # A number that was taken and never used says nothing.
+        if begin is None:
+            continue
+        if job_id is None or begin.get("job_id") != job_id:
+            break
+        end = _read(attempt_dir(run_dir, number) / END)
+        found[End(end["end"]) if end is not None else End.LOST] += 1
+    return found
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return None

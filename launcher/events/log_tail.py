@@ -1,0 +1,144 @@
+"""The end of a log: where its last trouble begins, and the line of it that says most."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.events.failure_kinds import Kind
+from launcher.events.log_rules import Rule, classify
+
+READ_BYTES = 1 << 18
+GAP = 12
+"""So many lines of ordinary output end the last trouble, looking backwards."""
+
+SHOWN = 12
+LONGEST = 400
+
+# How vLLM begins the lines of its processes, and torch those of its ranks.
+PREFIX = re.compile(
+    r"^(\([^()]* pid=\d+\) )?((ERROR|WARNING|INFO|DEBUG) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?(\[rank\d+\]: ?)?"
+)
+_TROUBLE = re.compile(
+    r"^\s|^$|^Traceback|^During handling|^The above exception|^Process \S+:|^#\d+ |^frame #|^\[E\d+|^launcher: "
+)
+_EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Failure|Timeout|Exit)(?::|$)")
+_NOISE = re.compile(r"resource_tracker|warnings\.warn|Warning: |^\s*\^+\s*$|errors\.pydantic\.dev|^\s*$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """What a log ends with."""
+
+    kind: Kind
+    is_symptom: bool
+    line: str
+    """The line that says most."""
+
+    lines: tuple[str, ...]
+    """That line and those above it."""
+
+
+def trouble_of(text: str, *, is_exit: bool = True, at_the_end: bool = False) -> Trouble | None:
+    """Reads the end of a log; None if there is nothing to say.
+
+    The specific beats the general, and a cause beats what followed from it: of a chain of tracebacks the innermost
+    ``No space left on device`` counts, not the ``RuntimeError`` that was raised over it.
+
+    Args:
+        is_exit: the process ended by itself. The last words of one that was killed may have nothing to do with it.
+        at_the_end: only trouble after which the process said next to nothing; of one that is not known to have
+            failed, anything else is something that it got over.
+    """
+    lines = [PREFIX.sub("", line.rstrip()) for line in text.splitlines()]
+    begin = _begin(lines)
+    if at_the_end and _ordinary(lines[begin:]) > GAP:
+        return None
+    found = [(index, rule) for index in range(begin, len(lines)) if (rule := _rule_of(lines[index])) is not None]
+    causes = [(index, rule) for index, rule in found if not rule.is_symptom]
+    special = [(index, rule) for index, rule in causes if rule.kind is not Kind.USER_CODE]
+    symptoms = [(index, rule) for index, rule in found if rule is found[-1][1]]
+    for chosen in (special[:1], causes[-1:], symptoms[:1]):
+        for index, rule in chosen:
+            return Trouble(
+                kind=rule.kind,
+                is_symptom=rule.is_symptom,
+                line=_shortened(_with_details(lines, index)),
+                lines=tuple(_shortened(line) for line in lines[max(begin, index - SHOWN + 1) : index + 1]),
+            )
+    spoken = [line for line in lines if not _NOISE.search(line)]
+    if not spoken or not is_exit:
+        return None
+    return Trouble(
+        kind=Kind.UNKNOWN, is_symptom=False, line=_shortened(spoken[-1].strip()), lines=tuple(lines[-SHOWN:])
+    )
+
+
+def recorded(error_file: Path) -> tuple[str, float | None] | None:
+    """What torch's ``@record`` left of an exception: its text, and when it was raised, as unix seconds."""
+    try:
+        message = json.loads(error_file.read_text())["message"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(message, dict):
+        return str(message), None
+    extra = message.get("extraInfo") or {}
+    stack, stamp = str(extra.get("py_callstack") or ""), str(extra.get("timestamp") or "")
+    text = str(message.get("message") or "")
+    return (f"{stack}\n{text}" if text not in stack else stack), float(stamp) if stamp.isdigit() else None
+
+
+def end_of(log: Path) -> str:
+    """The last part of a log; empty if it cannot be read."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - READ_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _ordinary(lines: list[str]) -> int:
+    """How many lines of ordinary output follow the last trouble."""
+    last = max((index for index, line in enumerate(lines) if _rule_of(line) is not None), default=0)
+    return sum(1 for line in lines[last + 1 :] if not _TROUBLE.search(line))
+
+
+def _begin(lines: list[str]) -> int:
+    """Index where the last trouble begins: behind the last stretch of ordinary output."""
+    ordinary = 0
+    last = next((i for i in range(len(lines) - 1, -1, -1) if _rule_of(lines[i]) is not None), None)
+    if last is None:
+        return len(lines)
+    begin = last
+    for index in range(last, -1, -1):
+        if _TROUBLE.search(lines[index]) or _EXCEPTION.match(lines[index]) or _rule_of(lines[index]) is not None:
+            ordinary, begin = 0, index
+        else:
+            ordinary += 1
+            if ordinary > GAP:
+                break
+    return begin
+
+
+def _with_details(lines: list[str], index: int) -> str:
+    """The line, and the indented ones below it, where pydantic puts what is wrong."""
+    words = [lines[index].strip()]
+    for line in lines[index + 1 :]:
+        if not line.startswith("  ") or _NOISE.search(line) or line.lstrip().startswith("File "):
+            break
+        words.append(line.strip())
+    return " ".join(words)
+
+
+def _rule_of(line: str) -> Rule | None:
+    # The frames of a traceback quote code, which holds the names of exceptions; its last line is not indented.
+    if line.startswith((" ", "\t")) or _NOISE.search(line):
+        return None
+    return classify(line)
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."

@@ -1,0 +1,213 @@
+"""One node's agent, from its environment to its exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from launcher.common import log
+from launcher.common.attempts import record_begin
+from launcher.common.errors import ControlError
+from launcher.common.ports import hold_free_port, port_of
+from launcher.common.run_dir import CONTROL, EVENTS, attempt_dir, read_submission, write_atomically
+from launcher.config import load_run_config
+from launcher.config.schema import Config
+from launcher.control.client import ControlClient
+from launcher.control.keys import token_from_environment
+from launcher.control.server import ControlServer
+from launcher.control.state import JobState
+from launcher.control.stopping import Stopping
+from launcher.events.log import EventLog, EventWriter, has_finished
+from launcher.layout import Layout, layout_to_json, plan
+from launcher.node.compile_cache.keeper import keeper_of
+from launcher.node.context import SCRATCH_VARIABLE, NodeContext
+from launcher.node.exit_file import node_0_has_ended
+from launcher.node.finalize import check_limits, conclude
+from launcher.node.heartbeat import Beats
+from launcher.node.node_environment import NodeEnvironment, check_allocation, node_environment, own_address
+from launcher.node.outbox import Outbox
+from launcher.node.signal_policy import Judge
+from launcher.node.stop_request import StopRequest
+from launcher.node.supervisor import Supervisor
+from launcher.preflight.aggregate import Gate
+from launcher.preflight.record_bad_nodes import remember
+from launcher.preflight.runner import Preflight
+from launcher.preflight.site import Site
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.1
+
+
+def run(run_dir: Path, stop: StopRequest, guard: int) -> int:
+    """Runs this node's share of a run. Main thread only.
+
+    Args:
+        stop: tells when somebody wishes the end.
+        guard: process id of this node's guard.
+
+    Returns:
+        0 after an orderly end. Node 0 answers for the whole run: its code is not 0 unless the run succeeded.
+
+    Raises:
+        AllocationError: the allocation is not what was planned.
+        ControlError: node 0 cannot be reached.
+    """
+    began = time.monotonic()
+    node = node_environment()
+    log.configure(f"node {node.node_rank} {node.hostname}")
+    config = load_run_config(run_dir)
+    directory = attempt_dir(run_dir, node.attempt)
+    (directory / "logs").mkdir(parents=True, exist_ok=True)
+    address = own_address(node)
+    token = token_from_environment()
+    with ExitStack() as cleanup:
+        if node.node_rank == 0:
+            record_begin(run_dir, node.attempt, node.job_id)
+            check_limits(config, run_dir, node)
+            check_allocation(node, config.layout)
+            layout = plan(config, node.hostnames)
+            control = _serve_control(
+                config, layout, node, run_dir=run_dir, address=address, token=token, cleanup=cleanup
+            )
+        else:
+            # The other way round: what this node finds wrong, it tells node 0.
+            found = _find_control(directory, config.start_timeout_s, stop)
+            if found is None:
+                return 0
+            control = found
+            check_allocation(node, config.layout)
+            layout = plan(config, node.hostnames)
+        client = ControlClient(control, token)
+        cleanup.callback(client.close)
+        beats = Beats(
+            ControlClient(control, token),
+            node.node_rank,
+            config.lease_timeout_s,
+            partial(has_finished, directory / EVENTS),
+        )
+        context = NodeContext(
+            config=config,
+            layout=layout,
+            node_rank=node.node_rank,
+            hostname=node.hostname,
+            run_dir=run_dir,
+            attempt=node.attempt,
+            address=address,
+            control=control,
+            token=token,
+            guard=guard,
+        )
+        caches = keeper_of(context)
+        caches.start()
+        cleanup.callback(caches.close)
+        if config.preflight.action != "off":
+            preflight = Preflight(_site(context, node), client, beats.wait_past)
+            cleanup.callback(preflight.close)
+            preflight.start()
+        client.call("hello", node_rank=node.node_rank, hostname=node.hostname, address=address)
+        beats.start()
+        cleanup.callback(beats.close)
+        os.environ.update(caches.environment())
+        outbox = Outbox(ControlClient(control, token))
+        cleanup.callback(outbox.close)
+        Supervisor(context, outbox, beats).supervise(stop, POLL_S)
+        return conclude(context, client, node, began) if node.node_rank == 0 else 0
+
+
+def _serve_control(
+    config: Config,
+    layout: Layout,
+    node: NodeEnvironment,
+    *,
+    run_dir: Path,
+    address: str,
+    token: str,
+    cleanup: ExitStack,
+) -> str:
+    """Node 0: opens the event log, starts the control service, and tells the other nodes where it is."""
+    directory = attempt_dir(run_dir, node.attempt)
+    (directory / "layout.json").write_text(layout_to_json(layout) + "\n")
+    events = EventWriter(EventLog(directory / EVENTS))
+    cleanup.callback(events.close)
+    if (submission := read_submission(run_dir)) is not None:
+        events.append({"event": "submitted", **submission, "job_id": node.job_id})
+    judge = Judge(config, run_dir, node)
+    cleanup.callback(judge.close)
+    state = JobState(
+        layout,
+        events.append,
+        start_timeout_s=config.start_timeout_s,
+        lease_timeout_s=config.lease_timeout_s,
+        gate=None if config.preflight.action == "off" else Gate([n.hostname for n in layout.everybody]),
+        check_timeout_s=2 * config.preflight.timeout_s + config.lease_timeout_s,
+        bad_nodes_fail=config.preflight.action == "fail",
+        restart=config.restart,
+        min_replicas=config.inference.min_replicas,
+        stopping=Stopping(
+            stop_timeout_s=config.checkpoint.stop_timeout_s, write_timeout_s=config.checkpoint.write_timeout_s
+        ),
+        on_signal=judge.hear,
+    )
+    cleanup.callback(lambda: remember(state.bad_nodes, config.preflight, run_dir))
+    state.emit(
+        "attempt",
+        attempt=node.attempt,
+        job_id=node.job_id,
+        nodes=len(layout.nodes),
+        spares=len(layout.spares),
+        trainer_nodes=len(layout.trainer_nodes),
+        inference_nodes=len(layout.inference_nodes),
+        world_size=layout.world_size,
+        replicas=len(layout.replicas),
+    )
+    sock = hold_free_port(address)
+    control = f"{address}:{port_of(sock)}"
+    server = ControlServer(state, sock, token)
+    server.start()
+    cleanup.callback(server.close)
+    judge.start(ControlClient(control, token))
+    write_atomically(directory / CONTROL, {"control": control})
+    return control
+
+
+def _site(context: NodeContext, node: NodeEnvironment) -> Site:
+    return Site(
+        config=context.config,
+        layout=context.layout,
+        node=context.node,
+        run_dir=context.run_dir,
+        attempt_dir=context.attempt_dir,
+        model_path=context.model_path if context.config.model.path else None,
+        address=context.address,
+        scratch=Path(os.environ.get(SCRATCH_VARIABLE) or tempfile.gettempdir()),
+        is_simulated=node.is_local,
+    )
+
+
+def _find_control(directory: Path, timeout_s: float, stop: StopRequest) -> str | None:
+    """Waits for node 0 to say where the control service listens; None if the end is wished for before that."""
+    path = directory / CONTROL
+    deadline = time.monotonic() + timeout_s
+    logger.info("waiting for node 0 to write %s (at most %g s)", path, timeout_s)
+    while not path.exists():
+        if stop.signal is not None:
+            logger.info("ended while waiting for node 0 (%s)", stop.signal.name)
+            return None
+        if node_0_has_ended() or has_finished(directory / EVENTS):
+            raise ControlError("Node 0 has ended before it could take part; its log says why.")
+        if time.monotonic() > deadline:
+            raise ControlError(
+                f"Node 0 did not write {path} within `start_timeout_s` ({timeout_s:g}). HINT: `output_dir` must be on a"
+                " filesystem that all nodes share; see the log of node 0."
+            )
+        # A listing makes network filesystems look again instead of answering from their cache of absent names.
+        list(directory.iterdir())
+        time.sleep(POLL_S)
+    return str(json.loads(path.read_text())["control"])

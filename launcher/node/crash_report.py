@@ -1,0 +1,75 @@
+"""The last word on a node whose agent did not end as it should; said by the agent itself, or by its guard."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Set
+from pathlib import Path
+from typing import Any
+
+from launcher.common.errors import LauncherError
+from launcher.common.run_dir import CONTROL, EVENTS, attempt_dir
+from launcher.control.client import ControlClient
+from launcher.control.keys import token_from_environment
+from launcher.events.log import EventLog
+from launcher.node.node_environment import node_environment
+
+CALL_TIMEOUT_S = 3.0
+
+
+def report_failure(run_dir: Path, message: str, exit_code: int, **fields: Any) -> int:
+    """Tells the run that this node is lost and gone; what follows from it, the run decides.
+
+    Returns:
+        The exit code of the node: 0 if node 0 knows, because node 0 answers for the run; ``exit_code`` otherwise.
+    """
+    node = node_environment()
+    directory = attempt_dir(run_dir, node.attempt)
+    failure = {"message": message, "node_rank": node.node_rank, "hostname": node.hostname, **fields}
+    if node.node_rank == 0:
+        close_log(directory / EVENTS, failure, {"outcome": "failed"})
+        return exit_code
+    try:
+        address = json.loads((directory / CONTROL).read_text())["control"]
+        client = ControlClient(address, token_from_environment())
+        told = {**failure, "launcher_exit_code": exit_code}
+        client.call("lost", timeout_s=CALL_TIMEOUT_S, node_rank=node.node_rank, failure=told)
+        client.call("gone", timeout_s=CALL_TIMEOUT_S, node_rank=node.node_rank)
+        client.close()
+    except (OSError, LauncherError):
+        # Node 0 is not there any more, or not yet. Then the exit code is what tells.
+        return exit_code
+    return 0
+
+
+def close_log(path: Path, failure: dict[str, Any], end: dict[str, Any], *others: dict[str, Any]) -> None:
+    """Node 0's agent alone writes the event log; when it has ended without a last line, that line is added here.
+
+    Args:
+        end: what to say in that line.
+        others: events before it.
+    """
+    if events_of(path, {"finished"}):
+        return
+    now = time.time()
+    begin = next((event["time"] for event in events_of(path, {"attempt"})), now)
+    log = EventLog(path)
+    with contextlib.suppress(OSError):  # on a full disk it stays unsaid
+        for event in ({"event": "failure", **failure}, *others, {"event": "finished", **end, "seconds": now - begin}):
+            log.append({"time": now, **event})
+    log.close()
+
+
+def events_of(path: Path, names: Set[str]) -> list[dict[str, Any]]:
+    """The events of these names in a log that nobody writes any more."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # cut off by the end of its writer
+        if event["event"] in names:
+            found.append(event)
+    return found

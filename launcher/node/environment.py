@@ -1,0 +1,59 @@
+"""The complete environment of a worker: the agent's own, the layout's share, and what is known only at run time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from launcher.control.client import ADDRESS_VARIABLE
+from launcher.control.keys import TOKEN_VARIABLE, api_key
+from launcher.layout import Process, Role
+from launcher.node.context import SCRATCH_VARIABLE, NodeContext
+from launcher.node.exit_file import EXIT_FILE
+from launcher.stopping import FILE_VARIABLE
+
+# What the agent was told about itself; a worker that starts a run of its own must not inherit it.
+OWN = ("LAUNCHER_LOCAL_NODE_RANK", "LAUNCHER_LOCAL_HOSTNAMES", SCRATCH_VARIABLE, EXIT_FILE)
+
+
+def worker_environment(context: NodeContext, process: Process, runtime: Mapping[str, str]) -> dict[str, str]:
+    """Environment of one worker.
+
+    Args:
+        runtime: what depends on the role: rendezvous of the trainers, URLs of the engines.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name not in OWN}
+    environ = {
+        **inherited,
+        **context.config.cluster.env,
+        **process.env,
+        "LAUNCHER_HOSTNAME": context.hostname,
+        "LAUNCHER_RUN_DIR": str(context.run_dir),
+        "LAUNCHER_ATTEMPT": str(context.attempt),
+        "LAUNCHER_ATTEMPT_DIR": str(context.attempt_dir),
+        ADDRESS_VARIABLE: context.control,
+        "LAUNCHER_ADDRESS": context.address,
+        "LAUNCHER_MODEL_PATH": str(context.model_path),
+        "LAUNCHER_PROCESS": process.name,
+        "LOGDIR": str(context.log_dir),
+        "TORCHELASTIC_ERROR_FILE": str(context.log_dir / f"{process.name}.error.json"),
+        "PYTHONUNBUFFERED": "1",
+        TOKEN_VARIABLE: context.token,
+        FILE_VARIABLE: str(context.stop_file),
+        **runtime,
+    }
+    if process.role is Role.INFERENCE:
+        environ["VLLM_API_KEY"] = api_key(context.token)
+        if "VLLM_HOST_IP" not in process.env:
+            environ["VLLM_HOST_IP"] = context.address
+        if scratch := os.environ.get(SCRATCH_VARIABLE):
+            # vLLM leaves its sockets behind; there they go with the run.
+            environ["VLLM_RPC_BASE_PATH"] = scratch
+    elif process.role is Role.TRAINER:
+        environ["LAUNCHER_INFERENCE_API_KEY"] = api_key(context.token)
+    given = inherited.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if given != [""] and environ.get("CUDA_VISIBLE_DEVICES"):
+        # The layout counts from 0; the allocation may be GPUs 4 to 7 of a shared node.
+        planned = [int(index) for index in environ["CUDA_VISIBLE_DEVICES"].split(",")]
+        environ["CUDA_VISIBLE_DEVICES"] = ",".join(given[index] for index in planned)
+    return environ

@@ -1,0 +1,121 @@
+"""Speaks for node 0's agent when that was killed: who sees to it that the job is queued again.
+
+Nothing is wrong with such a run, so another attempt goes on with it. If only the agent was killed, its guard does so.
+If the whole node is gone, another node has to: SLURM takes a lost node out of the job and, because the job was
+submitted with ``--no-kill``, lets it run on without its batch script, until its time is over.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from launcher.common.attempts import End, record_end
+from launcher.common.errors import LauncherError
+from launcher.common.run_dir import CONTROL, EVENTS, attempt_dir
+from launcher.config import load_run_config
+from launcher.config.schema import Config
+from launcher.control.client import ControlClient
+from launcher.control.keys import token_from_environment
+from launcher.events.log import has_finished
+from launcher.node.crash_report import close_log, events_of
+from launcher.node.exit_file import node_0_has_ended
+from launcher.node.finalize import queue_again
+from launcher.node.node_environment import NodeEnvironment, node_environment
+from launcher.slurm.job_signals import give_back, is_without
+
+logger = logging.getLogger(__name__)
+
+RANKS = range(1, 4)
+"""Nodes that stand in. Not all, because each asks SLURM."""
+
+ASK_S = 2.0
+CALL_TIMEOUT_S = 2.0
+LAST_S = 5.0
+"""Once this node was asked to end; SLURM says by then what it is about to do."""
+
+CLAIM = "stand_in.json"
+"""Of an attempt: who stands in for node 0. A file is made once, so that the job is not queued again twice."""
+
+
+def node_0_killed(run_dir: Path, message: str, exit_code: int, **fields: Any) -> int:
+    """Node 0's agent, and with it the control service, was killed: by its guard if it had been stopped for too long.
+
+    Returns:
+        The exit code of the node, which answers for the run: 0 if the run goes on as another attempt.
+    """
+    node = node_environment()
+    failure = {"message": message, "node_rank": 0, "hostname": node.hostname, **fields}
+    return 0 if _last_word(load_run_config(run_dir), run_dir, node, failure, End.FAILED) else exit_code
+
+
+def stand_in(run_dir: Path, is_asked_to_end: Callable[[], bool]) -> None:
+    """On a node that has lost node 0, and has ended all that it ran: waits until SLURM has taken node 0 out of the job.
+
+    Returns as soon as node 0 has spoken after all, or SLURM no longer runs the attempt. On nodes other than those of
+    :data:`RANKS` it returns at once.
+    """
+    node, config = node_environment(), load_run_config(run_dir)
+    if node.is_local or node.node_rank not in RANKS:
+        return
+    directory = attempt_dir(run_dir, node.attempt)
+    logger.info("waiting until SLURM says what has become of node 0 (%s)", node.hostnames[0])
+    patience_until: float | None = None
+    while not (node_0_has_ended() or has_finished(directory / EVENTS)):
+        told = is_without(node.hostnames[0])
+        if told:
+            _stand_in(config, run_dir, node, directory)
+        if told or told is None:
+            return
+        if is_asked_to_end():
+            patience_until = patience_until or time.monotonic() + LAST_S
+        elif _is_back(directory):
+            return
+        if patience_until is not None and time.monotonic() > patience_until:
+            return
+        time.sleep(ASK_S)
+
+
+def _stand_in(config: Config, run_dir: Path, node: NodeEnvironment, directory: Path) -> None:
+    try:
+        with (directory / CLAIM).open("x") as file:
+            json.dump({"node_rank": node.node_rank}, file)
+    except FileExistsError:
+        return
+    message = f"Node 0 ({node.hostnames[0]}) was lost, and with it the control service."
+    failure = {"message": message, "node_rank": 0, "hostname": node.hostnames[0], "role": "trainer"}
+    if not _last_word(config, run_dir, node, failure, End.LOST):
+        give_back()
+
+
+def _last_word(config: Config, run_dir: Path, node: NodeEnvironment, failure: dict[str, Any], end: End) -> bool:
+    """Ends the event log, and queues the job again if that is wanted; whether it is queued."""
+    path = attempt_dir(run_dir, node.attempt) / EVENTS
+    if events_of(path, {"finished"}):
+        return False
+    if events_of(path, {"cancelled"}) or any(event.get("first") for event in events_of(path, {"failure"})):
+        close_log(path, failure, {"outcome": "failed"})
+        return False
+    record_end(run_dir, node.attempt, end)
+    problem = queue_again(config, run_dir, node, end)
+    if problem is not None:
+        close_log(path, failure, {"outcome": "failed", "reason": problem})
+        return False
+    queued = {"event": "requeued", "reason": end.value, "attempt": node.attempt + 1}
+    close_log(path, failure, {"outcome": "requeued"}, queued)
+    return True
+
+
+def _is_back(directory: Path) -> bool:
+    """Whether node 0 can be reached again; then it was this node that was cut off, and node 0 decides what follows."""
+    try:
+        client = ControlClient(json.loads((directory / CONTROL).read_text())["control"], token_from_environment())
+        client.call("get", keys=[], timeout_s=CALL_TIMEOUT_S)
+        client.close()
+    except (OSError, LauncherError):
+        return False
+    return True

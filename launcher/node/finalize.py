@@ -1,0 +1,162 @@
+"""Node 0's last duty: how the attempt ended, for the records, the exit code, and whether the job is queued again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.common.attempts import End, ends, record_end
+from launcher.common.errors import STOPPED, ProcessFailure
+from launcher.config.schema import Config, SlurmClusterConfig
+from launcher.control.client import ControlClient
+from launcher.control.phase import Phase
+from launcher.node.context import NodeContext
+from launcher.node.node_environment import NodeEnvironment
+from launcher.node.signal_policy import Reason
+from launcher.slurm.job_signals import fate, give_back, is_without, requeue
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.1
+GONE_TIMEOUT_S = 10.0
+CANCELLED_CODE = 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """How often a job's attempts may end in one way."""
+
+    ends: frozenset[End]
+    words: str
+    setting: str
+    most: int
+
+    def is_passed(self, count: int) -> bool:
+        """Whether ``count`` of them are too many."""
+        return count > self.most
+
+
+def limits(config: Config) -> tuple[Limit, ...]:
+    """All of them; ends that are in none may come as often as they like."""
+    restart = config.restart
+    return (
+        Limit(
+            ends=frozenset({End.PREEMPTED}),
+            words="was preempted",
+            setting="restart.preemption_max",
+            most=restart.preemption_max,
+        ),
+        Limit(
+            ends=frozenset({End.TIMED_OUT}),
+            words="ran out of time",
+            setting="restart.timeout_max",
+            most=restart.timeout_max,
+        ),
+        Limit(
+            ends=frozenset({End.FAILED, End.LOST}),
+            words="failed, or ended without a word,",
+            setting="restart.failure_max",
+            most=restart.failure_max,
+        ),
+    )
+
+
+def passed_limit(config: Config, counted: Counter[End]) -> str | None:
+    """The limit that a job has passed, as a sentence; None if it has passed none."""
+    for limit in limits(config):
+        count = sum(counted[end] for end in limit.ends)
+        if limit.is_passed(count):
+            return f"The job {limit.words} {count} times, more than `{limit.setting}` ({limit.most})."
+    return None
+
+
+def check_limits(config: Config, run_dir: Path, node: NodeEnvironment) -> None:
+    """For a job that SLURM has queued again by itself.
+
+    Raises:
+        ProcessFailure: it has done so too often.
+    """
+    words = passed_limit(config, ends(run_dir, node.attempt, node.job_id))
+    if words is not None:
+        record_end(run_dir, node.attempt, End.FAILED)
+        raise ProcessFailure(f"{words} HINT: `launcher resume {run_dir}` goes on, and counts from zero.")
+
+
+def conclude(context: NodeContext, client: ControlClient, node: NodeEnvironment, began: float) -> int:
+    """Waits until the others have left, and says how it all ended.
+
+    Returns:
+        Node 0's exit code, which is the run's.
+    """
+    deadline = time.monotonic() + GONE_TIMEOUT_S
+    reply = client.call("get", keys=[])
+    while not reply["everybody_gone"] and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+        reply = client.call("get", keys=[])
+    phase, failure = Phase(reply["phase"]), reply["failure"] or {}
+    end = _end(phase, reply["stopping"])
+    record_end(context.run_dir, context.attempt, end)
+    outcome, fields = _outcome(phase), {}
+    if phase is Phase.STOPPED or failure.get("requeue"):
+        problem = queue_again(context.config, context.run_dir, node, end)
+        if problem is None:
+            outcome = "requeued"
+            client.call("event", event="requeued", fields={"reason": end.value, "attempt": context.attempt + 1})
+        else:
+            fields["reason"] = problem
+    client.call("event", event="finished", fields={"outcome": outcome, "seconds": time.monotonic() - began, **fields})
+    if outcome != "requeued" and not node.is_local and is_without(node.hostname):
+        # SLURM believes that this node, and the job script with it, is lost, and will not notice that script's end.
+        logger.warning(
+            "SLURM has taken this node out of the job; the job is cancelled, so that its nodes are given back"
+        )
+        give_back()
+    return _exit_code(outcome, failure)
+
+
+def _end(phase: Phase, stopping: str) -> End:
+    if phase is Phase.STOPPED:
+        return Reason(stopping).end
+    known = {Phase.FINISHED: End.COMPLETED, Phase.CANCELLED: End.CANCELLED}
+    return known.get(phase, End.FAILED)
+
+
+def _outcome(phase: Phase) -> str:
+    known = {Phase.FINISHED: "completed", Phase.CANCELLED: "cancelled", Phase.STOPPED: "stopped"}
+    return known.get(phase, "failed")
+
+
+def _exit_code(outcome: str, failure: dict[str, Any]) -> int:
+    if outcome in ("completed", "requeued"):
+        return 0
+    if outcome == "stopped":
+        return STOPPED
+    return int(failure.get("launcher_exit_code", CANCELLED_CODE if outcome == "cancelled" else 5))
+
+
+def queue_again(config: Config, run_dir: Path, node: NodeEnvironment, end: End) -> str | None:
+    """Sees to it that SLURM starts the job again; None if it will, else why not.
+
+    Args:
+        end: how this attempt, which is not counted yet, ends.
+    """
+    if node.is_local:
+        return "nothing queues a run of this machine again"
+    told = fate(0)
+    if told is not None and told.is_requeued:
+        return None
+    if not isinstance(config.cluster, SlurmClusterConfig) or not config.cluster.requeue:
+        return "`cluster.requeue` is false"
+    counted = ends(run_dir, node.attempt, node.job_id)
+    counted[end] += 1
+    if (words := passed_limit(config, counted)) is not None:
+        return words
+    problem = requeue()
+    if problem is not None:
+        logger.error("the job cannot be queued again: %s", problem)
+        return f"`scontrol requeue` failed: {problem}"
+    return None

@@ -1,0 +1,109 @@
+"""The agent's heartbeat: renews its lease and learns what it is to do, from a thread with a connection of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from launcher.common.errors import ControlError
+from launcher.control.client import ControlClient
+from launcher.control.orders import Orders
+from launcher.control.phase import Phase
+
+BEAT_S = 1.0
+ANSWER_S = 2.0
+"""Longest wait for an answer that is due; after that a new connection is tried, which finds a healed network sooner."""
+
+
+class Beats:
+    """Keeps :attr:`phase` and :attr:`orders` up to date. A change arrives at once, not at the next beat.
+
+    Args:
+        client: nobody else's.
+        lease_timeout_s: without an answer for so long this node counts as lost.
+        has_ended: asked when node 0 does not answer: whether the run has left word of its end.
+    """
+
+    def __init__(
+        self,
+        client: ControlClient,
+        node_rank: int,
+        lease_timeout_s: float,
+        has_ended: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.phase = Phase.STARTING
+        self.orders = Orders()
+        self.failure: dict[str, Any] | None = None
+        self._error = ""
+        self._failing_since: float | None = None
+        self._client = client
+        self._node_rank = node_rank
+        self._lease_timeout_s = lease_timeout_s
+        self._has_ended = has_ended
+        self._answered = time.monotonic()
+        self._stop = threading.Event()
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="beats", daemon=True)
+
+    @property
+    def lost(self) -> str | None:
+        """Why the control service counts as gone; None while this node's lease lasts.
+
+        The lease is counted from when an answered request was sent, so that it runs out here before it does there.
+        """
+        if time.monotonic() - self._answered <= self._lease_timeout_s:
+            return None
+        return self._error or f"no answer within `lease_timeout_s` ({self._lease_timeout_s:g})"
+
+    @property
+    def failing_s(self) -> float:
+        """Seconds since the first question that had no answer; 0 while they have."""
+        return 0.0 if self._failing_since is None else time.monotonic() - self._failing_since
+
+    def start(self) -> None:
+        """Starts beating."""
+        self._answered = time.monotonic()
+        self._thread.start()
+
+    def wait_past(self, phase: Phase) -> Phase:
+        """Blocks until the run has left ``phase``, or nobody beats any more; the phase it is in then."""
+        with self._news:
+            self._news.wait_for(lambda: self.phase is not phase or self.lost is not None or self._stop.is_set())
+            return self.phase
+
+    def close(self) -> None:
+        """Stops beating."""
+        self._stop.set()
+        with self._news:
+            self._news.notify_all()
+        self._thread.join(timeout=2 * BEAT_S)
+        self._client.close()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            sent = time.monotonic()
+            try:
+                reply = self._client.call(
+                    "beat",
+                    node_rank=self._node_rank,
+                    phase=self.phase.value,
+                    revision=self.orders.revision,
+                    wait_s=BEAT_S,
+                    timeout_s=BEAT_S + ANSWER_S,
+                )
+            except ControlError as error:
+                self._error = str(error)
+                self._failing_since = self._failing_since or time.monotonic()
+                if self._has_ended():
+                    self._answered = float("-inf")
+                self._stop.wait(BEAT_S / 4)
+                continue
+            self._answered, self._failing_since = sent, None
+            self.failure = reply["failure"]
+            if "orders" in reply:
+                self.orders = Orders.from_json(reply["orders"])
+            with self._news:
+                self.phase = Phase(reply["phase"])
+                self._news.notify_all()

@@ -1,0 +1,180 @@
+"""What a node learns about itself from its environment: SLURM's variables, or the local cluster's."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launcher.common.attempts import ATTEMPT_VARIABLE
+from launcher.common.errors import AllocationError
+from launcher.config.schema import LayoutConfig
+
+LOCAL_NODE_RANK = "LAUNCHER_LOCAL_NODE_RANK"
+LOCAL_HOSTNAMES = "LAUNCHER_LOCAL_HOSTNAMES"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeEnvironment:
+    """One node's view of the allocation."""
+
+    node_rank: int
+    hostnames: tuple[str, ...]
+    """All nodes, in nodelist order."""
+
+    gpus: int | None
+    """GPUs that the allocation gives on this node; None when nothing says so."""
+
+    job_id: str | None
+    attempt: int
+    """From 1; a requeue is one more, and so is a resume."""
+
+    is_local: bool
+
+    @property
+    def hostname(self) -> str:
+        """Name of this node in the nodelist."""
+        return self.hostnames[self.node_rank]
+
+
+def node_environment(environ: Mapping[str, str] = os.environ) -> NodeEnvironment:
+    """Reads the environment.
+
+    Raises:
+        AllocationError: neither a SLURM task nor a node of a local run.
+    """
+    if LOCAL_NODE_RANK in environ:
+        return NodeEnvironment(
+            node_rank=int(environ[LOCAL_NODE_RANK]),
+            hostnames=tuple(environ[LOCAL_HOSTNAMES].split(",")),
+            gpus=_visible_gpus(environ),
+            job_id=None,
+            attempt=int(environ.get(ATTEMPT_VARIABLE, "1")),
+            is_local=True,
+        )
+    if "SLURM_JOB_ID" in environ and "SLURM_NODEID" in environ:
+        return _slurm(environ)
+    raise AllocationError(
+        "This process is neither a SLURM task nor a node of a local run: `SLURM_NODEID` and"
+        f" `{LOCAL_NODE_RANK}` are both unset. HINT: start it with `srun`, or use `python -m launcher`."
+    )
+
+
+def check_allocation(node: NodeEnvironment, layout: LayoutConfig) -> None:
+    """Compares what was given with what was planned.
+
+    Raises:
+        AllocationError: a wrong number of nodes, or too few GPUs here.
+    """
+    given, wanted = len(node.hostnames), layout.nodes + layout.spares
+    if given != wanted:
+        names = ", ".join(node.hostnames[:8]) + (", ..." if given > 8 else "")
+        spares = f" and `layout.spares` is {layout.spares}" if layout.spares else ""
+        raise AllocationError(
+            f"The allocation has {given} {'node' if given == 1 else 'nodes'} ({names}), but `layout.nodes` is"
+            f" {layout.nodes}{spares}. HINT: set `layout.nodes={given - layout.spares}`, or ask SLURM for {wanted}"
+            " nodes."
+        )
+    if layout.device == "cuda" and node.gpus is not None and node.gpus < layout.gpus_per_node:
+        raise AllocationError(
+            f"Node {node.node_rank} ({node.hostname}) was given {node.gpus} GPUs, but `layout.gpus_per_node` is"
+            f" {layout.gpus_per_node}. HINT: set `layout.gpus_per_node={node.gpus}`, or see `cluster.gpus` for how"
+            " GPUs are asked for."
+        )
+
+
+def own_address(node: NodeEnvironment) -> str:
+    """An address of this node that its peers can reach.
+
+    ``LAUNCHER_ADDRESS`` wins, for nodes with several networks. Else what the node's name in the nodelist resolves to,
+    if it is an address of this machine; else the one that this machine would use to reach another host.
+    """
+    if chosen := os.environ.get("LAUNCHER_ADDRESS"):
+        return chosen
+    if node.is_local:
+        return "127.0.0.1"
+    names = [os.environ.get("SLURMD_NODENAME", node.hostname), socket.gethostname()]
+    resolved = [address for name in names for address in _resolve(name) if _is_mine(address)]
+    for address in resolved:
+        if not address.startswith("127.0."):
+            return address
+    if outgoing := _outgoing_address():
+        return outgoing
+    return resolved[0] if resolved else "127.0.0.1"
+
+
+def _slurm(environ: Mapping[str, str]) -> NodeEnvironment:
+    # submitit's parser is right on `rack[0-1]n[01-04]`, and needs no `scontrol`, which containers lack.
+    from submitit.slurm.slurm import _parse_node_list
+
+    hostnames = tuple(name for nodelist in _nodelists(environ) for name in _parse_node_list(nodelist))
+    return NodeEnvironment(
+        node_rank=int(environ["SLURM_NODEID"]),
+        hostnames=hostnames,
+        gpus=_slurm_gpus(environ),
+        job_id=_job_id(environ),
+        # A step of a person's own has no job script that took a number for all nodes.
+        attempt=int(environ.get(ATTEMPT_VARIABLE) or int(environ.get("SLURM_RESTART_COUNT", "0")) + 1),
+        is_local=False,
+    )
+
+
+def _nodelists(environ: Mapping[str, str]) -> list[str]:
+    """The nodelist of each component of the job, in the order in which a step over all of them numbers its nodes.
+
+    ``SLURM_JOB_NODELIST`` holds all nodes of a heterogeneous step, too, but sorted by name.
+    """
+    # Another job's variables, inherited by a script that was submitted from inside it, do not count.
+    if environ.get("SLURM_JOB_ID_HET_GROUP_0") == environ["SLURM_JOB_ID"]:
+        size = int(environ["SLURM_HET_SIZE"])
+        return [environ[f"SLURM_JOB_NODELIST_HET_GROUP_{group}"] for group in range(size)]
+    return [environ["SLURM_JOB_NODELIST"]]
+
+
+def _job_id(environ: Mapping[str, str]) -> str:
+    """As SLURM's tools name the job: ``123``; ``123_4`` for an element of an array."""
+    if "SLURM_ARRAY_TASK_ID" in environ:
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    return environ["SLURM_JOB_ID"]
+
+
+def _slurm_gpus(environ: Mapping[str, str]) -> int | None:
+    if "SLURM_GPUS_ON_NODE" in environ:
+        return int(environ["SLURM_GPUS_ON_NODE"])
+    for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
+        if environ.get(name):
+            return len(environ[name].split(","))
+    return _visible_gpus(environ)
+
+
+def _visible_gpus(environ: Mapping[str, str]) -> int | None:
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    return None if visible is None else len([gpu for gpu in visible.split(",") if gpu])
+
+
+def _resolve(name: str) -> list[str]:
+    try:
+        found = socket.getaddrinfo(name, None, family=socket.AF_INET, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+    return [str(info[4][0]) for info in found]
+
+
+def _is_mine(address: str) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _outgoing_address() -> str | None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Connecting a datagram socket sends nothing, it only asks the routing table (for documentation's address).
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])

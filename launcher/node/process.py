@@ -1,0 +1,143 @@
+"""One worker process: its own session, one log, and an end that takes its whole process group along.
+
+torch's elastic multiprocessing was read for this place and left out: on a failure its process context first ends the
+other workers, with 30 s of patience that no caller can shorten, and only then reports; it writes two logs that cannot
+be put in order again; and every agent would have to import torch. Its contract is kept: the torchrun environment, the
+agent's store, and the error file that ``torch.distributed.elastic.multiprocessing.errors.record`` writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher.common.procfs import is_resource_tracker, members
+from launcher.layout.model import Process
+from launcher.stopping import FILE_VARIABLE, survivor
+
+TAIL_LINES = 20
+KILL_TIMEOUT_S = 5.0
+GROUP_GRACE_S = 1.0
+EXEC_CHILD = Path(__file__).with_name("exec_child.py")
+
+
+class Worker:
+    """A started :class:`~launcher.layout.model.Process`.
+
+    Must be made in the agent's main thread: the kernel ends a worker with the thread that started it.
+
+    Args:
+        process: what to run.
+        environ: the complete environment of the process.
+        log_dir: where ``NAME.log`` is written; appended to, if it exists.
+        start: how often it has been started before.
+    """
+
+    def __init__(self, process: Process, environ: Mapping[str, str], log_dir: Path, start: int = 0) -> None:
+        self.process = process
+        self.start = start
+        self.log = log_dir / f"{process.name}.log"
+        self.error_file = log_dir / f"{process.name}.error.json"
+        # Of an earlier start of the same process.
+        self.error_file.unlink(missing_ok=True)
+        self.log_start = self.log.stat().st_size if self.log.exists() else 0
+        program = sys.executable if process.argv[0] == "python" else process.argv[0]
+        # One that comes before the new process ignores it would end it.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        try:
+            with self.log.open("ab") as log:
+                self._popen = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(EXEC_CHILD), program, *process.argv[1:]],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**environ, "LAUNCHER_PARENT_PID": str(os.getpid())},
+                    start_new_session=True,
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        self._started = time.monotonic()
+        self._ended: float | None = None
+        self._stop_file = environ.get(FILE_VARIABLE)
+
+    @property
+    def pid(self) -> int:
+        """Process id; also the id of its session and process group."""
+        return self._popen.pid
+
+    def age_s(self) -> float:
+        """Seconds since its start."""
+        return time.monotonic() - self._started
+
+    def poll(self) -> int | None:
+        """Exit code, negative for a signal; None while it, or for a moment what it left in its process group, runs."""
+        if self._popen.returncode is None and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            self._ended = self._ended or time.monotonic()
+            # Python's resource tracker, for one, removes its parent's shared memory after the parent's end.
+            if time.monotonic() - self._ended < GROUP_GRACE_S and members(self.pid):
+                return None
+            # Before it is reaped: from then on its number may become another process's.
+            self._kill_group()
+            self._popen.wait()
+        return self._popen.returncode
+
+    def terminate(self) -> None:
+        """Asks the process itself to end; it decides what its children do. One that survives that is killed."""
+        if self.poll() is None:
+            survives = self._stop_file is not None and survivor(self._stop_file, self.pid).exists()
+            self._popen.send_signal(signal.SIGKILL if survives else signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends the whole process group, if it has not ended; those who clean up after the others come last."""
+        if self.poll() is None:
+            for pid in [*members(self.pid), self.pid]:
+                if not is_resource_tracker(pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + GROUP_GRACE_S
+            while time.monotonic() < deadline and self.poll() is None:
+                time.sleep(0.02)
+            self._kill_group()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the guard names what cannot be ended
+                self._popen.wait(timeout=KILL_TIMEOUT_S)
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def describe_end(self) -> str:
+        """How it ended: ``exit code 1`` or ``signal 9 (SIGKILL)``."""
+        code = self.poll()
+        if code is None:
+            return "still running"
+        if code < 0:
+            return f"signal {-code} ({signal.Signals(-code).name})"
+        return f"exit code {code}"
+
+
+def tail(path: Path, lines: int = TAIL_LINES, *, begin: int = 0) -> list[str]:
+    """The last lines of a log, without reading more than its end, and nothing before the byte ``begin``."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(begin, path.stat().st_size - 65536))
+            return [line.decode(errors="replace").rstrip() for line in deque(file, maxlen=lines)]
+    except OSError:
+        return []
+
+
+def stop(workers: list[Worker], grace_s: float) -> None:
+    """Ends workers together: SIGTERM to each, at most ``grace_s`` of patience for all, SIGKILL to what is left."""
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + grace_s
+    while time.monotonic() < deadline and any(worker.poll() is None for worker in workers):
+        time.sleep(0.05)
+    for worker in workers:
+        worker.kill()

@@ -1,0 +1,141 @@
+"""What an agent tells the run: which process started, ended or failed, and how."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+from launcher.common.errors import EngineTimeout, ProcessFailure
+from launcher.control.values import MODEL_READY
+from launcher.layout import Role
+from launcher.node.context import NodeContext
+from launcher.node.failure_reason import reason
+from launcher.node.outbox import Outbox
+from launcher.node.process import Worker, tail
+
+
+class Reports:
+    """Speaks to the control service for one node; never waits for it."""
+
+    def __init__(self, context: NodeContext, outbox: Outbox) -> None:
+        self._context = context
+        self._outbox = outbox
+
+    def started(self, worker: Worker) -> None:
+        """A process was started."""
+        self._process(worker, state="started")
+
+    def ended(self, worker: Worker) -> None:
+        """A process has ended, well or not."""
+        self._process(worker, state="ended", exit_code=worker.poll())
+
+    def model_begins(self) -> None:
+        """The tiny model is being made."""
+        self._event("phase", phase="make model", who="model", state="begin")
+
+    def model_ready(self, *, made: bool) -> None:
+        """The directory of the model is complete."""
+        if made:
+            self._event("phase", phase="make model", who="model", state="end")
+        self._outbox.send("put", key=MODEL_READY, value=True)
+
+    def engine_ready(self, worker: Worker, url: str) -> None:
+        """An engine answers."""
+        process = worker.process
+        self._outbox.send("ready", replica=process.rank, generation=worker.start, url=url, seconds=worker.age_s())
+
+    def master(self, replica: int, generation: int, address: str) -> None:
+        """Where the parts of a replica over several nodes are to meet."""
+        self._outbox.send("master", replica=replica, generation=generation, address=address)
+
+    def done(self, incarnation: int) -> None:
+        """Every trainer rank of this node has ended well."""
+        self._outbox.send("done", node_rank=self._context.node_rank, incarnation=incarnation)
+
+    def signalled(self, signum: signal.Signals) -> None:
+        """Somebody asked this node to end, which is to end the run, at once or after a checkpoint."""
+        self._outbox.send("signal", name=signum.name)
+
+    def ended_badly(self, worker: Worker) -> ProcessFailure:
+        """A process ended that should not have, or not like this; the failure, if it is the run's."""
+        what = f"ended with {worker.describe_end()} after {worker.age_s():.0f} s"
+        code = worker.poll()
+        why = reason(worker.log, worker.error_file, is_exit=code is not None and code >= 0, begin=worker.log_start)
+        if why is None and code == -signal.SIGKILL:
+            return self._failed(worker, f"{what}. HINT: it was killed from outside; most often memory had run out.")
+        return self._failed(worker, what + (f": {why}" if why else "."))
+
+    def not_ready(self, worker: Worker, timeout_s: float) -> ProcessFailure:
+        """An engine that starts does not answer, and is killed."""
+        what = (
+            f"was not ready within `inference.ready_timeout_s` ({timeout_s:g} s)."
+            " HINT: its log shows how far it came; set a longer time if it was still loading."
+        )
+        return self._failed(worker, what, is_hanging=True, error=EngineTimeout)
+
+    def hangs(self, worker: Worker, seconds: float) -> ProcessFailure:
+        """An engine that was ready does not answer any more, and is killed."""
+        what = f"did not answer `/health` for {seconds:.0f} s (`restart.engine_hang_s`)."
+        return self._failed(worker, what, is_hanging=True)
+
+    def refuses(self, worker: Worker, seconds: float) -> ProcessFailure:
+        """An engine that was ready has closed its port, or says that it is not healthy, and does not end; so it is
+        killed."""
+        return self._failed(worker, f"has not been healthy for {seconds:.0f} s, and does not end.", is_hanging=True)
+
+    def stopped(self, worker: Worker, seconds: float) -> ProcessFailure:
+        """A process, or one below it, was stopped by a signal and not continued; it is killed."""
+        what = f"has had a stopped process (SIGSTOP) for {seconds:g} s (`restart.stopped_s`)."
+        return self._failed(worker, what, is_hanging=True)
+
+    def _failed(
+        self, worker: Worker, what: str, *, is_hanging: bool = False, error: type[ProcessFailure] = ProcessFailure
+    ) -> ProcessFailure:
+        process, context = worker.process, self._context
+        is_helper = process.role is Role.HELPER
+        who = process.name if is_helper else f"{process.role.value} {process.rank}"
+        role = process.name if is_helper else process.role.value
+        message = f"{who} on node {context.node_rank} ({context.hostname}) {what}"
+        failure = error(message, log=worker.log, tail=tail(worker.log, begin=worker.log_start))
+        exit_code = None if is_hanging else worker.poll()
+        told = {
+            "message": message,
+            "process": process.name,
+            "role": role,
+            "node_rank": context.node_rank,
+            "hostname": context.hostname,
+            "rank": None if is_helper else process.rank,
+            "exit_code": exit_code,
+            # By this node's clock: what is told first need not have failed first.
+            "at": time.time(),
+            "log": str(worker.log),
+            "tail": list(failure.tail),
+            "launcher_exit_code": failure.exit_code,
+        }
+        where = {"node_rank": context.node_rank, "role": role, "rank": process.rank, "start": worker.start}
+        self._outbox.send("ended", **where, exit_code=exit_code, failure=told)
+        return failure
+
+    def guard_killed(self) -> None:
+        """This node's guard was killed, which no orderly end would do."""
+        node_rank, hostname = self._context.node_rank, self._context.hostname
+        message = f"The guard on node {node_rank} ({hostname}) was killed; the node ends its processes."
+        failure = {"message": message, "node_rank": node_rank, "hostname": hostname}
+        self._outbox.send("lost", node_rank=node_rank, failure=failure)
+
+    def _process(self, worker: Worker, **fields: Any) -> None:
+        process = worker.process
+        self._event(
+            "process",
+            name=process.name,
+            role=process.role.value,
+            node_rank=self._context.node_rank,
+            rank=process.rank,
+            start=worker.start,
+            pid=worker.pid,
+            **fields,
+        )
+
+    def _event(self, event: str, **fields: Any) -> None:
+        self._outbox.send("event", event=event, fields=fields)

@@ -1,0 +1,235 @@
+"""The process above an agent: whatever happens to the agent, nothing that it started outlives the guard.
+
+``python -m launcher.node.shim RUN_DIR`` is what one node runs. The guard starts the agent, passes signals on, and
+when the agent has ended, in whatever way, ends every process that is left below it. It finds them because orphans are
+handed to the agent, and from the agent to the guard, wherever in the tree they were (``PR_SET_CHILD_SUBREAPER``). In
+turn the agent gets SIGTERM if the guard dies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from launcher.common.errors import ControlError
+from launcher.common.procfs import become_subreaper, descendants, end_descendants, is_stopped, signal_on_parent_death
+from launcher.common.run_dir import attempt_dir
+from launcher.config import load_run_config
+from launcher.config.schema import Config
+from launcher.node.context import SCRATCH_VARIABLE
+from launcher.node.crash_report import report_failure
+from launcher.node.exit_file import answer_for_the_run
+from launcher.node.failover import node_0_killed, stand_in
+from launcher.node.node_environment import NodeEnvironment, node_environment
+from launcher.node.process import tail
+from launcher.node.shared_memory import SharedMemory
+from launcher.node.signal_buffer import PASSED_ON, EarlySignals
+from launcher.node.stale_resources import inodes, make_scratch, record, sweep
+from launcher.snapshot.place import Place, place_of
+
+LEFTOVER_GRACE_S = 0.5
+PATIENCE_S = 10.0
+"""How much longer than ``stop_grace_s`` an agent may take to end once it was asked to."""
+
+LOOK_S = 1.0
+AFTER_LEASE_S = 3.0
+"""How much longer than its lease an agent may have been stopped: node 0 speaks first, of a node that fell silent."""
+
+ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
+"""Signals that ask for the end; after them the death of an agent is no surprise."""
+
+
+def guard_node(run_dir: Path, early: EarlySignals | None = None) -> int:
+    """Guards the agent of the node that this process is on. Main thread only.
+
+    Args:
+        early: keeps the signals that came before.
+
+    Returns:
+        The node's exit code; node 0 answers for the run.
+    """
+    early = early or EarlySignals()
+    node = node_environment()
+    logs = attempt_dir(run_dir, node.attempt) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"agent-{node.node_rank:04d}.log"
+    sweep()
+    scratch = make_scratch()
+    command = [sys.executable, "-m", "launcher.node", str(run_dir), "--guard", str(os.getpid())]
+    config = load_run_config(run_dir)
+    try:
+        code = guard(
+            command,
+            log,
+            {**os.environ, SCRATCH_VARIABLE: str(scratch)},
+            _patience(config, is_local=node.is_local),
+            place_of(run_dir),
+            config.lease_timeout_s + AFTER_LEASE_S,
+            early,
+            scratch,
+        )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    code = _tell_failure(run_dir, node, code, log, early.heard)
+    if code == ControlError.exit_code:
+        # Nothing runs here any more. Should it be node 0 that is lost, somebody has to see to the job.
+        stand_in(run_dir, lambda: bool(ENDING & set(early.heard)))
+    if node.node_rank == 0:
+        answer_for_the_run(code)
+    return code
+
+
+def _patience(config: Config, *, is_local: bool) -> Callable[[int], float]:
+    """Seconds that an agent may take to end, by the signal that asked for it."""
+    at_once = config.stop_grace_s + PATIENCE_S
+    checkpoint = config.checkpoint
+    after_checkpoint = (
+        at_once + checkpoint.stop_timeout_s + checkpoint.write_timeout_s + config.inference.drain_timeout_s
+    )
+
+    def patience_s(signum: int) -> float:
+        # On SLURM it may announce a preemption; should the agent hang, SLURM ends it.
+        may_save = signum == signal.SIGUSR2 or not is_local
+        return after_checkpoint if may_save else at_once
+
+    return patience_s
+
+
+def _tell_failure(run_dir: Path, node: NodeEnvironment, code: int, log: Path, heard: Sequence[int]) -> int:
+    """The node's exit code, once the run knows how its agent ended."""
+    if code == 0:
+        return 0
+    how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+    # One that ends by itself, with an error, would do so again; so does one that was asked to end.
+    was_killed = code < 0 and node.node_rank == 0 and not ENDING & set(heard)
+    tell = node_0_killed if was_killed else report_failure
+    return tell(
+        run_dir,
+        f"The agent on node {node.node_rank} ({node.hostname}) ended with {how}.",
+        128 - code if code < 0 else code,
+        log=str(log),
+        tail=tail(log),
+    )
+
+
+def guard(
+    command: Sequence[str],
+    log: Path,
+    environ: Mapping[str, str],
+    patience_s: Callable[[int], float],
+    place: Place | None = None,
+    stopped_s: float = float("inf"),
+    early: EarlySignals | None = None,
+    scratch: Path | None = None,
+) -> int:
+    """Runs one agent to its end, and what it started to its end. Main thread only.
+
+    Args:
+        command: the agent's command line.
+        log: the agent's output is added to it.
+        patience_s: an agent that has not ended so long after a signal is killed; of several signals the earliest end
+            counts.
+        place: where it runs, and with which code; where and as this process does if None.
+        stopped_s: an agent that has been stopped (SIGSTOP) for so long is killed: by then the run has lost this node.
+        early: keeps the signals that came before.
+        scratch: where to write down what is left should this process be killed.
+
+    Returns:
+        The agent's exit code, negative for a signal; 1 if a process that it started cannot be ended.
+    """
+    become_subreaper()
+    agent: subprocess.Popen[bytes] | None = None
+
+    heard = early.heard if early is not None else []
+    memory = SharedMemory()
+
+    def look_at_memory() -> None:
+        # The agent does so, too, but what it knows ends with it.
+        if memory.attribute({os.getpid(): descendants(os.getpid())}) and scratch is not None:
+            record(scratch, inodes(memory.owned(os.getpid())))
+
+    def pass_on(signum: int, _frame: FrameType | None = None) -> None:
+        if signum not in heard:
+            heard.append(signum)
+        if agent is not None and agent.poll() is None:
+            agent.send_signal(signum)
+            # One that was stopped could do nothing about it.
+            agent.send_signal(signal.SIGCONT)
+            left_s, _ = signal.getitimer(signal.ITIMER_REAL)
+            signal.setitimer(signal.ITIMER_REAL, min(left_s or math.inf, patience_s(signum)))
+
+    def lose_patience(_signum: int, _frame: FrameType | None) -> None:
+        if agent is not None and agent.poll() is None:
+            agent.kill()
+
+    # The agent begins with them blocked, too, and unblocks them when it listens: one that comes early is not lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    previous = {signum: signal.signal(signum, pass_on) for signum in PASSED_ON}
+    previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, lose_patience)
+    try:
+        with log.open("ab") as output:
+            agent = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=place.directory if place is not None else None,
+                # Whoever started the guard by hand may not have set it.
+                env=place.environment(environ) if place is not None else environ,
+                start_new_session=True,
+            )
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+        for signum in list(heard):
+            pass_on(signum)
+        code = _wait(agent, stopped_s, look_at_memory)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        look_at_memory()
+        stuck = end_descendants(LEFTOVER_GRACE_S)
+        memory.remove(os.getpid())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+    if stuck:
+        print(f"launcher: these processes cannot be ended: {stuck}", file=sys.stderr)
+    return code or (1 if stuck else 0)
+
+
+def _wait(agent: subprocess.Popen[bytes], stopped_s: float, look: Callable[[], None]) -> int:
+    stopped_since: float | None = None
+    while True:
+        try:
+            return agent.wait(timeout=LOOK_S)
+        except subprocess.TimeoutExpired:
+            look()
+            if not is_stopped(agent.pid):
+                stopped_since = None
+            elif stopped_since is None:
+                stopped_since = time.monotonic()
+            elif time.monotonic() - stopped_since > stopped_s:
+                agent.kill()
+
+
+def main() -> int:
+    """Guards this node for as long as the process that started the guard lives."""
+    parser = argparse.ArgumentParser(prog="launcher.node.shim")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--parent", type=int, help="process id of who starts the guard; without it, nothing runs")
+    arguments = parser.parse_args()
+    if arguments.parent is not None:
+        signal_on_parent_death(signal.SIGTERM)
+        if os.getppid() != arguments.parent:
+            return 1
+    return guard_node(arguments.run_dir)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The trainers' rendezvous store: ``python -m launcher.node.store``, one process on node 0.
+
+It holds ``MASTER_PORT``: the port is bound before anybody learns it and never let go, so no other program can take it.
+Workers are clients of it, as under torchrun (``TORCHELASTIC_USE_AGENT_STORE``). Each start of the trainers gets a store
+of its own, because torch puts no prefix before its keys: ranks would find the addresses of those before them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from launcher.common.errors import ControlError
+from launcher.common.ports import hold_free_port, port_of
+from launcher.control.client import ControlClient
+from launcher.control.values import INCARNATION, store_key
+from launcher.stopping import survive_sigterm
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
+
+LOOK_S = 0.2
+"""Pause between questions whether the trainers start again."""
+
+
+def main() -> None:
+    """Serves until it is told to end."""
+    address = os.environ["LAUNCHER_ADDRESS"]
+    control = ControlClient.from_environment()
+    # The trainers may need it for their last checkpoint.
+    survive_sigterm()
+    # The one before is kept: a rank that is being ended may still hang on to it.
+    stores: dict[int, TCPStore] = {}
+    while True:
+        # The trainers go on without the control service for a while, and so must their store.
+        with contextlib.suppress(ControlError):
+            incarnation = int(control.call("get", keys=[INCARNATION])["values"][INCARNATION])
+            if incarnation not in stores:
+                store, port = serve(address)
+                control.put(store_key(incarnation), f"{address}:{port}")
+                stores[incarnation] = store
+                stores.pop(incarnation - 2, None)
+        time.sleep(LOOK_S)
+
+
+def serve(address: str) -> tuple[TCPStore, int]:
+    """A store on a port that nobody else can take; it serves as long as it is referenced."""
+    from torch.distributed import TCPStore
+
+    sock = hold_free_port(address)
+    port = port_of(sock)
+    store = TCPStore(
+        address,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=300),
+        master_listen_fd=sock.detach(),
+    )
+    return store, port
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Makes a node run what its orders say, reports what happens, and leaves nothing behind when it is over."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+
+from launcher.common.errors import ControlError
+from launcher.common.procfs import reap_adopted
+from launcher.control.orders import Orders, ReplicaOrder, TrainerOrder
+from launcher.control.phase import ENDED, Phase
+from launcher.control.stopping import StopStage
+from launcher.layout import Role
+from launcher.node.context import NodeContext
+from launcher.node.health import Health
+from launcher.node.heartbeat import Beats
+from launcher.node.monitor import Watch
+from launcher.node.outbox import Outbox
+from launcher.node.process import Worker, stop
+from launcher.node.reporter import Reports
+from launcher.node.spawn import MODEL_HELPER, Starter
+from launcher.node.stop_request import StopRequest
+from launcher.node.worker_group import Unit
+
+logger = logging.getLogger(__name__)
+
+FAILING_S = 1.0
+"""So long nobody must answer before it counts, when there is little time."""
+
+REFUSED_S = 5.0
+"""An engine whose core has died ends by itself within this, or not soon."""
+
+LAST_WORDS_S = 5.0
+"""Longest wait, after everything has ended here, until the run has been told."""
+
+
+class Supervisor:
+    """One node's part of the run, as a loop over a few questions; each is answered quickly, so that none waits."""
+
+    def __init__(self, context: NodeContext, outbox: Outbox, beats: Beats) -> None:
+        self._context = context
+        self._config = context.config
+        self._outbox = outbox
+        self._beats = beats
+        self._reports = Reports(context, outbox)
+        self._starter = Starter(context, self._reports)
+        self._watch = Watch()
+        self._helpers: list[Worker] = []
+        self._has_helpers = False
+        self._trainers: Unit | None = None
+        self._engines: dict[int, Unit] = {}
+        self._health: dict[int, Health] = {}
+        self._done: int | None = None
+        """The incarnation of the trainers whose good end has been told."""
+
+    def supervise(self, request: StopRequest, poll_s: float) -> None:
+        """Runs until the job has ended, well or badly; nothing that was started here is left then.
+
+        Raises:
+            ControlError: node 0 fell silent, or counts this node as lost.
+        """
+        told: set[signal.Signals] = set()
+        grace_s = self._config.stop_grace_s
+        try:
+            while True:
+                for signum in request.signals:
+                    if signum not in told:
+                        told.add(signum)
+                        self._ask_for_the_end(signum)
+                # Before anything is started: an agent that was stopped for long must not go on where it was.
+                if (lost := self._beats.lost) is not None:
+                    raise ControlError(f"Node 0 is lost: {lost}")
+                if told and self._beats.failing_s > FAILING_S:
+                    # Whoever asks for the end kills soon; without node 0 there is nothing to wait for.
+                    names = ", ".join(signum.name for signum in told)
+                    raise ControlError(f"Node 0 does not answer, and somebody asked for the end ({names}).")
+                phase, orders = self._beats.phase, self._beats.orders
+                self._heed(StopStage(orders.stopping))
+                if orders.is_fenced:
+                    raise ControlError("The run counts this node as lost, and goes on without it.")
+                if phase in ENDED:
+                    break
+                if phase is Phase.DRAINING:
+                    self._drain()
+                    break
+                if phase is Phase.RUNNING or self._config.preflight.action == "off":
+                    self._start_helpers()
+                    self._obey(orders)
+                self._check_helpers()
+                self._check_units()
+                self._check_engines()
+                self._check_stopped()
+                reap_adopted({worker.pid for worker in self._running()})
+                time.sleep(poll_s)
+        except ControlError:
+            # Others may have taken this node's place: what runs here must not go on beside them.
+            grace_s = 0.0
+            raise
+        finally:
+            self._end_everything(grace_s)
+        self._outbox.send("gone", node_rank=self._context.node_rank)
+        self._outbox.flush(LAST_WORDS_S)
+
+    def _start_helpers(self) -> None:
+        """Node 0 only, once: the trainers' store, and what makes the model if none was given."""
+        if self._has_helpers or self._context.node_rank != 0:
+            return
+        self._has_helpers = True
+        self._helpers.append(self._starter.start_store(0))
+        if (model := self._starter.start_model()) is not None:
+            self._helpers.append(model)
+
+    def _ask_for_the_end(self, signum: signal.Signals) -> None:
+        if os.getppid() != self._context.guard:
+            self._reports.guard_killed()
+            return
+        self._reports.signalled(signum)
+
+    def _heed(self, stage: StopStage) -> None:
+        """Tells the trainers of this node that the run shall stop; ends the engines once all trainers know."""
+        if stage is StopStage.NO:
+            return
+        if not self._context.stop_file.exists():
+            self._context.stop_file.touch()
+        if stage is StopStage.SEEN:
+            for unit in self._engines.values():
+                unit.stop(self._config.inference.drain_timeout_s)
+
+    def _obey(self, orders: Orders) -> None:
+        """Ends what is of an earlier start, and starts what may be."""
+        if orders.place is None:
+            return
+        if self._trainers is None and not self._engines:
+            self._take_place(orders.place)
+        if (
+            self._trainers is not None
+            and orders.trainers is not None
+            and self._is_free(self._trainers, orders.trainers)
+        ):
+            self._starter.start_trainers(self._trainers, orders.trainers)
+        for index, unit in self._engines.items():
+            order = orders.replicas[index]
+            if unit.start != order.start and index in self._health:
+                self._health.pop(index).close()
+            if self._is_free(unit, order):
+                self._starter.start_engine(unit, order)
+
+    def _take_place(self, place: int) -> None:
+        processes = self._context.layout.nodes[place].processes
+        trainers = [process for process in processes if process.role is Role.TRAINER]
+        self._trainers = Unit(Role.TRAINER, trainers) if trainers else None
+        for process in processes:
+            if process.role is Role.INFERENCE:
+                self._engines[process.rank] = Unit(Role.INFERENCE, [process])
+
+    def _is_free(self, unit: Unit, order: TrainerOrder | ReplicaOrder) -> bool:
+        """Whether a unit can be started anew; an earlier start of it is asked to end."""
+        if unit.start == order.start:
+            return False
+        if unit.running:
+            unit.stop(self._config.stop_grace_s)
+            return False
+        return order.runs and not self._context.stop_file.exists()
+
+    def _check_helpers(self) -> None:
+        for worker in list(self._helpers):
+            if worker.poll() is None:
+                continue
+            self._helpers.remove(worker)
+            self._reports.ended(worker)
+            if worker.process.name == MODEL_HELPER and worker.poll() == 0:
+                self._reports.model_ready(made=True)
+                continue
+            logger.error("%s", self._reports.ended_badly(worker))
+            if worker.process.name != MODEL_HELPER:
+                self._helpers.append(self._starter.start_store(worker.start + 1))
+
+    def _check_units(self) -> None:
+        """Notices every end. A trainer may end with 0; an engine may not end at all before the drain."""
+        for unit in self._units():
+            was_stopping = unit.is_stopping
+            for worker in unit.advance():
+                self._reports.ended(worker)
+                self._watch.ended(worker)
+                if not was_stopping and (worker.poll() != 0 or unit.role is Role.INFERENCE):
+                    logger.error("%s", self._reports.ended_badly(worker))
+        trainers = self._trainers
+        if trainers is not None and self._done != trainers.start and trainers.has_ended_well:
+            self._done = trainers.start
+            assert trainers.start is not None
+            self._reports.done(trainers.start)
+
+    def _check_engines(self) -> None:
+        """Follows the engines whose HTTP server is on this node."""
+        inference, restart = self._config.inference, self._config.restart
+        for index, unit in self._engines.items():
+            order = self._beats.orders.replicas.get(index)
+            if order is None or unit.is_stopping or unit.start != order.start:
+                continue
+            for worker in unit.running:
+                if worker.process.replica_rank != 0:
+                    continue
+                health = self._health.get(index)
+                if health is None and order.url is not None:
+                    health = self._health[index] = Health(order.url)
+                if health is not None and health.is_ready:
+                    if not unit.is_ready:
+                        unit.is_ready = True
+                        self._reports.engine_ready(worker, health.url)
+                    if health.silent_s() > restart.engine_hang_s:
+                        logger.error("%s", self._reports.hangs(worker, health.silent_s()))
+                        unit.stop(0.0)
+                    elif health.refused_s() > REFUSED_S:
+                        logger.error("%s", self._reports.refuses(worker, health.refused_s()))
+                        unit.stop(0.0)
+                elif worker.age_s() > inference.ready_timeout_s:
+                    logger.error("%s", self._reports.not_ready(worker, inference.ready_timeout_s))
+                    unit.stop(0.0)
+
+    def _check_stopped(self) -> None:
+        stopped_s = self._config.restart.stopped_s
+        for worker in self._watch.look(self._running(), stopped_s):
+            unit = next((unit for unit in self._units() if worker in unit.running), None)
+            if unit is None:
+                worker.kill()  # a helper, whose end is noticed
+            elif not unit.is_stopping:
+                logger.error("%s", self._reports.stopped(worker, stopped_s))
+                unit.stop(0.0)
+
+    def _drain(self) -> None:
+        """The trainer is done: engines end first and by themselves, so that nothing of theirs is cut off."""
+        engines = [worker for unit in self._engines.values() for worker in unit.running]
+        if engines:
+            logger.info("the trainer is done; stopping %d engine processes", len(engines))
+        stop(engines, self._config.inference.drain_timeout_s)
+        for worker in engines:
+            self._reports.ended(worker)
+
+    def _end_everything(self, grace_s: float) -> None:
+        workers = [*(worker for unit in self._units() for worker in unit.running), *self._helpers]
+        stop(workers, grace_s)
+        for worker in workers:
+            self._watch.ended(worker)
+        for health in self._health.values():
+            health.close()
+
+    def _units(self) -> list[Unit]:
+        return [*([] if self._trainers is None else [self._trainers]), *self._engines.values()]
+
+    def _running(self) -> list[Worker]:
+        return [*(worker for unit in self._units() for worker in unit.running), *self._helpers]

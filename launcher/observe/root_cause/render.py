@@ -1,0 +1,72 @@
+"""The explanation as people read it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from launcher.common.text import duration
+from launcher.observe.root_cause.candidate import Suspect
+from launcher.observe.root_cause.explain import Explained, Explanation
+
+MOST_VICTIMS = 8
+MOST_LINES = 20
+
+
+def render(explanation: Explanation) -> str:
+    """The last attempt in full, those before it in one line each."""
+    last = explanation.last
+    if last is None:
+        slurm = f"; SLURM says {explanation.slurm}" if explanation.slurm else ""
+        return f"Nothing was recorded: no node of the run ever started{slurm}."
+    lines = [_one_line(attempt) for attempt in explanation.attempts[:-1]]
+    slurm = f" (SLURM: {explanation.slurm})" if explanation.slurm else ""
+    after = f" after {duration(last.seconds)}" if last.seconds is not None else ""
+    lines.append(f"attempt {last.attempt}: {last.outcome}{after}{slurm}")
+    lines += [f"  got over: {text}" for text in last.survived]
+    return "\n".join([*lines, *_why(last)])
+
+
+def cause_block(last: Explained) -> list[str]:
+    """The lines from ``Cause:`` on; empty if there is none to name."""
+    return list(_why(last))
+
+
+def _why(attempt: Explained) -> Iterator[str]:
+    cause = attempt.cause
+    if cause is None:
+        return
+    yield ""
+    yield f"Cause: {cause.sentence}"
+    yield _row("kind", f"{cause.kind}{_clock(cause)}")
+    if cause.line not in cause.sentence:
+        yield _row("because", cause.line)
+    if cause.log is not None:
+        yield _row("log", cause.log)
+    yield from (f"    | {line}" for line in cause.lines[-MOST_LINES:])
+    if attempt.victims:
+        told = [f"{victim.where} ({victim.kind}{_clock(victim)})" for victim in attempt.victims[:MOST_VICTIMS]]
+        more = len(attempt.victims) - len(told)
+        yield f"Failed because of it: {'; '.join(told)}{f'; and {more} more' if more else ''}"
+    if attempt.advice is not None:
+        yield _row("retry", f"{attempt.advice.retry}. HINT: {attempt.advice.hint}.")
+
+
+def _row(label: str, text: str) -> str:
+    return f"  {label:<12}{text}"
+
+
+def _one_line(attempt: Explained) -> str:
+    cause = attempt.cause
+    why = f": {cause.kind}, {cause.where}: {_short(cause)}" if cause is not None else ""
+    return f"attempt {attempt.attempt}: {attempt.outcome}{why}"
+
+
+def _short(suspect: Suspect) -> str:
+    return suspect.line if len(suspect.line) <= 160 else f"{suspect.line[:160]} ..."
+
+
+def _clock(suspect: Suspect) -> str:
+    if suspect.time is None:
+        return ""
+    return f" at {time.strftime('%H:%M:%S', time.localtime(suspect.time))}.{int(suspect.time * 10) % 10}"

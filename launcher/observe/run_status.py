@@ -1,0 +1,149 @@
+"""One word for each run's state: from its own log, from SLURM (one question for all runs), or from its processes."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.common.recorded_processes import Identity, living
+from launcher.observe import job_state_cache as known
+from launcher.observe.run_summary import Digest
+from launcher.slurm.query import ControllerAway, job_states
+from launcher.slurm.states import BOOTING, ENDING, FROZEN, JobState
+
+PATIENCE_S = 10.0
+"""Longest wait for SLURM's controller: a person waits in front of it."""
+
+FINAL_WORDS = {"TIMEOUT": "time limit", "NODE_FAIL": "node failed", "OUT_OF_MEMORY": "out of memory"}
+PHASE_WORDS = {"starting": "starting", "training": "running", "draining": "draining"}
+PREPARED, LOST, UNKNOWN = "prepared", "lost", "unknown"
+"""Never started; gone without a word; nobody who could tell was asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """A run, and the state it is in."""
+
+    digest: Digest
+    word: str
+    """``queued``, ``held``, ``starting``, ``running``, ``draining``, ``completed``, ``failed``, ``cancelled``, ..."""
+
+    is_over: bool
+    is_certain: bool = True
+    """False if it is the last that was known, because who could tell does not answer."""
+
+    job: JobState | None = None
+    """SLURM's answer, or the last one."""
+
+    as_of: float
+    """When ``job`` was answered."""
+
+
+def statuses(
+    digests: Sequence[Digest], *, timeout_s: float = PATIENCE_S, is_asking: bool = True
+) -> tuple[list[RunStatus], str | None]:
+    """The state of each run, in the same order, and why some of them are uncertain, if they are.
+
+    Args:
+        is_asking: whether SLURM may be asked; else its last known answers count.
+    """
+    kept: dict[int, known.Known] = {}
+    for index, run in enumerate(digests):
+        if run.job_id is not None and (last := known.read(run.path, run.job_id, run.attempt)) is not None:
+            kept[index] = last
+    asked = {
+        i: run.job_id
+        for i, run in enumerate(digests)
+        if is_asking and run.job_id is not None and not _is_final(kept.get(i))
+    }
+    problem: str | None = None
+    answers: dict[str, JobState] = {}
+    try:
+        answers = job_states(sorted(set(asked.values())), timeout_s=timeout_s)
+    except ControllerAway as error:
+        problem = str(error)
+    found: list[RunStatus] = []
+    for index, run in enumerate(digests):
+        if run.job_id is None:
+            found.append(_local(run) if run.job is not None else _unsubmitted(run))
+        elif index in asked and problem is None:
+            found.append(_answered(run, answers.get(run.job_id), kept.get(index)))
+        else:
+            found.append(_remembered(run, kept.get(index)))
+    return found, problem
+
+
+def _is_final(kept: known.Known | None) -> bool:
+    return kept is not None and kept.is_final
+
+
+def _answered(run: Digest, job: JobState | None, kept: known.Known | None) -> RunStatus:
+    assert run.job_id is not None
+    if (job is not None or run.outcome is not None) and (kept is None or kept.state != job):
+        known.write(run.path, run.job_id, run.attempt, job)
+    now = time.time()
+    if job is not None:
+        return RunStatus(digest=run, word=_word(run, job), is_over=job.is_final, job=job, as_of=now)
+    # SLURM has forgotten the job, so it has ended; only its own log, or an earlier look, can say how.
+    return RunStatus(digest=run, word=run.outcome or LOST, is_over=True, as_of=now)
+
+
+def _remembered(run: Digest, kept: known.Known | None) -> RunStatus:
+    if kept is None:
+        word = run.outcome or PHASE_WORDS.get(run.phase or "", "queued")
+        return RunStatus(digest=run, word=word, is_over=run.outcome is not None, is_certain=False, as_of=time.time())
+    is_over = kept.is_final or run.outcome is not None
+    word = (run.outcome or LOST) if kept.state is None else _word(run, kept.state)
+    return RunStatus(digest=run, word=word, is_over=is_over, is_certain=kept.is_final, job=kept.state, as_of=kept.at)
+
+
+def _local(run: Digest) -> RunStatus:
+    now = time.time()
+    job = run.job or {}
+    if job.get("host") != socket.gethostname():
+        word = run.outcome or PHASE_WORDS.get(run.phase or "", "starting")
+        return RunStatus(
+            digest=run, word=word, is_over=run.outcome is not None, is_certain=run.outcome is not None, as_of=now
+        )
+    is_alive = bool(living(guards_of(job)))
+    word = PHASE_WORDS.get(run.phase or "", "starting") if is_alive else run.outcome or LOST
+    return RunStatus(digest=run, word=word, is_over=not is_alive, as_of=now)
+
+
+def _unsubmitted(run: Digest) -> RunStatus:
+    """Made by hand, or by an earlier version: only the log can tell."""
+    word = run.outcome or (PREPARED if run.phase is None else UNKNOWN)
+    return RunStatus(digest=run, word=word, is_over=run.outcome is not None, as_of=time.time())
+
+
+def guards_of(job: dict[str, Any]) -> list[Identity]:
+    """The guards in the record of a local run."""
+    return [Identity(pid=int(guard["pid"]), start=str(guard["start"])) for guard in job.get("guards", ())]
+
+
+def _word(run: Digest, job: JobState) -> str:  # noqa: PLR0911  (one line per word)
+    if job.is_final:
+        if job.name in ("COMPLETED", "FAILED", "CANCELLED"):
+            # The run knows better than its exit code, except that a job which failed did not complete.
+            is_told = run.outcome is not None and not (run.outcome == "completed" and job.name != "COMPLETED")
+            return str(run.outcome) if is_told else job.name.lower()
+        return FINAL_WORDS.get(job.name, job.name.lower().replace("_", " "))
+    if job.is_held:
+        return "held"
+    if job.is_waiting:
+        return "queued" if run.attempt is None else "requeued"
+    if job.name in BOOTING:
+        return "booting"
+    if job.name in FROZEN:
+        return "suspended"
+    if job.name in ENDING or run.outcome is not None:
+        return "ending"
+    return PHASE_WORDS.get(run.phase or "", "starting")
+
+
+def open_first(found: Iterable[RunStatus]) -> list[RunStatus]:
+    """What is not over before what is; the newest first in both."""
+    return sorted(found, key=lambda status: (status.is_over, -status.digest.submitted))

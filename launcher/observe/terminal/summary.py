@@ -1,0 +1,217 @@
+"""The last block of a run: what happened and where everything is; written as ``summary.json`` too."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from launcher.common.text import counted, duration, number
+from launcher.events.loading import load_state
+from launcher.events.run_state import RunState
+
+logger = logging.getLogger(__name__)
+
+AVERAGED_STEPS = 5
+"""First and last reward are means of this many steps: one step's reward is a throw of dice."""
+
+PICTURES = ("reward.png", "startup.png", "layout.png")
+
+
+def summary(run_dir: Path, state: RunState | None = None, slurm: str | None = None) -> str:
+    """The block to print when a run has ended; writes ``summary.json`` into the run directory.
+
+    Args:
+        state: What ``follow`` returned; read from the event log when None.
+        slurm: SLURM's word for the state of the job, if it was one.
+    """
+    state = load_state(run_dir) if state is None else state
+    facts = gather(run_dir, state)
+    temporary = run_dir / f".summary.json.{os.getpid()}"
+    try:
+        temporary.write_text(json.dumps(_finite(facts), indent=2) + "\n")
+        temporary.replace(run_dir / "summary.json")
+    except OSError as error:
+        # What it would say is printed all the same; the disk may be what the run ended by.
+        logger.warning("summary.json cannot be written: %s", error)
+    return "\n".join(_block(run_dir, state, facts, slurm))
+
+
+def gather(run_dir: Path, state: RunState) -> dict[str, Any]:
+    """The figures of a run, as in ``summary.json``; what was not reported is None. Times in seconds."""
+    rewards = _values(state, "reward")
+    window = min(AVERAGED_STEPS, max(len(rewards) // 2, 1))
+    versions = {step.version for step in state.steps if step.version is not None}
+    return {
+        "outcome": state.outcome,
+        "seconds": state.elapsed(state.last_at),
+        "startup_s": state.startup_seconds(),
+        "cluster": state.cluster,
+        "job_id": state.job_id,
+        "attempt": state.attempt,
+        "nodes": state.nodes,
+        "trainer_nodes": state.trainer_nodes,
+        "inference_nodes": state.inference_nodes,
+        "world_size": state.world_size,
+        "replicas": state.replicas,
+        "steps": len(state.steps),
+        "steps_planned": state.steps_planned,
+        "reward": {
+            "first": _mean(rewards[:window]),
+            "last": _mean(rewards[-window:]),
+            "averaged_steps": window,
+            "max": max(rewards, default=None),
+        },
+        "versions": {"published": len(versions), "last": max(versions, default=None)},
+        "sync_s": _spread(_values(state, "sync_s")),
+        "mismatch": {
+            "mean": _mean(_values(state, "mismatch")),
+            "max": max(_values(state, "mismatch_max") or _values(state, "mismatch"), default=None),
+        },
+        "restarts": dict(state.supervision.restarts),
+        "lost_nodes": list(state.supervision.lost_nodes.values()),
+        "checkpoint_step": state.supervision.checkpoint,
+        "past_attempts": [asdict(past) for past in state.supervision.past],
+        "tokens_per_s": _spread(_values(state, "tokens_per_s")),
+        "checks": [asdict(check) for check in state.checks],
+        "failure": asdict(state.failure) if state.failure is not None else None,
+        "failed_after_it": [asdict(failure) for failure in state.failures[1:]],
+        "files": files(run_dir, state),
+    }
+
+
+def files(run_dir: Path, state: RunState) -> dict[str, Any]:
+    """Where everything is; only what exists."""
+    attempt_dir = run_dir / "attempts" / str(state.attempt or 1)
+    found: dict[str, Any] = {"run_dir": str(run_dir)}
+    candidates = {
+        "config": run_dir / "config.yaml",
+        "events": attempt_dir / "events.jsonl",
+        "logs": attempt_dir / "logs",
+        "checkpoint": run_dir / "checkpoint" / "final",
+    }
+    found |= {name: str(path) for name, path in candidates.items() if path.exists()}
+    found["pictures"] = [str(run_dir / name) for name in PICTURES if (run_dir / name).exists()]
+    return found
+
+
+def _block(run_dir: Path, state: RunState, facts: dict[str, Any], slurm: str | None) -> Iterator[str]:
+    yield _headline(state, facts)
+    yield from _figures(facts)
+    for check in state.checks:
+        yield _row("check", f"{'passed' if check.ok else 'FAILED'}: {check.name}: {check.text}")
+    yield from _cause(run_dir, slurm)
+    places = facts["files"]
+    yield ""
+    yield "Where everything is"
+    yield _row("run", places["run_dir"])
+    for name in ("logs", "checkpoint"):
+        if name in places:
+            yield _row(name, places[name])
+    for label, picture in zip(["pictures", "", ""], places["pictures"], strict=False):
+        yield _row(label, picture)
+    commands = list(_next(state, places))
+    if commands:
+        yield ""
+        yield "Next"
+        yield from (f"  {command}" for command in commands)
+
+
+def _headline(state: RunState, facts: dict[str, Any]) -> str:
+    if state.outcome is not None:
+        ending = state.ending()
+        what = ending[0].upper() + ending[1:]
+    elif state.began_at is None:
+        what = "Nothing was recorded: no node of the run ever started"
+    else:
+        after = duration(facts["seconds"])
+        what = f"Ended without a final event after {after}: killed from outside, or node 0 was lost"
+    steps = f"{facts['steps']} of {state.steps_planned}" if state.steps_planned else str(facts["steps"])
+    parts = [f"{steps} steps"]
+    if state.nodes is not None:
+        parts.append(counted(state.nodes, "node"))
+    if state.cluster is not None:
+        parts.append(state.cluster + (f" job {state.job_id}" if state.job_id else ""))
+    if state.attempt is not None and state.attempt > 1:
+        parts.append(f"attempt {state.attempt}")
+    return f"{what} ({', '.join(parts)})"
+
+
+def _figures(facts: dict[str, Any]) -> Iterator[str]:
+    reward, versions, sync = facts["reward"], facts["versions"], facts["sync_s"]
+    if reward["first"] is not None:
+        window = reward["averaged_steps"]
+        note = f"   (means of the first and the last {window} steps)" if window > 1 else ""
+        yield _row("reward", f"{reward['first']:.3f} -> {reward['last']:.3f}{note}")
+    if versions["published"]:
+        text = f"{versions['published']} published, the last is {versions['last']}"
+        if sync["mean"] is not None:
+            text += f"; sync {duration(sync['mean'])} on average, {duration(sync['max'])} at most"
+        yield _row("versions", text)
+    mismatch = facts["mismatch"]
+    if mismatch["mean"] is not None:
+        figures = f"{number(mismatch['mean'])} on average, {number(mismatch['max'])} at most"
+        yield _row("mismatch", f"{figures}   (|logp of trainer - logp of engine| of sampled tokens)")
+    if facts["tokens_per_s"]["mean"] is not None:
+        yield _row("speed", f"{number(facts['tokens_per_s']['mean'])} tokens/s on average")
+    restarts = ", ".join(f"{counted(count, what)}" for what, count in facts["restarts"].items())
+    lost = f"; lost nodes {', '.join(facts['lost_nodes'])}" if facts["lost_nodes"] else ""
+    if restarts or lost:
+        yield _row("restarts", (restarts or "none") + lost)
+    for past in facts["past_attempts"]:
+        at = f" at step {past['step']}" if past["step"] is not None else ""
+        yield _row(f"attempt {past['attempt']}", f"{past['outcome']}{at}")
+    if facts["startup_s"] is not None:
+        yield _row("start-up", f"{duration(facts['startup_s'])} from submission to the first step")
+
+
+def _cause(run_dir: Path, slurm: str | None) -> Iterator[str]:
+    """What ``launcher why`` says of the last attempt; nothing when somebody ended it on purpose."""
+    # Its text uses this package's words in turn.
+    from launcher.events.failure_kinds import Kind
+    from launcher.observe.root_cause.explain import explain
+    from launcher.observe.root_cause.render import cause_block
+
+    explained = explain(run_dir, lambda _: slurm).last
+    if explained is not None and explained.cause is not None and explained.cause.kind is not Kind.CANCELLED:
+        yield from cause_block(explained)
+
+
+def _next(state: RunState, places: dict[str, Any]) -> Iterator[str]:
+    if state.failure is not None and state.failure.log is not None:
+        yield f"less +G {state.failure.log}"
+    elif state.outcome != "completed" and "logs" in places:
+        yield f"tail -n 20 {places['logs']}/*.log"
+    if "checkpoint" in places:
+        yield f"python -m vllm.entrypoints.openai.api_server --model {places['checkpoint']}"
+        yield f"python -m launcher model.path={places['checkpoint']}"
+
+
+def _row(label: str, text: str) -> str:
+    return f"  {label:<12}{text}"
+
+
+def _values(state: RunState, name: str) -> list[float]:
+    return [value for step in state.steps if (value := getattr(step, name)) is not None]
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _spread(values: list[float]) -> dict[str, float | None]:
+    return {"mean": _mean(values), "max": max(values, default=None)}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no nan and no infinity; they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,147 @@
+"""What SLURM is about to do with the job that this process belongs to: what a signal means.
+
+A job gets the same SIGTERM when it is cancelled, preempted, requeued by an administrator, or out of time. What tells
+them apart is in ``scontrol show job`` by the time the signal arrives (seen with SLURM 22.05):
+
+- ``Restarts`` has risen above the job's own ``SLURM_RESTART_COUNT``: SLURM queues the job again, whatever we do, and
+  SIGKILL follows ``KillWait`` later. That is a preemption if SIGUSR2 came along (``preempt_send_user_signal``);
+  without that option a preemption and ``scontrol requeue`` look alike.
+- ``PreemptTime`` is set while the job runs: it will be preempted after the partition's ``GraceTime``. One that ends
+  before is not queued again by SLURM, so it must do so itself.
+- ``Reason=TimeLimit``, or ``EndTime`` is near: the time limit. SLURM does not queue the job again.
+- None of it: somebody sent the signal, with ``scancel`` or otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launcher.slurm.query import ask
+
+CALL_TIMEOUT_S = 5.0
+EARLY_S = 75.0
+"""SLURM sends the signal before a time limit up to a minute earlier than it was asked to."""
+
+UNSET = frozenset({"", "None", "N/A", "Unknown", "(null)"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fate:
+    """SLURM's view of this job at the moment of a signal."""
+
+    is_requeued: bool = False
+    """SLURM has already queued the job again, by itself."""
+
+    is_preempted: bool = False
+    """It will do so when the time of grace is over."""
+
+    is_out_of_time: bool = False
+    is_ending: bool = False
+    """SLURM is ending the job's processes; without one of the above: it was cancelled."""
+
+
+def fate(signal_s: int, environ: Mapping[str, str] = os.environ) -> Fate | None:
+    """Asks SLURM; None if it cannot be asked.
+
+    Args:
+        signal_s: seconds before the time limit at which SLURM was to send SIGUSR2.
+    """
+    job_id = environ.get("SLURM_JOB_ID", "")
+    try:
+        done = ask(["scontrol", "show", "job", "--oneliner", job_id], CALL_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return None
+    if done.returncode != 0 or "JobId=" not in done.stdout:
+        return None
+    return read_fate(done.stdout.splitlines()[0], int(environ.get("SLURM_RESTART_COUNT", "0")), signal_s, time.time())
+
+
+def read_fate(line: str, restarts: int, signal_s: int, now: float) -> Fate:
+    """The fate that a line of ``scontrol show job --oneliner`` tells.
+
+    Args:
+        restarts: how often the job had been queued again when this attempt of it began.
+        now: seconds since the epoch.
+    """
+    values = _values(line)
+    state, end = values.get("JobState", ""), _time(values.get("EndTime", ""))
+    is_running = state in ("RUNNING", "SUSPENDED")
+    is_requeued = int(values.get("Restarts", "0")) > restarts
+    is_preempted = is_running and values.get("PreemptTime", "") not in UNSET
+    is_near_end = is_running and not is_preempted and end is not None and end - now <= signal_s + EARLY_S
+    return Fate(
+        is_requeued=is_requeued,
+        is_preempted=is_preempted,
+        is_out_of_time=not is_requeued and (values.get("Reason") == "TimeLimit" or is_near_end),
+        is_ending=not is_running,
+    )
+
+
+def is_without(hostname: str, environ: Mapping[str, str] = os.environ) -> bool | None:
+    """Whether SLURM has taken a node, which was lost, out of this job; None if this attempt of the job is over.
+
+    SLURM that cannot be asked has not said so.
+    """
+    try:
+        done = ask(["scontrol", "show", "job", "--oneliner", environ.get("SLURM_JOB_ID", "")], CALL_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return False
+    if done.returncode != 0 or "JobId=" not in done.stdout:
+        return False
+    return read_without(done.stdout.splitlines()[0], hostname, int(environ.get("SLURM_RESTART_COUNT", "0")))
+
+
+def read_without(line: str, hostname: str, restarts: int) -> bool | None:
+    """What a line of ``scontrol show job --oneliner`` says of that."""
+    from submitit.slurm.slurm import _parse_node_list
+
+    values = _values(line)
+    nodelist = values.get("NodeList", "")
+    if int(values.get("Restarts", "0")) > restarts or nodelist in UNSET:
+        return None
+    return hostname not in _parse_node_list(nodelist)
+
+
+def requeue(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Queues this process's own job again; SLURM ends its processes soon after.
+
+    Returns:
+        None if it worked, SLURM's words otherwise.
+    """
+    job_id = environ.get("SLURM_ARRAY_JOB_ID", "")
+    task = environ.get("SLURM_ARRAY_TASK_ID", "")
+    job_id = f"{job_id}_{task}" if job_id and task else environ.get("SLURM_HET_JOB_ID") or environ["SLURM_JOB_ID"]
+    try:
+        done = ask(["scontrol", "requeue", job_id], CALL_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        problem = f"`scontrol requeue` did not answer within {CALL_TIMEOUT_S:g} s"
+    else:
+        if done.returncode == 0:
+            return None
+        problem = done.stderr.strip() or f"exit code {done.returncode}"
+    # `scontrol` may be one of the processes that SLURM ends because it did as it was asked.
+    told = fate(0, environ)
+    return None if told is not None and told.is_requeued else problem
+
+
+def give_back(environ: Mapping[str, str] = os.environ) -> None:
+    """Cancels this process's own job: the way to end one whose script SLURM has lost."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        ask(["scancel", environ["SLURM_JOB_ID"]], CALL_TIMEOUT_S)
+
+
+def _values(line: str) -> dict[str, str]:
+    return dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line))
+
+
+def _time(text: str) -> float | None:
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return None

@@ -1,0 +1,87 @@
+"""Before a submission: leaves out the nodes that earlier runs found bad, and says so."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from launcher.common.errors import LauncherError
+from launcher.common.text import duration
+from launcher.config.schema import Config, SlurmClusterConfig
+from launcher.preflight.bad_nodes import NodeMemory, Remembered, default_memory
+from launcher.slurm.query import CALL_TIMEOUT_S, ask
+
+
+def leave_out_bad_nodes(config: Config) -> tuple[Config, list[str]]:
+    """The configuration to submit, and what to tell about it.
+
+    ``cluster.exclude`` gets the remembered nodes of this cluster on top of the user's own, ``preflight.memory`` the
+    directory that the job is to write into. A node that ``cluster.nodelist`` asks for by name is left in.
+    """
+    cluster, settings = config.cluster, config.preflight
+    if not isinstance(cluster, SlurmClusterConfig) or settings.action == "off" or settings.remember_s <= 0:
+        return config, []
+    root = (Path(settings.memory) if settings.memory else default_memory()).absolute()
+    config = replace(config, preflight=replace(settings, memory=str(root)))
+    memory = NodeMemory(root)
+    if not memory.entries():
+        return config, []
+    try:
+        name = cluster_name()
+        wanted = _expanded(cluster.nodelist) if cluster.nodelist else set()
+        # The name of a node that is no more would make SLURM refuse the whole job.
+        known = set(_words(["sinfo", "--noheader", "--Node", "--format=%N"]))
+    except LauncherError as error:
+        return config, [f"bad nodes of earlier runs are not left out: {error}"]
+    bad = [entry for entry in memory.entries(name) if entry.node in known]
+    left_out = [entry for entry in bad if entry.node not in wanted]
+    told = [_sentence(entry) for entry in left_out]
+    told += [f"{e.node} was bad ({e.reason}), but `cluster.nodelist` asks for it" for e in bad if e.node in wanted]
+    if left_out:
+        names = ",".join(entry.node for entry in left_out)
+        exclude = f"{cluster.exclude},{names}" if cluster.exclude else names
+        config = replace(config, cluster=replace(cluster, exclude=exclude))
+    return config, told
+
+
+def cluster_name() -> str:
+    """The name of the cluster that ``sbatch`` would submit to.
+
+    Raises:
+        LauncherError: the controller does not answer.
+    """
+    text = _answer(["scontrol", "show", "config"])
+    found = re.search(r"^ClusterName\s*=\s*(\S+)$", text, re.MULTILINE)
+    if found is None:
+        raise LauncherError("`scontrol show config` names no cluster.")
+    return found.group(1)
+
+
+def _expanded(expression: str) -> set[str]:
+    return set(_words(["scontrol", "show", "hostnames", expression]))
+
+
+def _words(command: Sequence[str]) -> list[str]:
+    return _answer(command).split()
+
+
+def _answer(command: Sequence[str]) -> str:
+    try:
+        done = ask(list(command), CALL_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise LauncherError(f"`{' '.join(command[:3])}` did not answer within {CALL_TIMEOUT_S:g} s.") from error
+    if done.returncode:
+        raise LauncherError(f"`{' '.join(command[:3])}` fails: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _sentence(entry: Remembered) -> str:
+    left = duration(max(0.0, entry.expires - time.time()))
+    return (
+        f"leaving out {entry.node} for another {left}: {entry.reason}."
+        f" `launcher nodes forget {entry.node}` uses it again."
+    )

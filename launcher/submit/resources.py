@@ -1,0 +1,88 @@
+"""What SLURM is asked for: how many nodes of which kind, as options of ``sbatch``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launcher.config.schema import Config, NodesConfig, SlurmClusterConfig
+from launcher.submit.rules.cluster import is_heterogeneous
+
+Options = Mapping[str, str | None]
+"""Options of ``sbatch`` in their order, without dashes; None for one without a value."""
+
+_WORDS = ("time", "partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude", "mem")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nodes:
+    """A number of nodes that are asked for in the same way."""
+
+    what: str
+    nodes: int
+    cluster: SlurmClusterConfig
+
+
+def slurm_config(config: Config) -> SlurmClusterConfig:
+    """The part of ``config`` that is SLURM's.
+
+    Raises:
+        TypeError: the run is not for SLURM.
+    """
+    if not isinstance(config.cluster, SlurmClusterConfig):
+        raise TypeError(f"not a SLURM cluster: {config.cluster.kind}")
+    return config.cluster
+
+
+def requests(config: Config) -> list[Nodes]:
+    """All nodes of the job, in the order of their ranks: this is where their number is decided."""
+    cluster, layout = slurm_config(config), config.layout
+    if not is_heterogeneous(cluster):
+        return [Nodes(what="nodes", nodes=layout.nodes + layout.spares, cluster=cluster)]
+    trainer, inference = _for(cluster, cluster.trainer), _for(cluster, cluster.inference)
+    return [
+        Nodes(what="nodes that train", nodes=layout.nodes - layout.inference_nodes, cluster=trainer),
+        # Spares come last, so they are of this kind.
+        Nodes(what="nodes that run engines", nodes=layout.inference_nodes + layout.spares, cluster=inference),
+    ]
+
+
+def request(config: Config, asked: Nodes) -> Options:
+    """``#SBATCH`` options; what is null in the configuration is SLURM's to choose."""
+    cluster = asked.cluster
+    options: dict[str, str | None] = {
+        "job-name": config.name,
+        "nodes": str(asked.nodes),
+        "ntasks-per-node": "1",
+    }
+    options |= {name: value for name in _WORDS if (value := getattr(cluster, name)) is not None}
+    if cluster.cpus_per_task is not None:
+        options["cpus-per-task"] = str(cluster.cpus_per_task)
+    options |= _gpus(config, cluster)
+    if cluster.exclusive:
+        options["exclusive"] = None
+    # What follows a lost node is the launcher's to decide, not SLURM's.
+    options["no-kill"] = None
+    options["requeue" if cluster.requeue else "no-requeue"] = None
+    # To the tasks, not to the script, which would die of it.
+    options["signal"] = f"USR2@{cluster.signal_s}"
+    # A requeued job goes on in the same log.
+    options["open-mode"] = "append"
+    for key, value in cluster.sbatch.items():
+        options[str(key).replace("_", "-")] = None if value is True else str(value)
+    return options
+
+
+def _for(cluster: SlurmClusterConfig, nodes: NodesConfig) -> SlurmClusterConfig:
+    """What ``cluster`` says, except where the settings of these nodes say something else."""
+    own = {field.name: getattr(nodes, field.name) for field in dataclasses.fields(nodes)}
+    return dataclasses.replace(cluster, **{name: value for name, value in own.items() if value is not None})
+
+
+def _gpus(config: Config, cluster: SlurmClusterConfig) -> dict[str, str | None]:
+    gpus = config.layout.gpus_per_node
+    if config.layout.device != "cuda" or cluster.gpus == "none":
+        return {}
+    request = f"{cluster.gpu_type}:{gpus}" if cluster.gpu_type else str(gpus)
+    return {"gres": f"gpu:{request}"} if cluster.gpus == "gres" else {"gpus-per-node": request}

@@ -1,0 +1,211 @@
+"""SLURM's settings: their formats, and options of ``sbatch`` and ``srun`` that the launcher decides itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+
+from launcher.config.schema import Config, NodesConfig, SlurmClusterConfig
+
+_TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}")
+_MEM = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
+_SEXAGESIMAL = 3600
+"""YAML reads an unquoted 1:00:00 as this number."""
+
+_OWN = "the launcher decides it"
+OWNED_SBATCH: dict[str, str] = {
+    "nodes": "set `layout.nodes`",
+    "ntasks": "there is one task per node",
+    "ntasks-per-node": "there is one task per node",
+    "job-name": "set `name`",
+    "partition": "set `cluster.partition`",
+    "account": "set `cluster.account`",
+    "qos": "set `cluster.qos`",
+    "time": "set `cluster.time`",
+    "constraint": "set `cluster.constraint`",
+    "exclude": "set `cluster.exclude`",
+    "nodelist": "set `cluster.nodelist`",
+    "reservation": "set `cluster.reservation`",
+    "mem": "set `cluster.mem`",
+    "cpus-per-task": "set `cluster.cpus_per_task`",
+    "gpus-per-node": "set `layout.gpus_per_node` and `cluster.gpus`",
+    "gpus": "set `layout.gpus_per_node` and `cluster.gpus`",
+    "gpus-per-task": "set `layout.gpus_per_node` and `cluster.gpus`",
+    "exclusive": "set `cluster.exclusive`",
+    "wait": "set `cluster.wait`",
+    "output": "logs go to the run directory",
+    "error": "logs go to the run directory",
+    "input": _OWN,
+    "open-mode": _OWN,
+    "array": "use a sweep (`-m`), one job per run",
+    "wrap": _OWN,
+    "parsable": _OWN,
+    "test-only": _OWN,
+    "signal": "set `cluster.signal_s`",
+    "requeue": "set `cluster.requeue`",
+    "no-requeue": "set `cluster.requeue`",
+    "no-kill": _OWN,
+    "het-group": _OWN,
+    "export": "set `cluster.env`",
+    "container-image": "set `cluster.container`",
+    "container-mounts": "set `cluster.container_mounts`",
+}
+"""Options of ``sbatch`` that ``cluster.sbatch`` may not repeat, and what to do instead."""
+
+_SHORT_SBATCH = {
+    "N": "nodes", "n": "ntasks", "J": "job-name", "p": "partition", "A": "account", "q": "qos", "t": "time",
+    "C": "constraint", "x": "exclude", "w": "nodelist", "c": "cpus-per-task", "G": "gpus", "W": "wait", "o": "output",
+    "e": "error", "i": "input", "a": "array", "k": "no-kill",
+}  # fmt: skip
+
+OWNED_SRUN = {
+    *("nodes", "ntasks", "ntasks-per-node", "output", "error", "input", "container-image", "container-mounts"),
+    *("kill-on-bad-exit", "no-kill", "het-group", "export"),
+}
+_SHORT_SRUN = {
+    "N": "nodes",
+    "n": "ntasks",
+    "o": "output",
+    "e": "error",
+    "i": "input",
+    "K": "kill-on-bad-exit",
+    "k": "no-kill",
+}
+
+
+HETEROGENEOUS, ARRAY = "heterogeneous", "array"
+"""Templates with a meaning of their own."""
+
+
+def is_heterogeneous(cluster: SlurmClusterConfig) -> bool:
+    """Whether the two roles' nodes are asked for separately."""
+    return cluster.template == HETEROGENEOUS or cluster.trainer != NodesConfig() or cluster.inference != NodesConfig()
+
+
+def problems(config: Config) -> Iterator[str]:
+    """What SLURM, or the job script, would take wrongly."""
+    cluster = config.cluster
+    if not isinstance(cluster, SlurmClusterConfig):
+        if cluster.setup:
+            yield (
+                f"`cluster.setup` ({cluster.setup[0]!r}, ...) is run on SLURM only, but `cluster.kind` is"
+                f" {cluster.kind}. HINT: leave it out, or add `+cluster=slurm`."
+            )
+        return
+    yield from _formats(cluster)
+    yield from _nodes(config, cluster)
+    yield from _template(cluster)
+    yield from _container(cluster)
+    yield from _sbatch(cluster)
+    yield from _srun(cluster)
+
+
+def _formats(cluster: SlurmClusterConfig) -> Iterator[str]:
+    time = cluster.time
+    if not _TIME.fullmatch(time) or not any(digit in "123456789" for digit in time):
+        yield (
+            f"`cluster.time` ({time}) is no time limit. HINT: write minutes, `hh:mm:ss` or `days-hh:mm:ss`:"
+            " `cluster.time=04:00:00`."
+        )
+    elif time.isdigit() and int(time) >= _SEXAGESIMAL:
+        yield (
+            f"`cluster.time` ({time}) would be {int(time) // 1440} days: a number means minutes, and a YAML file turns"
+            " an unquoted 12:00:00 into 43200. HINT: quote it in the file, or write `days-hh:mm:ss`."
+        )
+    if cluster.mem is not None and not _MEM.fullmatch(cluster.mem):
+        yield (
+            f"`cluster.mem` ({cluster.mem}) is no amount of memory. HINT: write `cluster.mem=64G`, or `0` for all of"
+            " the node's."
+        )
+    for name in (
+        *("partition", "account", "qos", "constraint", "exclude", "nodelist", "reservation", "gpu_type", "container"),
+        *("container_mounts", "python"),
+    ):
+        value: str | None = getattr(cluster, name)
+        if value is not None and (not value.strip() or "\n" in value):
+            yield f"`cluster.{name}` ({value!r}) is empty or has several lines. HINT: set it, or leave it null."
+    if cluster.gpu_type is not None and cluster.gpus == "none":
+        yield (
+            f"`cluster.gpu_type` ({cluster.gpu_type}) contradicts `cluster.gpus` (none). HINT: set `cluster.gpus=gres`"
+            " or leave the type out."
+        )
+
+
+def _nodes(config: Config, cluster: SlurmClusterConfig) -> Iterator[str]:
+    """What one role's nodes are asked for."""
+    for role in ("trainer", "inference"):
+        nodes: NodesConfig = getattr(cluster, role)
+        for field in fields(nodes):
+            value = getattr(nodes, field.name)
+            if isinstance(value, str) and (not value.strip() or "\n" in value):
+                yield f"`cluster.{role}.{field.name}` ({value!r}) is empty or has several lines. HINT: leave it null."
+        if nodes.mem is not None and not _MEM.fullmatch(nodes.mem):
+            yield (
+                f"`cluster.{role}.mem` ({nodes.mem}) is no amount of memory."
+                f" HINT: write `cluster.{role}.mem=64G`, or `0` for all of the node's."
+            )
+    if is_heterogeneous(cluster) and config.layout.inference_nodes == 0:
+        yield (
+            "`layout.inference_nodes` (0) lets every node do both, but `cluster.trainer` and `cluster.inference` ask"
+            " for different nodes. HINT: set `layout.inference_nodes=1` or more, or leave these settings out."
+        )
+
+
+def _template(cluster: SlurmClusterConfig) -> Iterator[str]:
+    from launcher.submit.templates import template_names, template_path
+
+    if is_heterogeneous(cluster) and cluster.template in template_names() and cluster.template != HETEROGENEOUS:
+        yield (
+            f"`cluster.template` ({cluster.template}) asks for all nodes in the same way, but `cluster.trainer` or"
+            f" `cluster.inference` is set. HINT: leave it out, or set `cluster.template={HETEROGENEOUS}`."
+        )
+    elif cluster.template == ARRAY:
+        yield (
+            f"`cluster.template` ({ARRAY}) is for many runs at once. HINT: leave it out; a sweep (`-m`) with"
+            " `sweep.array=true` chooses it."
+        )
+    elif not template_path(cluster).is_file():
+        yield (
+            f"`cluster.template` ({cluster.template}) is neither a template of the launcher's"
+            f" ({', '.join(template_names())}) nor a file. HINT: leave it out, or give the path of a file."
+        )
+
+
+def _container(cluster: SlurmClusterConfig) -> Iterator[str]:
+    if cluster.container_mounts is not None and cluster.container is None:
+        yield (
+            f"`cluster.container_mounts` ({cluster.container_mounts}) has no `cluster.container` (null) to mount into."
+            " HINT: set `cluster.container`, or leave the mounts out."
+        )
+
+
+def _sbatch(cluster: SlurmClusterConfig) -> Iterator[str]:
+    for key, value in cluster.sbatch.items():
+        path = f"cluster.sbatch.{key}"
+        bare = str(key).lstrip("-")
+        name = _SHORT_SBATCH.get(bare, bare.replace("_", "-"))
+        if name in OWNED_SBATCH:
+            yield f"`{path}` ({value}) is an option of the launcher's own. HINT: leave it out; {OWNED_SBATCH[name]}."
+        elif name == "gres" and cluster.gpus == "gres":
+            yield (
+                f"`{path}` ({value}) contradicts `cluster.gpus` (gres), which writes that option."
+                " HINT: set `cluster.gpus=gpus-per-node` or `none`, or leave it out."
+            )
+        elif name in ("mem-per-cpu", "mem-per-gpu") and cluster.mem is not None:
+            yield f"`{path}` ({value}) contradicts `cluster.mem` ({cluster.mem}). HINT: set `cluster.mem=null`."
+        elif not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", name) or str(key).startswith("-"):
+            yield f"`{path}` is no name of an option. HINT: write `+cluster.sbatch.comment=x`, without dashes in front."
+        elif isinstance(value, bool) and not value:
+            yield f"`{path}` (false) says nothing. HINT: leave it out; `true` stands for an option without a value."
+        elif not isinstance(value, str | int | float) or "\n" in str(value):
+            yield f"`{path}` ({value!r}) is not one line of text. HINT: give a word or a number, or `true`."
+
+
+def _srun(cluster: SlurmClusterConfig) -> Iterator[str]:
+    for arg in cluster.srun_args:
+        word = arg.partition("=")[0]
+        bare = word.lstrip("-")
+        name = bare if word.startswith("--") else _SHORT_SRUN.get(bare[:1], bare)
+        if word.startswith("-") and name in OWNED_SRUN:
+            yield f"`cluster.srun_args` ({word}) is decided by the launcher. HINT: leave it out."

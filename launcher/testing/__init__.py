@@ -1,0 +1,1 @@
+"""Tools to test, measure and break the launcher with."""

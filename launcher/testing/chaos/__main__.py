@@ -1,0 +1,142 @@
+"""The fault matrix: ``python -m launcher.testing.chaos [--cases WORDS] [--moments WORDS] [--out DIR] [OVERRIDES ...]``.
+
+With the word ``soak``: one run under random faults, for ``--minutes N``.
+
+Runs a small job for each case and moment on a SLURM that it makes on this machine (as root, in a checkout) or, with
+``+cluster=slurm``, on the one of the environment, and prints what followed. Ends with 0 if nothing was a surprise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from launcher.common.errors import LauncherError
+from launcher.testing.chaos.cases import CASES, Moment
+from launcher.testing.chaos.cluster import OwnCluster, Site
+from launcher.testing.chaos.judge import Result
+from launcher.testing.chaos.run_case import Cell, strike
+from launcher.testing.chaos.soak import soak, text
+from launcher.testing.chaos.table import add, load, table
+
+SURPRISED, TERMINATED = 1, 143
+NODES = "rack[0-1]n[01-06]"
+SMALL = (
+    "trainer.command=[python,-m,launcher.testing.chaos.trainer]",
+    "trainer.steps=4",
+    "layout.nodes=3",
+    "layout.gpus_per_node=1",
+    "inference.max_num_seqs=8",
+    "cluster.wait=true",
+    "cluster.exclusive=true",
+    "cluster.time=20",
+    "checkpoint.every_steps=1",
+    "preflight.remember_s=0",
+)
+"""A job that reaches every moment soon: two trainer nodes with a rank each, one engine on a third node."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the matrix."""
+    options = _parser().parse_intermixed_args(argv)
+    folder = options.out.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    site = None
+    try:
+        site = _site(options, folder)
+        words = [f"model.path={_model(folder)}", *(w for w in options.overrides if w not in ("soak", "+cluster=slurm"))]
+        if "soak" in options.overrides:
+            soaked = soak(options.minutes, options.seed, words, folder, site)
+            print(text(soaked))
+            return SURPRISED if soaked.surprises else 0
+        results = _run(_cells(options, folder), [*SMALL, *words], folder, site, options.parallel)
+    except LauncherError as error:
+        print(f"launcher.testing.chaos: {error}", file=sys.stderr)
+        return error.exit_code
+    finally:
+        if site is not None:
+            site.close()
+    print(table(results))
+    return SURPRISED if any(result.surprises for result in results) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="launcher.testing.chaos", description=__doc__)
+    parser.add_argument("--cases", default="", help="only cases whose name holds one of these words, comma-separated")
+    parser.add_argument("--moments", default="", help=f"some of: {', '.join(Moment)}")
+    parser.add_argument("--out", type=Path, default=Path("faults"), help="directory for the table and the runs")
+    parser.add_argument(
+        "--again", action="store_true", help="also cells that are in the directory already, and were no surprise"
+    )
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
+    parser.add_argument("--do", action="append", default=[], metavar="ACTION=COMMAND",
+                        help="of the SLURM at hand: how to crash, boot, cut, heal, down, resume, kill_slurmd or"
+                        " start_slurmd a {node}")  # fmt: skip
+    parser.add_argument("--urgent", help="of the SLURM at hand: a partition whose jobs preempt")
+    parser.add_argument("--small-disk", type=Path, help="of the SLURM at hand: a directory that may be filled")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of a soak: how long")
+    parser.add_argument("--seed", type=int, default=0, help="of a soak: of the dice")
+    parser.add_argument("overrides", nargs="*", help="as for a run")
+    return parser
+
+
+def _cells(options: argparse.Namespace, folder: Path) -> list[Cell]:
+    words = [word.strip() for word in options.cases.split(",") if word.strip()]
+    moments = options.moments.split(",") if options.moments else list(Moment)
+    known = set() if options.again else {cell for cell, result in load(folder).items() if not result.surprises}
+    return [
+        Cell(case=case, moment=moment)
+        for moment in Moment
+        for case in CASES
+        if moment in case.moments and moment in moments
+        if not words or any(word in case.name for word in words)
+        if (case.name, moment.value) not in known
+    ]
+
+
+def _site(options: argparse.Namespace, folder: Path) -> Site:
+    if "+cluster=slurm" not in options.overrides:
+        return OwnCluster(NODES, folder / "small")
+    commands = dict(word.partition("=")[::2] for word in options.do)
+    return Site(commands, options.urgent, options.small_disk)
+
+
+def _model(folder: Path) -> Path:
+    path = folder / "model"
+    if not path.exists():
+        subprocess.run(
+            [sys.executable, "-m", "launcher.trainers.grpo.tiny_model", str(path), "--seed", "0"], check=True
+        )
+    return path
+
+
+def _run(cells: Sequence[Cell], words: Sequence[str], folder: Path, site: Site, parallel: int) -> list[Result]:
+    small_disk = threading.Lock()
+
+    def one(cell: Cell) -> Result | None:
+        if lacking := site.lacks(cell.case.act, cell.case.argument):
+            print(f"{cell.case.name}, {cell.moment}: not run, needs {lacking}", flush=True)
+            return None
+        # There is one small disk, and whoever frees it frees it for all.
+        with small_disk if cell.case.act == "fill" else contextlib.nullcontext():
+            result = strike(cell, words, folder, site)
+        add(result, folder)
+        verdict = "; ".join(result.surprises) or "as it should"
+        print(f"{cell.case.name}, {cell.moment}: {result.followed} ({result.seconds:.0f} s): {verdict}", flush=True)
+        return result
+
+    with ThreadPoolExecutor(parallel) as pool:
+        return [result for result in pool.map(one, cells) if result is not None]
+
+
+if __name__ == "__main__":
+    # As Ctrl-C: what was started is ended first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Strikes a run: what each fault of the matrix does, and when it did it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launcher.common.errors import LauncherError
+from launcher.testing.chaos.cases import Case
+from launcher.testing.chaos.cluster import Site
+from launcher.testing.chaos.observe import Observed
+
+INJECT_TIMEOUT_S = 240.0
+CUT_S = 4.0
+"""How long a network is cut that heals: less than a lease."""
+
+FULL_S = 8.0
+"""How long a disk is full that is emptied again."""
+
+TWICE_S = 0.5
+SIGNALS = {"kill": "KILL", "stop": "STOP"}
+
+
+@dataclass(slots=True, kw_only=True)
+class Striker:
+    """Strikes one run.
+
+    Args:
+        go: a file that all nodes see and that does not exist.
+        job_id: of the run.
+    """
+
+    case: Case
+    site: Site
+    observed: Observed
+    job_id: str
+    go: Path
+    nodes: list[str] = field(default_factory=list)
+    """Nodes to which something was done that has to be undone."""
+
+    _armed: subprocess.Popen[str] | None = None
+    _later: list[threading.Timer] = field(default_factory=list)
+
+    def arm(self) -> None:
+        """Makes ready to strike without delay; the target is there."""
+        if self.case.act in SIGNALS:
+            self._armed = self._injector(str(self.go))
+
+    def strike(self) -> float:
+        """Does it; the time of that.
+
+        Raises:
+            LauncherError: it could not be done.
+        """
+        if self.case.act in SIGNALS:
+            if self._armed is None:
+                self._armed = self._injector()
+            else:
+                self.go.touch()
+            try:
+                out, error = self._armed.communicate(timeout=INJECT_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._armed.kill()
+                raise LauncherError(f"the program that was to {self.case.name} did not end") from None
+            if not out.strip():
+                raise LauncherError(f"nothing to strike: {error[-300:]}")
+            return float(out.split()[0])
+        before = time.time()
+        acts: dict[str, Callable[[], object]] = {
+            "usr2": self._usr2,
+            "requeue": lambda: self.site.run("scontrol", "requeue", self.job_id),
+            "scancel": lambda: self.site.run("scancel", self.job_id),
+            "preempt": self._preempt,
+            "fill": self._fill,
+        }
+        if self.case.act in acts:
+            acts[self.case.act]()
+        else:
+            self._do_to_node()
+        return before
+
+    def undo(self) -> None:
+        """Makes good for it; a second time there is nothing left to do."""
+        for timer in self._later:
+            timer.join()
+        if self.site.small_disk is not None and self.case.act == "fill":
+            self._filler.unlink(missing_ok=True)
+        self.site.repair(self.nodes, [self.case.act])
+        self.nodes.clear()
+        if self._armed is not None and self._armed.poll() is None:
+            self._armed.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._armed.communicate(timeout=10)
+
+    def _injector(self, *go: str) -> subprocess.Popen[str]:
+        started = self.observed.started(self.case.target)
+        if started is None:
+            raise LauncherError(f"{self.case.target} was not started")
+        words = ["srun", "--overlap", f"--jobid={self.job_id}", f"--nodelist={self._host()}", "--nodes=1", "--ntasks=1"]
+        words += ["--mem=0", sys.executable, "-m", "launcher.testing.chaos.inject", str(self.observed.run_dir)]
+        words += [str(started["pid"]), self.case.argument]
+        return subprocess.Popen(
+            [*self.site.login, *words, SIGNALS[self.case.act], *go],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.site.env,
+            text=True,
+        )
+
+    def _host(self) -> str:
+        started = self.observed.started(self.case.target)
+        if started is None:
+            return self.observed.hostname(0)
+        return self.observed.hostname(int(started["node_rank"]), int(started["attempt_number"]))
+
+    def _do_to_node(self) -> None:
+        host = self._host()
+        self.nodes.append(host)
+        self.site.do(self.case.act, host)
+        if self.case.argument == "heal":
+            self._after(CUT_S, lambda: self.site.do("heal", host))
+
+    def _usr2(self) -> None:
+        self.site.run("scancel", "--signal=USR2", self.job_id)
+        if self.case.argument == "twice":
+            time.sleep(TWICE_S)
+            self.site.run("scancel", "--signal=USR2", self.job_id)
+
+    def _preempt(self) -> None:
+        nodes = self.site.run("squeue", "--noheader", "--jobs", self.job_id, "--format=%N").strip()
+        count = len(self.site.run("scontrol", "show", "hostnames", nodes).split())
+        where = [f"--partition={self.site.urgent}", f"--nodelist={nodes}", f"--nodes={count}", "--exclusive"]
+        self.site.run("sbatch", *where, "--wrap=sleep 1", "--output=/dev/null")
+
+    @property
+    def _filler(self) -> Path:
+        assert self.site.small_disk is not None
+        return self.site.small_disk / "filler"
+
+    def _fill(self) -> None:
+        with self._filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 16))
+        with self._filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(64))
+        if self.case.argument == "free":
+            self._after(FULL_S, lambda: self._filler.unlink(missing_ok=True))
+
+    def _after(self, seconds: float, action: Callable[[], object]) -> None:
+        timer = threading.Timer(seconds, action)
+        self._later.append(timer)
+        timer.start()

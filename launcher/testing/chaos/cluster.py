@@ -1,0 +1,184 @@
+"""The SLURM on which faults are tried: one made for it on this machine, or the one of the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launcher.common.errors import LauncherError
+from launcher.submit.cluster import job_environment
+from launcher.testing.chaos.leaks import processes_of, shared_memory
+
+NODE_ACTIONS = ("crash", "boot", "kill_slurmd", "start_slurmd", "cut", "heal")
+CALL_TIMEOUT_S = 60.0
+ASK_TIMEOUT_S = 600.0
+"""For nodes to come up again, and for other runs on them to end."""
+
+
+class Site:
+    """The SLURM of the environment. What takes more than a user's rights is done by commands that the user gives.
+
+    Args:
+        commands: shell commands by action, of :data:`NODE_ACTIONS` and ``down``, ``resume``; ``{node}`` is the node.
+        urgent: partition whose jobs preempt those of the run.
+        small_disk: directory on a filesystem that may be filled, seen by every node.
+    """
+
+    urgent: str | None
+    small_disk: Path | None
+    asks_nodes = True
+    """Whether the nodes themselves are asked for what is left, so that they must be up."""
+
+    def __init__(self, commands: Mapping[str, str], urgent: str | None, small_disk: Path | None) -> None:
+        self._commands = commands
+        self.urgent = urgent
+        self.small_disk = small_disk
+
+    def lacks(self, act: str, argument: str) -> str | None:
+        """What would have to be given for a fault; None if nothing."""
+        if act == "preempt":
+            return None if self.urgent else "--urgent"
+        if act == "fill":
+            return None if self.small_disk else "--small-disk"
+        needed = {
+            "crash": ["crash", "boot"],
+            "kill_slurmd": ["kill_slurmd", "start_slurmd"],
+            "down": ["down", "resume"],
+        }
+        needed["cut"] = ["cut", "heal"]
+        missing = [action for action in needed.get(act, []) if action not in self._commands]
+        return ", ".join(f"--do {action}=..." for action in missing) or None
+
+    @property
+    def login(self) -> list[str]:
+        """What to put before a command so that it runs where jobs are submitted."""
+        return []
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment to submit from."""
+        return job_environment()
+
+    def run(self, *words: str, timeout_s: float = CALL_TIMEOUT_S, check: bool = True) -> str:
+        """What a command of SLURM's prints.
+
+        Raises:
+            LauncherError: it failed.
+        """
+        done = subprocess.run(
+            [*self.login, *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=self.env,
+            timeout=timeout_s,
+            check=False,
+        )
+        if check and done.returncode:
+            raise LauncherError(f"`{shlex.join(words)}` ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        return done.stdout
+
+    def do(self, action: str, node: str) -> None:
+        """Does something to a node."""
+        command = self._commands[action].replace("{node}", shlex.quote(node))
+        subprocess.run(["bash", "-c", command], check=True, timeout=CALL_TIMEOUT_S, env=self.env)
+
+    def left(self, run_dir: Path, nodes: Sequence[str]) -> list[str]:
+        """What is left of a run on its nodes: processes and shared memory, each as one line."""
+        step = ["srun", f"--nodes={len(nodes)}", "--ntasks-per-node=1", f"--nodelist={','.join(nodes)}"]
+        told = self.run(
+            *step, sys.executable, "-m", "launcher.testing.chaos.leaks", str(run_dir), timeout_s=ASK_TIMEOUT_S
+        )
+        return [text for line in told.splitlines() if line.startswith("[") for text in json.loads(line)]
+
+    def forget(self, left: Sequence[str]) -> None:
+        """What was left behind has been told."""
+
+    def repair(self, nodes: Sequence[str], actions: Sequence[str]) -> None:
+        """Makes good for what was done to nodes."""
+        inverse = {"crash": ["boot", "resume"], "kill_slurmd": ["start_slurmd"], "cut": ["heal"], "down": ["resume"]}
+        for action in actions:
+            for node in nodes:
+                for word in inverse.get(action, []):
+                    if word in self._commands:
+                        self.do(word, node)
+
+    def close(self) -> None:
+        """Gives back what was made for the site."""
+
+
+class OwnCluster(Site):
+    """A SLURM on this machine, each node with a name, ``/dev/shm`` and network of its own; ends with this process."""
+
+    asks_nodes = False
+
+    def __init__(self, nodes: str, small_disk: Path) -> None:
+        from launcher.testing.slurm_cluster.cluster import SlurmCluster
+
+        super().__init__(dict.fromkeys((*NODE_ACTIONS, "down", "resume"), ""), "urgent", small_disk)
+        small_disk.mkdir(parents=True, exist_ok=True)
+        # Before the nodes are made: each gets a copy of the mounts that are there then.
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(small_disk)], check=True)
+        self._lock = threading.Lock()
+        self._forgotten: set[str] = set()
+        self._cluster = SlurmCluster(nodes, isolation="net", slurmd_timeout_s=10, message_timeout_s=5)
+        self._cluster.start()
+
+    @property
+    def login(self) -> list[str]:
+        """On the login node of that cluster, in whatever directory this process is."""
+        return self._cluster.login
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Turned to that cluster."""
+        return self._cluster.env
+
+    def do(self, action: str, node: str) -> None:
+        """As asked for, by the means of that cluster."""
+        cluster = self._cluster
+        if action == "down":
+            self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=faults")
+            return
+        if action == "resume":
+            self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)  # it may be up again
+            return
+        with self._lock:
+            if action == "kill_slurmd":
+                os.kill(cluster.slurmd_pid(node), 9)
+            else:
+                actions = {
+                    "crash": cluster.crash_node,
+                    "boot": cluster.start_node,
+                    "start_slurmd": cluster.start_slurmd,
+                    "cut": cluster.cut,
+                    "heal": cluster.heal,
+                }
+                actions[action](node)
+
+    def forget(self, left: Sequence[str]) -> None:
+        """What one run left is not taken for what the next one on the same node leaves."""
+        self._forgotten.update(left)
+
+    def left(self, run_dir: Path, nodes: Sequence[str]) -> list[str]:
+        """All nodes are processes of this machine, those that were cut off, too."""
+        found = processes_of(run_dir)
+        assert self._cluster.directory is not None
+        for node in nodes:
+            if self._cluster.node_processes(node):
+                continue  # another run is there by now, or one of those above
+            pid = int((self._cluster.directory / "nodes" / node).read_text())
+            found += [f"{node}: {text}" for text in shared_memory(Path(f"/proc/{pid}/root/dev/shm"))]
+        return [text for text in found if text not in self._forgotten]
+
+    def close(self) -> None:
+        """Ends it."""
+        self._cluster.stop()
+        if self.small_disk is not None:
+            subprocess.run(["umount", "--lazy", str(self.small_disk)], check=False)

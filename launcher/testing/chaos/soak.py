@@ -1,0 +1,232 @@
+"""A soak: one long run of the reference trainer under faults at random, with training going on."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from launcher.common.errors import LauncherError
+from launcher.testing.chaos.actions import Striker
+from launcher.testing.chaos.cases import CASES, Case
+from launcher.testing.chaos.cluster import Site
+from launcher.testing.chaos.judge import is_noticed
+from launcher.testing.chaos.memory import Memory
+from launcher.testing.chaos.observe import Event, Observed
+from launcher.testing.chaos.run_case import left_behind, start
+
+SPARES = 2
+EVERY_STEPS = 2
+LONG = (
+    "trainer.steps=1000000",
+    "trainer.prompts_per_step=16",
+    "layout.nodes=4",
+    "layout.inference_nodes=2",
+    f"layout.spares={SPARES}",
+    "layout.gpus_per_node=1",
+    "cluster.wait=true",
+    "cluster.exclusive=true",
+    f"checkpoint.every_steps={EVERY_STEPS}",
+    "preflight.remember_s=0",
+    *(f"restart.{name}=1000000" for name in ("engine_max", "trainer_max", "failure_max", "preemption_max")),
+    "restart.engine_backoff_max_s=2",
+)
+"""Two trainer nodes, two engines, and spares; nothing is started too often."""
+
+WEIGHTS = {
+    **{f"{act} engine {what}": 3 for act in ("kill", "stop") for what in ("server", "core")},
+    **{f"{act} trainer {what}": 3 for act in ("kill", "stop") for what in ("rank", "rank 0")},
+    **{f"{act} {what} agent": 1 for act in ("kill", "stop") for what in ("trainer", "inference")},
+    **{"kill agent of node 0": 1, "USR2": 2, "scontrol requeue": 1},
+}
+"""How often each fault comes, by case."""
+
+START_TIMEOUT_S = 400.0
+BACK_S = 240.0
+"""Training must go on within this: a queue, imports and engines that start take their time on few cores."""
+
+PAUSE_S = (3.0, 20.0)
+"""From the first step after a fault to the next fault."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One fault, and what followed."""
+
+    name: str
+    at: float
+    """Seconds since the first step."""
+
+    step: int
+    """The last one that was finished before."""
+
+    noticed_s: float | None
+    back_s: float | None
+    """Until the next finished step."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Soaked:
+    """What a soak was like."""
+
+    minutes: float = 0.0
+    faults: list[Fault] = field(default_factory=list)
+    attempts: int = 0
+    steps: int = 0
+    """The last step that was finished."""
+
+    redone: int = 0
+    """Steps that were done again, because they came after the last checkpoint."""
+
+    rewards: tuple[float, float] = (0.0, 0.0)
+    """Means of the first and of the last ten steps."""
+
+    fall: float = 0.0
+    """By how much the mean of ten steps after a restart was lower than before it, at most."""
+
+    memory: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Of each agent and guard that ran for some time: MiB, early and late."""
+
+    left: list[str] = field(default_factory=list)
+    surprises: list[str] = field(default_factory=list)
+    run_dir: str = ""
+
+
+def soak(minutes: float, seed: int, overrides: Sequence[str], folder: Path, site: Site) -> Soaked:
+    """Strikes one run until the time is over, and then cancels it.
+
+    Raises:
+        LauncherError: the run did not start.
+    """
+    dice = random.Random(seed)
+    result = Soaked()
+    launched, run_dir, job_id = start("soak", [*LONG, *overrides], folder / "runs", folder / "soak.txt", site)
+    result.run_dir = str(run_dir)
+    observed = Observed(run_dir)
+    memory = Memory(run_dir)
+
+    def is_over() -> bool:
+        memory.look()
+        return launched.poll() is not None
+
+    strikers: list[Striker] = []
+    try:
+        first = observed.wait(lambda e: e["event"] == "step", is_over, START_TIMEOUT_S)
+        if first is None:
+            raise LauncherError(f"the soak did not come to its first step: {folder / 'soak.txt'}")
+        while time.time() - first["time"] < 60 * minutes and not is_over():
+            observed.wait(lambda e: False, is_over, dice.uniform(*PAUSE_S))
+            case = _drawn(dice, observed)
+            striker = Striker(case=case, site=site, observed=observed, job_id=job_id, go=folder / "soak.go")
+            strikers.append(striker)
+            result.faults.append(_struck(striker, observed, is_over, first["time"]))
+            print(f"{_line(result.faults[-1])}", flush=True)
+            if result.faults[-1].back_s is None:
+                result.surprises.append(f"no step for {BACK_S:g} s after: {case.name}")
+                break
+        if launched.poll() is not None:
+            result.surprises.append(f"the run ended by itself, with {launched.returncode}")
+        result.minutes = (time.time() - first["time"]) / 60
+    finally:
+        site.run("scancel", job_id, check=False)
+        try:
+            launched.wait(60)
+        except subprocess.TimeoutExpired:
+            result.surprises.append("it did not end within 60 s after its cancellation")
+            launched.kill()
+        for striker in strikers:
+            striker.undo()
+    observed.read()
+    nodes = sorted({str(event["hostname"]) for event in observed.events if event["event"] == "node_up"})
+    result.left = left_behind(site, run_dir, nodes)
+    result.memory = memory.grown()
+    judge(result, observed.events)
+    (folder / "soak.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
+    return result
+
+
+def judge(result: Soaked, events: Sequence[Event]) -> None:
+    """Fills in what the events say, and where it is not as it should be."""
+    steps = [event for event in events if event["event"] == "step"]
+    result.attempts = max((event["attempt_number"] for event in events), default=0)
+    result.steps = max((int(event["step"]) for event in steps), default=0)
+    result.redone = len(steps) - len({int(event["step"]) for event in steps})
+    saved = 0
+    for event in events:
+        if event["event"] == "checkpoint" and event.get("state") == "end":
+            saved = max(saved, int(event["step"]))
+        if event["event"] == "resumed" and int(event["step"]) < saved:
+            result.surprises.append(f"resumed from step {event['step']}, though {saved} was saved")
+    rewards = [float(event["reward"]) for event in steps]
+    result.rewards = (_mean(rewards[:10]), _mean(rewards[-10:]))
+    cuts = [i for i in range(1, len(steps)) if int(steps[i]["step"]) <= int(steps[i - 1]["step"])]
+    cuts += [i for i in range(1, len(steps)) if steps[i]["attempt_number"] > steps[i - 1]["attempt_number"]]
+    falls = [
+        _mean(rewards[cut - 10 : cut]) - _mean(rewards[cut : cut + 10]) for cut in cuts if 10 <= cut < len(steps) - 9
+    ]
+    result.fall = max([0.0, *falls])
+    if result.left:
+        result.surprises.append(f"left behind: {len(result.left)}")
+
+
+def text(result: Soaked) -> str:
+    """What a person reads at the end."""
+    backs = sorted(fault.back_s for fault in result.faults if fault.back_s is not None)
+    noticed = sorted(fault.noticed_s for fault in result.faults if fault.noticed_s is not None)
+    growth = max((late - early for early, late in result.memory.values()), default=0.0)
+    lines = [
+        f"{result.minutes:.0f} minutes, {len(result.faults)} faults, {result.attempts} attempts, {result.steps} steps"
+        f" ({result.redone} done again after a restart)",
+        f"reward {result.rewards[0]:.3f} -> {result.rewards[1]:.3f}; after a restart at most {result.fall:.3f} lower",
+        f"agents and guards: {len(result.memory)} looked at, at most {growth:+.1f} MiB from early to late",
+        f"left behind: {len(result.left)}",
+    ]
+    if noticed and backs:
+        lines.insert(1, f"noticed after {_middle(noticed)}; the next step after {_middle(backs)}")
+    return "\n".join([*lines, f"surprises: {'; '.join(result.surprises) or 'none'}"])
+
+
+def _drawn(dice: random.Random, observed: Observed) -> Case:
+    cases = {case.name: case for case in CASES if case.name in WEIGHTS}
+    attempt = max(event["attempt_number"] for event in observed.events)
+    used = sum(event["event"] == "spare" and event["attempt_number"] == attempt for event in observed.events)
+    possible = [name for name, case in cases.items() if used < SPARES or "layout.spares=1" not in case.shape]
+    return cases[dice.choices(possible, [WEIGHTS[name] for name in possible])[0]]
+
+
+def _struck(striker: Striker, observed: Observed, is_over: object, begin: float) -> Fault:
+    assert callable(is_over)
+    steps = [int(event["step"]) for event in observed.events if event["event"] == "step"]
+    try:
+        at = striker.strike()
+    except LauncherError as error:
+        # The target of a moment ago may just be on its way to a new start.
+        print(f"{striker.case.name}: {error}", flush=True)
+        at = time.time()
+    noticed = observed.wait(lambda e: is_noticed(e, at) and e["event"] != "finished", is_over, 60)
+    seen = noticed["time"] if noticed is not None else at
+    back = observed.wait(lambda e: e["event"] == "step" and e["time"] > seen, is_over, BACK_S)
+    return Fault(
+        name=striker.case.name,
+        at=at - begin,
+        step=max(steps, default=0),
+        noticed_s=None if noticed is None else max(0.0, noticed["time"] - at),
+        back_s=None if back is None else back["time"] - at,
+    )
+
+
+def _line(fault: Fault) -> str:
+    seconds = ["-" if value is None else f"{value:.1f} s" for value in (fault.noticed_s, fault.back_s)]
+    return f"{fault.at / 60:6.1f} min  step {fault.step:4}  {fault.name}: noticed {seconds[0]}, next step {seconds[1]}"
+
+
+def _middle(values: Sequence[float]) -> str:
+    return f"{values[len(values) // 2]:.1f} s (median; at most {values[-1]:.1f} s)"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

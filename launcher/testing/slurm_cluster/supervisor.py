@@ -1,0 +1,279 @@
+"""Owns every process of one cluster: starts them, serves commands, and ends them all when its parent is gone.
+
+Reads the spec as one line of JSON from standard input, then one command a line; answers each with one line of JSON.
+The end of standard input, however it came about, is the order to stop.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from launcher.testing.slurm_cluster import accounting, network
+from launcher.testing.slurm_cluster.conf import Place, controller_address, node_address, write_files
+from launcher.testing.slurm_cluster.processes import kill_tree, reap
+from launcher.testing.slurm_cluster.spec import (
+    SEARCH_PATH,
+    ClusterError,
+    ClusterSpec,
+    Isolation,
+    find_program,
+    namespaces,
+    spec_from_json,
+)
+
+HERE = Path(__file__).parent
+PR_SET_CHILD_SUBREAPER = 36
+FIRST_PORT, PORTS_PER_SLOT, SLOTS = 17_000, 512, 30  # ends below the ephemeral ports
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SLURMD_BATCH = 16  # more at a time and some time out while they register
+
+
+class Supervisor:
+    """The processes of one cluster."""
+
+    def __init__(self, spec: ClusterSpec) -> None:
+        self.spec = spec
+        self.login_pid: int | None = None
+        self.node_pids: dict[str, int] = {}
+        slot, port, self._lock = _hold_ports(10 + len(spec.node_names))
+        directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: it holds Unix sockets
+        directory.chmod(0o755)  # munge's clients must reach its socket
+        self.place = Place(directory=directory, slot=slot, port=port)
+        self.environment = {"PATH": SEARCH_PATH, "SLURM_CONF": str(self.place.slurm_conf), "LANG": "C.UTF-8"}
+
+    def start(self, deadline: float) -> None:
+        """Brings everything up and returns when all nodes are idle."""
+        write_files(self.spec, self.place)
+        self._start_munged(deadline)
+        if self.spec.isolation is not Isolation.PLAIN:
+            self.login_pid = self._start_node_process("login", [], deadline)
+            (self.place.directory / "nodes" / "login").write_text(str(self.login_pid))
+        if self.spec.isolation is Isolation.NET:
+            assert self.login_pid is not None
+            network.create_switch(self.login_pid, controller_address(self.spec))
+            self._write_client_wrappers()
+        if self.spec.accounting:
+            accounting.start(self, deadline)
+        slurmctld = self.spawn("slurmctld", self.in_login("slurmctld", "-D", "-f", str(self.place.slurm_conf)))
+        self.wait(lambda: self.answers("scontrol", "ping"), deadline, "slurmctld to answer", slurmctld)
+        names = self.spec.node_names
+        for first in range(0, len(names), SLURMD_BATCH):
+            for name in names[first : first + SLURMD_BATCH]:
+                self.start_node(name, deadline)
+            self.wait(lambda: self._idle() >= self.node_pids.keys(), deadline, "all nodes to be idle", slurmctld)
+
+    def start_node(self, name: str, deadline: float) -> None:
+        """Boots a node: namespaces, network, slurmd. Does not wait for its registration."""
+        slurmd = ["/usr/bin/setpriv", "--pdeathsig", "KILL", str(find_program("slurmd")), "-D", "-N", name]
+        slurmd += ["-f", str(self.place.slurm_conf), "-d", str(self.place.stepd)]
+        pid = self._start_node_process(name, slurmd, deadline)
+        if self.spec.isolation is Isolation.NET:
+            assert self.login_pid is not None
+            index = self.spec.node_names.index(name)
+            network.connect(self.login_pid, pid, index, node_address(self.spec, self.place, index))
+        self.node_pids[name] = pid
+        (self.place.directory / "nodes" / name).write_text(str(pid))
+        self.start_slurmd(name)
+
+    def start_slurmd(self, name: str) -> None:
+        """Starts the slurmd of a node that is up."""
+        os.kill(self.node_pids[name], signal.SIGUSR1)
+
+    def crash_node(self, name: str) -> None:
+        """Ends every process of a node at once, as a loss of power does."""
+        kill_tree(self.node_pids.pop(name), include_root=True)
+
+    def set_link(self, name: str, *, up: bool) -> None:
+        """Cuts or heals the network of a node."""
+        if self.spec.isolation is not Isolation.NET or self.login_pid is None:
+            raise ClusterError(f"isolation {self.spec.isolation!s} has no links to cut; 'net' has")
+        network.set_link(self.login_pid, self.spec.node_names.index(name), up=up)
+
+    def spawn(self, name: str, command: Sequence[str], *, piped: bool = False) -> subprocess.Popen[str]:
+        """Starts a daemon that dies with this process and writes to its own log."""
+        with self.place.log(name).open("a") as log:
+            return subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if piped else log,
+                stderr=log,
+                env=self.environment,
+                cwd=self.place.directory,
+                start_new_session=True,
+                text=True,
+            )
+
+    def in_login(self, *command: str) -> list[str]:
+        """The command as it runs on the login node."""
+        if self.login_pid is None:
+            return list(command)
+        return ["nsenter", "--target", str(self.login_pid), *namespaces(self.spec.isolation), "--", *command]
+
+    def answers(self, *command: str) -> bool:
+        """Whether a command on the login node succeeds."""
+        return self._client(*command).returncode == 0
+
+    def wait(
+        self, ready: Callable[[], bool], deadline: float, what: str, process: subprocess.Popen[str] | None = None
+    ) -> None:
+        """Returns when ``ready``; raises when the process behind it ended or the deadline passed."""
+        while not ready():
+            if process is not None and process.poll() is not None:
+                raise ClusterError(f"waited for {what}, but it ended with {process.returncode}")
+            if time.monotonic() > deadline:
+                raise ClusterError(f"waited in vain for {what}")
+            time.sleep(0.02)  # SLURM has no event for any of this
+
+    def log_tails(self) -> str:
+        """The last lines of the logs that say something, newest last."""
+        logs = sorted((self.place.directory / "log").glob("*.log"), key=lambda path: path.stat().st_mtime)
+        parts = [f"--- {log.name}\n" + "\n".join(lines[-8:]) for log in logs if (lines := log.read_text().splitlines())]
+        return "\n".join(parts[-8:])
+
+    def stop(self) -> None:
+        """Leaves nothing behind; nothing here has a state worth a soft end."""
+        kill_tree(os.getpid(), include_root=False)
+        shutil.rmtree(self.place.directory)
+
+    def _start_munged(self, deadline: float) -> None:
+        key = self.place.directory / "etc" / "munge.key"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(128))
+        run = self.place.directory / "run"
+        options = {"socket": self.place.munge_socket, "key-file": key, "log-file": self.place.log("munged")}
+        options |= {"pid-file": run / "munged.pid", "seed-file": run / "munged.seed"}
+        # --force: warnings about directories only; the key and the socket are this cluster's own
+        command = ["munged", "--foreground", "--force", *(f"--{name}={value}" for name, value in options.items())]
+        munged = self.spawn("munged", command)
+        check = ["munge", "--no-input", "--socket", str(self.place.munge_socket)]
+        self.wait(lambda: self._client(*check, login=False).returncode == 0, deadline, "munged to answer", munged)
+
+    def _start_node_process(self, name: str, command: list[str], deadline: float) -> int:
+        isolation = self.spec.isolation
+        unshare = [] if isolation is Isolation.PLAIN else ["unshare", *namespaces(isolation), "--"]
+        python = [sys.executable, "-I", "-S", str(HERE / "node.py")]
+        arguments = [str(self.place.directory), name, str(isolation)]
+        process = self.spawn(f"node-{name}", [*unshare, *python, *arguments, *command], piped=True)
+        assert process.stdout is not None
+        readable, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+        if not readable or process.stdout.readline() != "up\n":
+            raise ClusterError(f"node {name} did not come up with isolation {isolation!s}")
+        process.stdout.close()
+        return process.pid
+
+    def _write_client_wrappers(self) -> None:
+        """Programs for a process outside the cluster's network, such as one that calls ``sbatch`` through submitit."""
+        prefix = " ".join(self.in_login())
+        for name in ("sbatch", "srun", "salloc", "scancel", "scontrol", "squeue", "sinfo", "sacct", "sacctmgr"):
+            wrapper = self.place.directory / "bin" / name
+            wrapper.write_text(f'#!/bin/sh\nexec {prefix} env --chdir "$PWD" {find_program(name)} "$@"\n')
+            wrapper.chmod(0o755)
+
+    def _idle(self) -> set[str]:
+        lines = self._client("sinfo", "--noheader", "--Node", "--format", "%N %T").stdout.splitlines()
+        return {name for name, state in (line.split() for line in lines) if state == "idle"}
+
+    def _client(self, *command: str, login: bool = True) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.in_login(*command) if login else command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=self.environment,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+
+def _hold_ports(count: int) -> tuple[int, int, socket.socket]:
+    """A block of free ports; the returned socket holds it against other clusters for as long as it is open."""
+    if count > PORTS_PER_SLOT:
+        raise ClusterError(f"a cluster has at most {PORTS_PER_SLOT - 10} nodes")
+    for slot in range(SLOTS):
+        port = FIRST_PORT + slot * PORTS_PER_SLOT
+        lock = socket.socket()
+        try:
+            lock.bind(("127.0.0.1", port + 9))
+            for number in range(port, port + count):
+                if number != port + 9:
+                    with socket.socket() as probe:
+                        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                        probe.bind(("0.0.0.0", number))
+        except OSError:
+            lock.close()
+            continue
+        return slot, port, lock
+    raise ClusterError(f"no {count} free ports in any of {SLOTS} blocks from {FIRST_PORT} on")
+
+
+def _answer(**values: object) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def main() -> None:
+    """Start, serve, stop."""
+    parent = os.getppid()
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: sys.exit(1))  # through the finally below
+    request = json.loads(sys.stdin.readline())
+    try:
+        supervisor = Supervisor(spec_from_json(request["spec"]))
+    except ClusterError as error:
+        _answer(error=str(error))
+        return
+    try:
+        deadline = time.monotonic() + request["timeout_s"]
+        try:
+            supervisor.start(deadline)
+        except (ClusterError, OSError, subprocess.SubprocessError) as error:
+            _answer(error=f"{error}\n{supervisor.log_tails()}")
+            return
+        _answer(directory=str(supervisor.place.directory), login_pid=supervisor.login_pid)
+        serve(supervisor, parent)
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        supervisor.stop()
+
+
+def serve(supervisor: Supervisor, parent: int) -> None:
+    """Carries out commands until standard input ends, or the parent is gone while somebody else holds the pipe."""
+    actions: dict[str, Callable[[str], None]] = {
+        "crash_node": supervisor.crash_node,
+        "start_node": lambda name: supervisor.start_node(name, time.monotonic() + 30),
+        "start_slurmd": supervisor.start_slurmd,
+        "cut": lambda name: supervisor.set_link(name, up=False),
+        "heal": lambda name: supervisor.set_link(name, up=True),
+    }
+    while os.getppid() == parent:
+        readable, _, _ = select.select([sys.stdin], [], [], 1.0)
+        reap()
+        if readable:
+            line = sys.stdin.readline()
+            if not line:
+                return
+            action, name = line.split()
+            try:
+                actions[action](name)
+            except (ClusterError, OSError, KeyError, subprocess.SubprocessError) as error:
+                _answer(error=f"{action} {name}: {error!r}")
+            else:
+                _answer(done=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The reference trainer's run, from the first weights to the final check."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from launcher import bridge
+from launcher.checkpoint import CheckpointError
+from launcher.config.schema import Config
+from launcher.events import log as events
+from launcher.inference.client import api_key, inference_urls
+from launcher.inference.client import engines as live_engines
+from launcher.stopping import should_stop
+from launcher.trainers.grpo.final_check import TOP, CheckError, compare, movement, tolerance
+from launcher.trainers.grpo.model import Worker, wire_copy
+from launcher.trainers.grpo.rollout import Completion, EngineLost, Engines
+from launcher.trainers.grpo.trainer import StepReport, Trainer
+
+CHECK_PROMPTS = 16
+AVERAGED_STEPS = 10
+
+
+def train(config: Config, run_dir: Path) -> None:
+    """Trains, publishes every version, saves the last weights, and checks that the engines serve them.
+
+    Every trainer rank calls it. It ends the process, with exit code 0, when all is well.
+
+    Raises:
+        ConfigError: a setting is wrong, or does not fit the number of ranks.
+        RolloutError: an engine did not answer.
+        BridgeError: weights did not arrive.
+        CheckError: at the end an engine does not serve the trainer's weights.
+    """
+    worker = Worker.from_environment(config.layout.device)
+    with phase("model", worker):
+        worker.join()
+        trainer = Trainer.create(config, worker, Path(os.environ["LAUNCHER_MODEL_PATH"]))
+        done = trainer.checkpoints.restore()
+    weights = bridge.connect()
+    # The engines must serve what is sampled from: the first weights, or those that were restored.
+    weights.publish(trainer.model, version=done)
+    # The ranks start with different engines, so that their first requests do not all meet at one.
+    with Engines(
+        inference_urls(),
+        api_key(),
+        timeout_s=trainer.options.request_timeout_s,
+        live=inference_urls,
+        first=worker.rank,
+    ) as engines:
+        with phase("first answers", worker):
+            untrained = ask(trainer, engines) if worker.is_main else {}
+        rewards: deque[float] = deque(maxlen=AVERAGED_STEPS)
+        for step in range(done + 1, config.trainer.steps + 1):
+            with phase("first step", worker, when=step == done + 1):
+                report = trainer.step(step, engines, weights)
+            rewards.append(report.reward)
+            if worker.is_main:
+                show(step, config.trainer.steps, report, sum(rewards) / len(rewards))
+            stop = step < config.trainer.steps and should_stop()
+            if stop:
+                # Before the engines end, as they may from here on.
+                weights.close()
+            save(trainer, step, stop=stop)
+            if stop:
+                worker.end()
+        finish(trainer, engines, untrained, run_dir / "checkpoint" / "final")
+    weights.close()
+    worker.end()
+
+
+def save(trainer: Trainer, step: int, *, stop: bool) -> None:
+    """Writes a checkpoint if one is due, or if the run stops after this step.
+
+    Raises:
+        CheckpointError: the run stops, and what was done since the last checkpoint could not be saved.
+    """
+    if not (stop or trainer.checkpoints.is_due(step)):
+        return
+    try:
+        trainer.checkpoints.save(step)
+    except CheckpointError as error:
+        if stop:
+            raise
+        # A full disk may be emptied before the next one is due; until then nothing is lost.
+        print(f"{error} The run goes on without it.", flush=True)
+
+
+def show(step: int, steps: int, report: StepReport, average: float) -> None:
+    """One event and one line for a finished step."""
+    events.emit("step", step=step, steps=steps, reward_average=average, **asdict(report))
+    print(
+        f"step {step}/{steps}  reward {report.reward:.3f} (mean of {AVERAGED_STEPS}: {average:.3f})  "
+        f"loss {report.loss:+.4g}  {report.tokens_per_s:.0f} tokens/s  "
+        f"mismatch {report.mismatch:.2g} (max {report.mismatch_max:.2g})  "
+        f"version {report.version} in {report.sync_s:.3f} s  step {report.seconds:.2f} s",
+        flush=True,
+    )
+
+
+def ask(trainer: Trainer, engines: Engines) -> dict[int, list[Completion]]:
+    """Each engine's greedy answers to the check's prompts, by replica; one that goes away meanwhile is left out."""
+    prompts = trainer.check_prompts(CHECK_PROMPTS)
+    answers = {}
+    for replica, url in live_engines().items():
+        try:
+            answers[replica] = engines.greedy(url, prompts, max_tokens=trainer.config.trainer.max_new_tokens, top=TOP)
+        except EngineLost as error:
+            print(f"inference-{replica} is not asked: {error}", flush=True)
+    return answers
+
+
+def finish(trainer: Trainer, engines: Engines, untrained: Mapping[int, Sequence[Completion]], path: Path) -> None:
+    """Saves the last weights in ``path`` and compares what each engine serves with them.
+
+    Every rank calls it, because collecting the weights takes all of them; rank 0 does the rest.
+
+    Raises:
+        CheckError: an engine differs by more than rounding explains.
+    """
+    dtype = trainer.config.model.dtype
+    model = wire_copy(trainer.model, trainer.worker, dtype)
+    if model is None:
+        return
+    model.save_pretrained(path)
+    trainer.tokenizer.save_pretrained(path)
+    print(f"saved the last weights ({dtype}) in {path}", flush=True)
+    allowed = tolerance(dtype, trainer.worker.device.type)
+    prompts = trainer.check_prompts(CHECK_PROMPTS)
+    failed: list[str] = []
+    urls = live_engines()
+    checked = ask(trainer, engines)
+    for index, answers in checked.items():
+        url = urls.get(index, "its URL")
+        result = compare(model, prompts, answers)
+        moved = movement(untrained.get(index, ()), answers) if index in untrained else 0.0
+        text = f"{result.text()} (tolerance {allowed}; training moved them by up to {moved:.2f})"
+        ok = result.within(allowed)
+        events.emit(
+            "check",
+            name=f"inference-{index} serves the trainer's weights",
+            ok=ok,
+            text=text,
+            url=url,
+            tolerance=allowed,
+            movement=moved,
+            **asdict(result),
+        )
+        print(f"check of inference-{index}: {'ok' if ok else 'FAILED'}: {text}", flush=True)
+        if not ok:
+            failed.append(f"inference-{index} at {url} does not serve the trainer's weights: {text}.")
+    if not checked:
+        failed.append("No engine was there to be checked.")
+    if failed:
+        raise CheckError("\n".join(failed))
+
+
+@contextmanager
+def phase(name: str, worker: Worker, *, when: bool = True) -> Iterator[None]:
+    """Marks a start-up phase of rank 0; the other ranks say nothing, so that events do not grow with the world."""
+    if not (worker.is_main and when):
+        yield
+        return
+    with events.phase(name, "trainer-0000"):
+        yield

@@ -1,0 +1,212 @@
+"""Trainer modules, vLLM models of them, and the comparison of what is in their parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.model_loader import get_model_loader
+from vllm.model_executor.model_loader.utils import initialize_model, process_weights_after_loading
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+import launcher.bridge.vllm.plain_linear  # noqa: F401  registers the method
+from launcher.bridge.codec.pack import pack, unpack
+from launcher.bridge.manifest import Entry, Manifest
+from launcher.bridge.mode import Mode
+from launcher.bridge.plan import Engine, Location, Receiver, TensorSpec, place, reshard
+from launcher.bridge.plan.sharding import fsdp
+from launcher.bridge.vllm.weightmap import bind_worker, live_tensors, loader, writer
+from launcher.bridge.vllm.weightmap import place as worker_place
+from launcher.bridge.weightmap import Binding, Way, Writer, apply, bind, needs, parse_rules
+
+if TYPE_CHECKING:
+    from tests.integration.engine.test_binding_vllm import Case
+
+TRAINERS = 3
+
+
+def trainer(case: Case, seed: int) -> Any:
+    """The trainer's module; norms and biases are random, too, so that mixing them up shows."""
+    from tests.integration.engine.test_binding_vllm import SIZES
+
+    config = AutoConfig.for_model(case.architecture, **{**SIZES, **case.sizes}, tie_word_embeddings=case.tied)
+    module = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, case.dtype))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def engine_config(path: Path, size: int) -> Any:
+    """vLLM's configuration of a model directory, as this project starts it on CPU."""
+    return EngineArgs(
+        model=str(path),
+        dtype="bfloat16",
+        tensor_parallel_size=size,
+        quantization="launcher-plain",
+        enforce_eager=True,
+        max_model_len=64,
+        skip_tokenizer_init=True,
+    ).create_engine_config()
+
+
+def engine_model(config: Any, path: Path, *, processed: bool = False) -> nn.Module:
+    """The vLLM model of this rank with the weights of a checkpoint, loaded by vLLM itself."""
+    config.model_config.model = str(path)
+    # Layers register themselves by name; several models of one configuration live after each other here.
+    config.compilation_config.static_forward_context.clear()
+    with set_default_torch_dtype(torch.bfloat16):
+        model: nn.Module = initialize_model(vllm_config=config)
+        get_model_loader(config.load_config).load_weights(model, config.model_config)
+        if processed:
+            process_weights_after_loading(model, config.model_config, torch.device("cpu"))
+    return model
+
+
+def tensors_of(case: Case, module: nn.Module, path: Path) -> tuple[Manifest, dict[str, Tensor]]:
+    """The trainer's tensors, with tied names as aliases."""
+    if case.names == "checkpoint":
+        from safetensors.torch import load_file
+
+        held = dict(load_file(str(path / "model.safetensors")))
+    else:
+        held = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    owners: dict[int, str] = {}
+    entries = []
+    for name, tensor in held.items():
+        owner = owners.setdefault(tensor.data_ptr(), name)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        entries.append(
+            Entry(name=name, shape=tuple(tensor.shape), dtype=dtype, alias_of=None if owner == name else owner)
+        )
+    return tuple(entries), held
+
+
+def receive(binding: Binding, received: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Three FSDP ranks send this worker what it needs, over a reshard plan."""
+    specs = [TensorSpec(name=e.name, shape=e.shape, dtype=e.dtype) for e in binding.owners().values()]
+    at = Location(node=0, gpu=0)
+    engine = Engine(parameters=(needs(binding),), locations=(at,))
+    plan = reshard(place(specs, [(".*", fsdp(TRAINERS))]), [engine], [at] * TRAINERS)
+    plan.verify()
+    for message in plan.incoming(Receiver(engine=0, rank=0)):
+        assert isinstance(message.sender, int)
+        shards = {
+            spec.name: tensors[spec.name][plan.held(spec.name, message.sender).slices()]
+            for spec in specs
+            if plan.held(spec.name, message.sender).volume
+        }
+        buffer = torch.empty(message.nbytes, dtype=torch.uint8)
+        pack(plan, message, shards, buffer)
+        unpack(message, buffer, received)
+
+
+def compare(case: Case, config: Any, paths: list[Path], module: nn.Module) -> dict[str, Any]:
+    """Brings engines from version 0 to version 1 in every way, and compares with engines that loaded version 1."""
+    manifest, tensors = tensors_of(case, module, paths[1])
+    expected = snapshot(engine_model(config, paths[1]))
+    model = engine_model(config, paths[0])
+    before = snapshot(model)
+    load: Any = model.load_weights
+    binding = bind(load, live_tensors(model), manifest)
+    found: dict[str, Any] = {
+        "changed_by_tracing": different(snapshot(model), before),
+        "different_before": different(before, expected),
+        "ways": sorted(set(binding.ways.values())),
+        "padded": [bound.name for bound in binding.parameters if bound.padding],
+        "unused": list(binding.unused),
+        "copies": len(binding.copies),
+        "different": {},
+    }
+    for in_place in (False, True):
+        model = engine_model(config, paths[0])
+        write = Writer(binding, live_tensors(model), mode=Mode.INPLACE if in_place else Mode.SHADOW)
+        receive(binding, write.received, tensors)
+        write.commit()
+        found["different"]["in place" if in_place else "writer"] = different(snapshot(model), expected)
+    model = engine_model(config, paths[0])
+    boxes = {(c.source_name, c.source_box): tensors[c.source_name][c.source_box.slices()] for c in binding.copies}
+    apply(binding, live_tensors(model), boxes)
+    found["different"]["apply"] = different(snapshot(model), expected)
+    found["rules"] = compare_rules(config, model, manifest, binding) if "moe" not in case.architecture else "equal"
+    found |= compare_staged(config, paths, manifest, tensors, expected)
+    return found | compare_processed(config, paths, manifest, tensors)
+
+
+def compare_processed(config: Any, paths: list[Path], manifest: Manifest, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The same on models as they serve, through the worker's own adapter."""
+    expected = snapshot(engine_model(config, paths[1], processed=True))
+    model = engine_model(config, paths[0], processed=True)
+    binding = bind_worker(model, config.model_config, manifest)
+    write = writer(model, config.model_config, binding)
+    receive(binding, write.received, tensors)
+    write.commit()
+    return {
+        "different_processed": different(snapshot(model), expected),
+        "ways_processed": sorted(set(binding.ways.values())),
+    }
+
+
+ROW_PARALLEL = ("o_proj", "down_proj")
+REPLICATED = ("norm", "layernorm")
+
+
+def compare_rules(config: Any, model: nn.Module, manifest: Manifest, traced: Binding) -> str:
+    """The second way, by a mapping file, for a loader that cannot be followed: it must come to the same copies."""
+
+    def hidden(weights: Any) -> None:
+        for _, tensor in weights:
+            for parameter in model.parameters():
+                parameter.data.add_(tensor.sum())
+
+    mapping: dict[str, Any] = {}
+    for entry in manifest:
+        kind = entry.name.split(".")[-2]
+        dim = None if kind.endswith(REPLICATED) else 1 if kind in ROW_PARALLEL else 0
+        mapping[entry.name] = {"vllm_name": entry.name, "tp_shard_dim": dim, "needs_permute": False}
+    rules = parse_rules({"param_mappings": mapping})
+    by_rules = bind(hidden, live_tensors(model), manifest, rules=rules, place=worker_place(config.model_config))
+    if set(by_rules.ways.values()) != {Way.RULES}:
+        return by_rules.describe()
+    ours, theirs = ({(b.name, b.padding, frozenset(b.copies)) for b in x.parameters} for x in (by_rules, traced))
+    return "equal" if ours == theirs else str(sorted(name for name, *_ in ours ^ theirs))
+
+
+def compare_staged(
+    config: Any, paths: list[Path], manifest: Manifest, tensors: dict[str, Tensor], expected: dict[str, Tensor]
+) -> dict[str, Any]:
+    """With the attention of one layer declared to be kept in another form: those modules go through vLLM's reload."""
+    model = engine_model(config, paths[0])
+    live = live_tensors(model)
+    reasons = {name: "as if it were" for name in live if ".layers.0.self_attn.qkv_proj." in name}
+    load: Any = model.load_weights
+    binding = bind(load, live, manifest, processed=reasons)
+    assert {name for name, way in binding.ways.items() if way is Way.STAGED} == set(reasons)
+    reload = loader(model, config.model_config, binding, layerwise=True)
+    write = Writer(binding, live, load=reload)
+    receive(binding, write.received, tensors)
+    write.commit()
+    return {
+        "ways_staged": sorted(set(binding.ways.values())),
+        "different_staged": different(snapshot(model), expected),
+    }
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def different(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
+    """Names whose bytes are not the same."""
+    assert a.keys() == b.keys()
+    return [n for n in a if a[n].shape != b[n].shape or not torch.equal(_bits(a[n]), _bits(b[n]))]
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.uint8)

@@ -1,0 +1,94 @@
+"""On a GPU, messages are packed, unpacked and summed by tables as they are tensor by tensor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from launcher.bridge.codec.integrity import digest_received, digest_sent
+from launcher.bridge.codec.messages import Messages
+from launcher.bridge.codec.pack import pack, unpack
+from launcher.bridge.plan import Engine, Location, Plan, Receiver, Slice, place, reshard
+from launcher.bridge.plan.sharding import fsdp_tp
+from launcher.testing.paper.models import Model
+from tests.integration.bridge.case import Case
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels need a GPU"),
+]
+EXPERTS = Model(
+    hidden_size=96,
+    num_layers=1,
+    num_heads=8,
+    num_kv_heads=2,
+    head_dim=12,
+    intermediate_size=288,
+    vocab_size=3000,
+    num_experts=6,
+    moe_intermediate_size=144,
+)
+
+
+def check(plan: Plan, whole: dict[str, torch.Tensor]) -> None:
+    """Every message of a plan, twice: the second time with tables that were made the first time."""
+    whole_version = [message for rank in range(len(plan.trainers)) for message in plan.outgoing(rank)]
+    kernels = Messages(plan, whole_version)
+    parameters = {
+        rank: {p.name: torch.zeros(p.shape, dtype=getattr(torch, p.dtype)) for p in needs}
+        for rank, needs in enumerate(plan.engines[0].parameters)
+    }
+    on_gpu = {rank: {name: tensor.cuda() for name, tensor in of.items()} for rank, of in parameters.items()}
+    for rank in range(len(plan.trainers)):
+        shards = {name: whole[name][plan.held(name, rank).slices()].clone() for name in plan.sources}
+        shards_on_gpu = {name: tensor.cuda() for name, tensor in shards.items()}
+        for message in (message for message in whole_version if message.sender == rank):
+            buffer = torch.zeros(message.nbytes, dtype=torch.uint8)
+            pack(plan, message, shards, buffer)
+            unpack(message, buffer, parameters[message.receiver.rank])
+            for _ in range(2):
+                packed = torch.zeros(message.nbytes, dtype=torch.uint8, device="cuda")
+                kernels.pack(message, shards_on_gpu, packed)
+                assert torch.equal(packed.cpu(), buffer)
+                assert int(kernels.digest_sent(message, shards_on_gpu)) == int(digest_sent(plan, message, shards))
+                received = on_gpu[message.receiver.rank]
+                kernels.unpack(message, packed, received)
+                expected = int(digest_received(plan, message, parameters[message.receiver.rank]))
+                assert int(kernels.digest_received(message, received)) == expected
+    for rank, of in parameters.items():
+        assert list(plan.incoming(Receiver(engine=0, rank=rank)))
+        for name, tensor in of.items():
+            here = on_gpu[rank][name].cpu()
+            assert torch.equal(here.view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8)), name
+
+
+@pytest.mark.parametrize("placement", ["plain", "fsdp", "tp", "fsdp+tp"])
+def test_boxes_at_odd_places_and_casts(placement: str) -> None:
+    case = Case(trainers=4, workers=2, placement=placement)
+    check(case.plan, case.state(1))
+
+
+@pytest.mark.parametrize("round_bytes", [1 << 14, 1 << 24])
+def test_a_mixture_of_experts(round_bytes: int) -> None:
+    specs = EXPERTS.tensors()
+    engine = Engine(
+        parameters=tuple(EXPERTS.parameters(Slice(rank=rank, size=2)) for rank in range(2)),
+        locations=tuple(Location(node=1, gpu=rank) for rank in range(2)),
+    )
+    trainers = [Location(node=0, gpu=rank) for rank in range(4)]
+    plan = reshard(place(specs, [(".*", fsdp_tp(2, 2, 0))]), [engine], trainers, round_bytes=round_bytes)
+    check(plan, {spec.name: torch.randn(spec.shape).to(getattr(torch, spec.dtype)) for spec in specs})
+
+
+def test_a_tensor_that_has_moved_is_found() -> None:
+    case = Case(trainers=1, workers=1)
+    message = next(iter(case.plan.outgoing(0)))
+    kernels = Messages(case.plan, [message])
+    for version in (1, 2, 3):
+        shards = case.shards(case.state(version), 0)
+        kept = {name: tensor.cuda() for name, tensor in shards.items()}
+        expected, packed = torch.zeros(message.nbytes, dtype=torch.uint8), torch.zeros(message.nbytes).byte().cuda()
+        pack(case.plan, message, shards, expected)
+        kernels.pack(message, kept, packed)
+        assert torch.equal(packed.cpu(), expected)

@@ -1,0 +1,227 @@
+"""Every command of README.md, as it stands there, on a real SLURM: in the order in which somebody could give them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from launcher.testing.slurm_cluster.cluster import SlurmCluster
+from launcher.testing.slurm_cluster.spec import Partition
+from tests.integration.jobs.launched import ROOT, run_dir_of
+from tests.unit.readme import console_commands, table_commands
+
+DEADLINE_S = 180
+
+TINY = "python -m launcher +cluster=slurm cluster.partition=gpu"
+LARGE = (
+    "python -m launcher +cluster=slurm experiment=qwen3_8b model.path=/models/Qwen3-8B"
+    " layout.nodes=4 layout.inference_nodes=2"
+)
+SWEEP = "python -m launcher -m +cluster=slurm trainer.lr=1e-4,3e-4,1e-3 layout.nodes=2,3"
+RENDER = "launcher render +cluster=slurm cluster.partition=gpu experiment=qwen3_8b -o job.sbatch"
+LOGS = "launcher logs RUN --role trainer --rank 0 -f"
+PAGE = "launcher ui RUN"
+COMPLETION = 'eval "$(launcher completion bash)"'
+
+SAYS = {
+    TINY: r"submitted job \d+\n(.*\n)*next:\n  launcher status",
+    LARGE: r"submitted job \d+\n",
+    "launcher plan experiment=qwen3_8b layout.nodes=4 layout.inference_nodes=2": r"16 trainer ranks, 16 engines",
+    "launcher plan [overrides]": r"2 nodes with 4 CPU slots each",
+    "launcher explain trainer-3 [overrides]": r"trainer-0003\n +runs ",
+    "launcher runs": r"tiny-\S+ +(starting|running) ",
+    "launcher status RUN": r"job +\d+: RUNNING",
+    LOGS: r"tiny-\S+: cancelled",
+    PAGE: r"http://localhost:\d+/",
+    "launcher attach RUN --node 1 -- nvidia-smi": r"\Agpu-02\n\Z",
+    "launcher cancel RUN ...": r"was (starting|running); ended job \d+: CANCELLED",
+    "launcher why RUN": r"cancelled",
+    "launcher nodes": r"no node is remembered as bad",
+    "launcher resume RUN": r"submitted job \d+",
+    "launcher resume last": r"submitted job \d+",
+    "launcher replay RUN [overrides]": r"submitted job \d+",
+    "launcher replay last trainer.seed=1": r"submitted job \d+",
+    "launcher render +cluster=slurm [overrides]": r"(?s)#!/usr/bin/env bash\n.*\bsrun ",
+    RENDER: r"wrote job\.sbatch",
+    "sbatch job.sbatch": r"Submitted batch job \d+",
+    SWEEP: r"6 runs: 6 submitted",
+    "launcher sweep status DIR": r"6 runs",
+    "launcher sweep results DIR": r"results\.csv",
+    "launcher sweep cancel DIR": r"6 runs: 6 cancelled",
+    COMPLETION: r"\A\Z",
+}
+"""What each example prints, as a regular expression."""
+
+NOT_EXECUTED = {
+    "pip install hydra-optuna-sweeper": "installs from the internet",
+    "python -m launcher -m hydra/sweeper=optuna hydra.sweeper.direction=maximize hydra.sweeper.n_trials=20"
+    " hydra.sweeper.n_jobs=2 'trainer.lr=tag(log,interval(1e-5,1e-2))' +cluster=slurm cluster.wait=true": (
+        "needs what that installs; test_sweep.py has an optimising sweeper of its own"
+    ),
+}
+"""Examples that are left out, and why. The two marked commands, which set up a machine, are CI's own."""
+
+
+def substitutions(model: Path, run: str, sweep: str) -> dict[str, str]:
+    """What a reader must put in the place of something else; nothing else is changed."""
+    return {
+        "/models/Qwen3-8B": str(model),
+        "[overrides]": "layout.gpus_per_node=4",
+        "RUN ...": run,
+        "RUN": run,
+        "DIR": sweep,
+        "nvidia-smi": "hostname",  # there is no GPU
+    }
+
+
+def test_every_example_is_known() -> None:
+    shown = [*console_commands(), *table_commands()]
+    unknown = [command for command in shown if command not in SAYS.keys() | NOT_EXECUTED.keys()]
+    assert unknown == [], "README.md has examples that nobody executes: add them to SAYS, and to the test below"
+    assert (SAYS.keys() | NOT_EXECUTED.keys()) - {*shown} == set(), "not in README.md any more"
+
+
+class Reader:
+    """Somebody on the login node who gives the commands, in a folder of their own."""
+
+    def __init__(self, cluster: SlurmCluster, folder: Path, model: Path) -> None:
+        self.cluster, self.folder, self._model = cluster, folder, model
+        self.run_dir = self.sweep_dir = ""
+        self.given: set[str] = set()
+
+    def give(self, example: str, *, code: int = 0) -> str:
+        """Executes an example; what it printed."""
+        with self.begin(example) as process:
+            output, _ = process.communicate(timeout=DEADLINE_S)
+        return self.check(example, process, output, code)
+
+    @contextlib.contextmanager
+    def begin(self, example: str) -> Iterator[subprocess.Popen[str]]:
+        """Starts an example; it is killed if it is still there at the end of the block."""
+        self.given.add(example)
+        command = example
+        for word, value in substitutions(self._model, self.run_dir, self.sweep_dir).items():
+            command = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", value, command)
+        process = subprocess.Popen(
+            [*self.cluster.login, "env", "--chdir", str(self.folder), "bash", "-c", command],
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+    def check(self, example: str, process: subprocess.Popen[str], output: str, code: int = 0) -> str:
+        """Whether an example that has ended printed what it must."""
+        assert process.returncode == code, f"`{example}` ended with {process.returncode}:\n{output}"
+        assert re.search(SAYS[example], output), f"`{example}` printed:\n{output}"
+        return output
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """``launcher`` and ``python`` are those of this test; what is remembered of nodes is nobody else's."""
+        path = f"{Path(sys.executable).parent}:{self.cluster.env['PATH']}"
+        cache = str(self.folder / "cache")
+        return {**self.cluster.env, "PATH": path, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": cache, "TERM": "dumb"}
+
+    def end_all(self) -> None:
+        """Ends every job; what one may have found out meanwhile, that no node has a GPU, is forgotten."""
+        self.cluster.cancel_all(timeout_s=60)
+        shutil.rmtree(self.folder / "cache", ignore_errors=True)
+
+    def wait_log(self, name: str) -> None:
+        """Waits until a process of the run has started."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not list((self.folder / self.run_dir).glob(f"attempts/1/logs/{name}.log")):
+            assert time.monotonic() < deadline, f"no {name} after {DEADLINE_S} s"
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def long_model(model: Path, tmp_path: Path) -> Path:
+    """A model of as many positions as the examples ask for."""
+    path = tmp_path / "long-model"
+    shutil.copytree(model, path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def gpus() -> Iterator[SlurmCluster]:
+    """The cluster that the README speaks of."""
+    with SlurmCluster("gpu-[01-04]", partitions=(Partition(name="gpu"),)) as cluster:
+        yield cluster
+
+
+@pytest.mark.slurm
+@pytest.mark.engine
+def test_every_example_does_what_it_says(gpus: SlurmCluster, tmp_path: Path, long_model: Path) -> None:
+    reader = Reader(gpus, tmp_path, long_model)
+    reader.run_dir = str(run_dir_of(reader.give(TINY)))
+    reader.give("launcher plan experiment=qwen3_8b layout.nodes=4 layout.inference_nodes=2")
+    reader.give("launcher plan [overrides]")
+    reader.give("launcher explain trainer-3 [overrides]")
+    reader.give("launcher render +cluster=slurm [overrides]")
+    reader.give(COMPLETION)
+    look_at_a_run(reader)
+    start_it_again(reader)
+    reader.give(LARGE)
+    reader.end_all()
+    reader.give(RENDER)
+    reader.give("sbatch job.sbatch")
+    reader.end_all()
+    reader.sweep_dir = reader.give(SWEEP).partition("sweep directory ")[2].split()[0]
+    reader.give("launcher sweep status DIR")
+    reader.give("launcher sweep results DIR")
+    reader.give("launcher sweep cancel DIR")
+    gpus.wait_empty()
+    assert reader.given == SAYS.keys()
+
+
+def look_at_a_run(reader: Reader) -> None:
+    """Every command about a run that goes on; afterwards it has been cancelled."""
+    reader.wait_log("trainer-0000")
+    with reader.begin(LOGS) as follower:
+        reader.give("launcher runs")
+        reader.give("launcher status RUN")
+        reader.give("launcher attach RUN --node 1 -- nvidia-smi")
+        reader.give("launcher nodes")
+        with reader.begin(PAGE) as page:
+            assert page.stdout is not None
+            line = page.stdout.readline()
+            with urllib.request.urlopen(re.search(SAYS[PAGE], line)[0], timeout=DEADLINE_S) as answer:  # type: ignore[index]
+                assert b"<html" in answer.read()
+            page.send_signal(signal.SIGINT)
+            reader.check(PAGE, page, line + page.communicate(timeout=DEADLINE_S)[0])
+        reader.give("launcher cancel RUN ...")
+        reader.check(LOGS, follower, follower.communicate(timeout=DEADLINE_S)[0])
+    reader.give("launcher why RUN")
+
+
+def start_it_again(reader: Reader) -> None:
+    """Every way to go on with a run, or to repeat one; each is cancelled at once."""
+    for example in (
+        "launcher resume RUN",
+        "launcher resume last",
+        "launcher replay RUN [overrides]",
+        "launcher replay last trainer.seed=1",
+    ):
+        reader.give(example)
+        reader.end_all()

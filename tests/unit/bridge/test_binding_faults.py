@@ -1,0 +1,215 @@
+"""What a loader does that cannot be followed goes another way and says so; what does not fit is one clear error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from launcher.bridge.manifest import Entry, Manifest
+from launcher.bridge.weightmap import Place, Way, Writer, bind, needs, never_used, parse_rules
+from launcher.bridge.weightmap.rules import fused_name
+from launcher.common.errors import BridgeError
+from tests.unit.bridge.test_binding_trace import Toy, manifest, receive, snapshot
+
+
+def plain(model: Toy, name: str, tensor: Tensor) -> None:
+    parameter = model.live[name]
+    assert parameter.shape == tensor.shape
+    parameter.data.copy_(tensor)
+
+
+def doubled(model: Toy, name: str, tensor: Tensor) -> None:
+    model.live[name].data.copy_(tensor * 2 if name == "odd" else tensor)
+
+
+def branching(model: Toy, name: str, tensor: Tensor) -> None:
+    value = tensor if name != "odd" or tensor.abs().sum().item() > 0 else -tensor
+    model.live[name].data.copy_(value)
+
+
+@pytest.mark.parametrize("load", [doubled, branching], ids=["computes", "looks at values"])
+def test_an_unknown_operation_is_staged_through_the_loader(load: Any) -> None:
+    model = Toy(load, odd=(3, 2), plain=(4, 2))
+    tensors = {"odd": torch.randn(3, 2), "plain": torch.randn(4, 2)}
+    before = snapshot(model)
+    # One module, so both; a loader that processes needs all of a module at once.
+    binding = bind(model.load_weights, model.live, manifest(**tensors))
+    assert snapshot(model)["odd"].equal(before["odd"])
+    assert binding.ways == {"odd": Way.STAGED, "plain": Way.STAGED}
+    assert "aten." in binding.parameters[0].reason and "odd" in binding.describe()
+    assert binding.staged == ("odd", "plain")
+    assert [p.name for p in needs(binding)] == ["@odd", "@plain"]
+    writer = Writer(binding, model.live, load=model.load_weights)
+    receive(binding, writer, tensors)
+    writer.commit()
+    written = snapshot(model)
+    model.load_weights(tensors.items())
+    assert all(written[name].equal(value) for name, value in snapshot(model).items())
+
+
+def test_only_the_module_in_question_is_staged() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 3), nn.Linear(2, 3)
+
+        def load_weights(self, weights: Any) -> None:
+            for name, tensor in weights:
+                self.get_parameter(name).data.copy_(tensor if name != "a.weight" else tensor.flip(0))
+
+    model = Two()
+    live = dict(model.named_parameters())
+    binding = bind(model.load_weights, live, manifest(**live))
+    assert binding.ways == {"a.weight": "staged", "a.bias": "staged", "b.weight": "traced", "b.bias": "traced"}
+    assert binding.staged == ("a.weight", "a.bias")
+
+
+def test_a_name_that_the_engine_does_not_know() -> None:
+    model = Toy(plain, w=(3, 2))
+    with pytest.raises(BridgeError, match=r"`extra` \(1,\) does not go: the engine's loader says: 'extra'.*HINT"):
+        bind(model.load_weights, model.live, manifest(w=torch.empty(3, 2), extra=torch.empty(1)))
+
+
+def test_a_name_that_the_loader_drops_in_silence() -> None:
+    def load(model: Toy, name: str, tensor: Tensor) -> None:
+        if name != "bias":
+            plain(model, name, tensor)
+
+    model = Toy(load, w=(3, 2))
+    entries = manifest(w=torch.empty(3, 2), bias=torch.empty(3))
+    bindings = [bind(model.load_weights, model.live, entries)] * 2
+    assert bindings[0].unused == ("bias",) and never_used(bindings) == ("bias",)
+
+
+@pytest.mark.seed("D7")
+def test_a_parameter_that_the_trainer_does_not_have() -> None:
+    model = Toy(plain, w=(3, 2), norm=(2,))
+    with pytest.raises(BridgeError, match=r"`norm` \(2,\): no element is written by a tensor of the trainer.*HINT"):
+        bind(model.load_weights, model.live, manifest(w=torch.empty(3, 2)))
+    binding = bind(model.load_weights, model.live, manifest(w=torch.empty(3, 2)), kept=["norm"])
+    assert binding.ways["norm"] is Way.KEPT
+
+
+@pytest.mark.seed("D9")
+def test_a_missing_part_of_a_fused_parameter() -> None:
+    def load(model: Toy, name: str, tensor: Tensor) -> None:
+        model.qkv.data.narrow(0, 2 * "qkv".index(name), 2).copy_(tensor)
+
+    model = Toy(load, qkv=(6, 3))
+    with pytest.raises(BridgeError, match=r"`qkv` \(6, 3\): elements \[4:6, 0:3\] are written by no .*only `k`, `q`"):
+        bind(model.load_weights, model.live, manifest(q=torch.empty(2, 3), k=torch.empty(2, 3)))
+
+
+def test_a_shape_that_does_not_fit() -> None:
+    model = Toy(plain, w=(3, 2))
+    with pytest.raises(BridgeError, match=r"`w` \(3, 4\) does not go into `w` \(3, 2\)"):
+        bind(model.load_weights, model.live, manifest(w=torch.empty(3, 4)))
+
+
+def test_a_part_that_is_written_twice() -> None:
+    def load(model: Toy, name: str, tensor: Tensor) -> None:
+        model.w.data.narrow(0, 0 if name == "a" else 1, 2).copy_(tensor)
+
+    model = Toy(load, w=(3, 2))
+    bound = bind(model.load_weights, model.live, manifest(a=torch.empty(2, 2), b=torch.empty(2, 2))).parameters[0]
+    assert bound.way is Way.STAGED and "overlap" in bound.reason
+
+
+def test_a_loader_that_replaces_storage_is_refused() -> None:
+    def load(model: Toy, name: str, tensor: Tensor) -> None:
+        model.w.data = torch.zeros(3, 2)
+
+    model = Toy(load, w=(3, 2))
+    with pytest.raises(BridgeError, match="replaces the storage of `w`"):
+        bind(model.load_weights, model.live, manifest(w=torch.empty(3, 2)))
+
+
+# The rules of the mapping file, for a loader that hides what it does.
+
+HEADS, KV_HEADS, HEAD, HIDDEN = 4, 2, 6, 5
+
+
+def hidden_loader(model: Toy, name: str, tensor: Tensor) -> None:
+    for parameter in model.live.values():
+        parameter.data.add_(tensor.sum())
+
+
+def trainer() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    shapes = {"wq": (HEADS * HEAD, HIDDEN), "wk": (KV_HEADS * HEAD, HIDDEN), "wv": (KV_HEADS * HEAD, HIDDEN)}
+    tensors = {f"layers.0.{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
+    return tensors | {f"layers.0.{name}.bias": torch.randn(shape[0]) for name, shape in shapes.items()}
+
+
+def seed_rotary(tensor: Tensor, heads: int) -> Tensor:
+    return tensor.view(heads, HEAD // 2, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["weight", "bias"])
+@pytest.mark.seed("D11")
+def test_rules_fuse_permute_and_cut(kind: str, size: int) -> None:
+    """Biases reach all three parts, each by its own heads, for every rank; more ranks than key heads share one."""
+    tensors = {name: tensor for name, tensor in trainer().items() if name.endswith(kind)}
+    mapping = {
+        name: {"vllm_name": f"layers.0.qkv_proj.{kind}", "tp_shard_dim": 0, "needs_permute": ".wv." not in name}
+        for name in tensors
+    }
+    q, k, v = (tensors[f"layers.0.w{part}.{kind}"] for part in "qkv")
+    q, k = seed_rotary(q, HEADS), seed_rotary(k, KV_HEADS)
+    for rank in range(size):
+        copies = max(1, size // KV_HEADS)
+        mine = [q.chunk(size)[rank], *(t.chunk(size // copies)[rank // copies] for t in (k, v))]
+        expected = torch.cat(mine)
+        model = nn.ParameterDict({"p": nn.Parameter(torch.randn(expected.shape), requires_grad=False)})
+        live = {f"layers.0.qkv_proj.{kind}": model["p"]}
+
+        def load(weights: Any, live: dict[str, Any] = live) -> None:
+            for _, tensor in weights:
+                next(iter(live.values())).data.add_(tensor.sum())
+
+        place = Place(tp_rank=rank, tp_size=size, heads=HEADS, kv_heads=KV_HEADS)
+        rules = parse_rules({"param_mappings": mapping})
+        binding = bind(load, live, manifest(**tensors), rules=rules, place=place)
+        assert set(binding.ways.values()) == {Way.RULES} and "aten.add_" in binding.parameters[0].reason
+        writer = Writer(binding, live)
+        receive(binding, writer, tensors)
+        writer.commit()
+        assert torch.equal(model["p"], expected)
+
+
+def test_rules_stack_experts_and_halves() -> None:
+    tensors = {f"experts.{e}.{w}.weight": torch.randn(4, 3) for e in range(2) for w in ("w1", "w3")}
+    parameter = nn.Parameter(torch.randn(2, 4, 3), requires_grad=False)
+    live = {"experts.w13_weight": parameter}
+    rules = parse_rules({"param_mappings": {name: {"vllm_name": name, "tp_shard_dim": 0} for name in tensors}})
+    assert fused_name("experts.1.w3.weight", live) == "experts.w13_weight"
+
+    def load(weights: Any) -> None:
+        for _, tensor in weights:
+            parameter.data.add_(tensor.sum())
+
+    binding = bind(load, live, manifest(**tensors), rules=rules, place=Place(tp_rank=1, tp_size=2))
+    writer = Writer(binding, live)
+    receive(binding, writer, tensors)
+    writer.commit()
+    for e in range(2):
+        rows = [tensors[f"experts.{e}.{w}.weight"][2:] for w in ("w1", "w3")]
+        assert torch.equal(parameter[e], torch.cat(rows))
+
+
+def test_a_rule_that_does_not_fit_names_the_tensor() -> None:
+    model = Toy(hidden_loader, w=(3, 2))
+    rules = parse_rules({"param_mappings": {"w": {"vllm_name": "w", "tp_shard_dim": 1}}})
+    with pytest.raises(BridgeError, match=r"`w` gives \(5, 2\) for rank 0 of 1.*`tp_shard_dim`"):
+        bind(model.load_weights, model.live, manifest(w=torch.empty(5, 2)), rules=rules)
+
+
+def test_rules_that_leave_a_hole_are_not_taken() -> None:
+    model = Toy(hidden_loader, w=(3, 2), v=(3, 2))
+    entries: Manifest = tuple(Entry(name=name, shape=(3, 2), dtype="float32") for name in ("w", "v"))
+    binding = bind(model.load_weights, model.live, entries, rules=parse_rules({"param_mappings": {}}))
+    assert set(binding.ways.values()) == {Way.STAGED}

@@ -1,0 +1,227 @@
+"""The proof finds every hole, overlap and wrong sender; digests differ when plans do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.bridge.plan import (
+    Engine,
+    Location,
+    Plan,
+    Receiver,
+    Sharding,
+    Slice,
+    Transfer,
+    fingerprints,
+    first_difference,
+    place,
+    reshard,
+)
+from launcher.bridge.plan.boxes import Box
+from launcher.bridge.plan.plan_digest import FRAME
+from launcher.bridge.plan.relay import Relays
+from launcher.bridge.plan.sharding import fsdp, hsdp
+from launcher.bridge.plan.split import Cut
+from launcher.common.errors import BridgeError
+from launcher.testing.paper.models import Model
+
+T = TypeVar("T")
+
+TINY = Model(
+    hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, intermediate_size=24, vocab_size=70,
+    num_experts=4, moe_intermediate_size=8,
+)  # fmt: skip
+
+
+def tiny_plan(sharding: Sharding | None = None, engines: int = 2, model: Model = TINY, per_node: int = 1) -> Plan:
+    """Three FSDP ranks to replicas of two ranks; several transfers go over more than one round."""
+    sharding = sharding or fsdp(3)
+    parameters = tuple(model.parameters(Slice(rank=r, size=2)) for r in range(2))
+    places = [
+        tuple(Location(node=5 + i // per_node, gpu=i % per_node * 2 + r) for r in range(2)) for i in range(engines)
+    ]
+    replicas = [Engine(parameters=parameters, locations=at) for at in places]
+    trainers = [Location(node=r, gpu=0) for r in range(sharding.world_size)]
+    return reshard(place(model.tensors(), [(".*", sharding)]), replicas, trainers, round_bytes=1024)
+
+
+PLAN = tiny_plan()
+VICTIMS = [(receiver, i) for receiver, transfers in PLAN.transfers.items() for i in range(len(transfers))]
+
+
+def with_transfer(receiver: Receiver, index: int, *transfers: Transfer) -> Plan:
+    whole = PLAN.transfers[receiver]
+    return replace(PLAN, transfers={**PLAN.transfers, receiver: (*whole[:index], *transfers, *whole[index + 1 :])})
+
+
+def test_the_plan_itself_is_proven() -> None:
+    PLAN.verify()
+    tiny_plan(hsdp(2, 2)).verify()
+    assert any(len(t.spans) > 1 for transfers in PLAN.transfers.values() for t in transfers)
+
+
+def drop_piece(t: Transfer, data: st.DataObject) -> Transfer:
+    i = data.draw(st.integers(0, len(t.cut.pieces) - 1))
+    return replace(t, cut=Cut(pieces=_without(t.cut.pieces, i), sources=_without(t.cut.sources, i)))
+
+
+def repeat_piece(t: Transfer, data: st.DataObject) -> Transfer:
+    i = data.draw(st.integers(0, len(t.cut.pieces) - 1))
+    return replace(t, cut=Cut(pieces=(*t.cut.pieces, t.cut.pieces[i]), sources=(*t.cut.sources, t.cut.sources[i])))
+
+
+def resize_piece(t: Transfer, data: st.DataObject) -> Transfer:
+    i = data.draw(st.integers(0, len(t.cut.pieces) - 1))
+    piece = t.cut.pieces[i]
+    axis = data.draw(st.integers(0, len(piece.start) - 1))
+    a, b = data.draw(st.sampled_from([(-1, 0), (1, 0), (0, 1), (0, -1), (1, 1), (-1, -1)]))
+    changed = piece.narrow(axis, piece.start[axis] + a, piece.stop[axis] + b)
+    return replace(t, cut=Cut(pieces=(*t.cut.pieces[:i], changed, *t.cut.pieces[i + 1 :]), sources=t.cut.sources))
+
+
+def other_sender(t: Transfer, data: st.DataObject) -> Transfer:
+    i = data.draw(st.integers(0, len(t.cut.pieces) - 1))
+    other = (t.cut.sources[i] + data.draw(st.integers(1, 2))) % 3
+    return replace(t, cut=Cut(pieces=t.cut.pieces, sources=(*t.cut.sources[:i], other, *t.cut.sources[i + 1 :])))
+
+
+def move_target(t: Transfer, data: st.DataObject) -> Transfer:
+    return replace(t, part=replace(t.part, target=_shifted(t.part.target, data)))
+
+
+def move_box(t: Transfer, data: st.DataObject) -> Transfer:
+    return replace(t, part=replace(t.part, box=_shifted(t.part.box, data)))
+
+
+def other_parameter(t: Transfer, data: st.DataObject) -> Transfer:
+    return replace(t, parameter=t.parameter + "x")
+
+
+def lose_share(t: Transfer, data: st.DataObject) -> Transfer:
+    return replace(t, shares=t.shares + 1)
+
+
+def lose_span(t: Transfer, data: st.DataObject) -> Transfer:
+    return replace(t, spans=t.spans[:-1] or (replace(t.spans[0], start=1, stop=1),))
+
+
+def repeat_span(t: Transfer, data: st.DataObject) -> Transfer:
+    return replace(t, spans=(*t.spans, t.spans[-1]))
+
+
+DAMAGE: list[Callable[[Transfer, st.DataObject], Transfer]] = [
+    drop_piece, repeat_piece, resize_piece, other_sender, move_target, move_box, other_parameter,
+    lose_share, lose_span, repeat_span,
+]  # fmt: skip
+
+
+@given(st.sampled_from(DAMAGE), st.sampled_from(VICTIMS), st.data())
+def test_every_damage_to_a_transfer_is_found(
+    damage: Callable[[Transfer, st.DataObject], Transfer], victim: tuple[Receiver, int], data: st.DataObject
+) -> None:
+    receiver, index = victim
+    damaged = with_transfer(receiver, index, damage(PLAN.transfers[receiver][index], data))
+    with pytest.raises(BridgeError):
+        damaged.verify()
+    assert damaged.digest != PLAN.digest
+
+
+@given(st.sampled_from(VICTIMS))
+def test_a_lost_or_repeated_transfer_is_found(victim: tuple[Receiver, int]) -> None:
+    receiver, index = victim
+    transfer = PLAN.transfers[receiver][index]
+    for transfers in ((), (transfer, transfer)):
+        with pytest.raises(BridgeError, match="on their way"):
+            with_transfer(receiver, index, *transfers).verify()
+
+
+def test_an_engine_whose_own_parts_overlap_or_leave_a_hole_is_found() -> None:
+    for change in (-1, 1):
+        parameters = list(TINY.parameters(Slice(rank=0, size=1)))
+        victim = next(i for i, p in enumerate(parameters) if "qkv" in p.name)
+        old = parameters[victim].parts[1]
+        moved = replace(
+            old,
+            box=old.box.narrow(0, 0, 7),
+            target=old.target.narrow(0, old.target.start[0] + change, old.target.start[0] + change + 7),
+        )
+        parts = (parameters[victim].parts[0], moved, *parameters[victim].parts[2:])
+        parameters[victim] = replace(parameters[victim], parts=parts)
+        engine = Engine(parameters=(tuple(parameters),), locations=(Location(node=3, gpu=0),))
+        plan = reshard(place(TINY.tensors(), [(".*", fsdp(3))]), [engine], [Location(node=0, gpu=i) for i in range(3)])
+        with pytest.raises(BridgeError, match=r"qkv_proj.*(overlap|written by nobody)"):
+            plan.verify()
+
+
+def test_shards_that_do_not_make_up_the_tensor_are_found() -> None:
+    name = "model.norm.weight"
+    source = PLAN.sources[name]
+    sources = {**PLAN.sources, name: replace(source, shards=source.shards[:-1])}
+    with pytest.raises(BridgeError, match=rf"shards of `{name}`.*written by nobody"):
+        replace(PLAN, sources=sources).verify()
+
+
+def test_a_round_over_its_budget_is_found() -> None:
+    with pytest.raises(BridgeError, match="in round"):
+        replace(PLAN, round_bytes=PLAN.round_bytes // 2).verify()
+
+
+def test_relays_that_never_meet_the_trainer_or_differ_are_found() -> None:
+    plan = tiny_plan(fsdp(1), engines=3)
+    assert plan.relays == Relays(homes=((0,), (1,), (2,)), feeds=(None, 0, 1))
+    plan.verify()
+    with pytest.raises(BridgeError, match="circle"):
+        replace(plan, relays=replace(plan.relays, feeds=(None, 2, 1))).verify()
+    for homes in (((0,), (1,), (1,)), ((0,), (1,), (3,)), ((0, 1), (1,), (2,))):
+        with pytest.raises(BridgeError, match="exactly one home"):
+            replace(plan, relays=replace(plan.relays, homes=homes)).verify()
+    other = Engine(parameters=plan.engines[1].parameters[::-1], locations=plan.engines[1].locations)
+    with pytest.raises(BridgeError, match="other things"):
+        replace(plan, engines=(plan.engines[0], other, plan.engines[2])).verify()
+
+
+def test_engines_that_share_rounds_must_share_their_plan() -> None:
+    plan = tiny_plan(fsdp(1), engines=2, per_node=2)
+    assert plan.relays.homes == ((0, 1),)
+    plan.verify()
+    receiver = Receiver(engine=1, rank=0)
+    fewer = {**plan.transfers, receiver: plan.transfers[receiver][:-1]}
+    with pytest.raises(BridgeError, match="share rounds"):
+        replace(plan, transfers=fewer).verify()
+
+
+def test_equal_plans_agree_and_others_name_what_differs() -> None:
+    again = tiny_plan()
+    assert again.digest == PLAN.digest
+    assert first_difference(PLAN, again) is None
+    assert len(PLAN.digest) == 64
+    wider = tiny_plan(model=replace(TINY, intermediate_size=32))
+    assert first_difference(PLAN, wider) is None, "a mixture without dense layers does not use it"
+    taller = tiny_plan(model=replace(TINY, vocab_size=69))
+    assert first_difference(fingerprints(PLAN), fingerprints(taller)) == "lm_head.weight"
+    moved = replace(PLAN, trainers=(*PLAN.trainers[:-1], Location(node=9, gpu=0)))
+    assert first_difference(PLAN, moved) == FRAME
+    transfer = PLAN.transfers[Receiver(engine=1, rank=1)][-1]
+    receiver = Receiver(engine=1, rank=1)
+    one = with_transfer(receiver, len(PLAN.transfers[receiver]) - 1, move_wire(transfer))
+    assert first_difference(PLAN, one) == "lm_head.weight"
+
+
+def move_wire(transfer: Transfer) -> Transfer:
+    return replace(transfer, wire="float16")
+
+
+def _without(values: tuple[T, ...], index: int) -> tuple[T, ...]:
+    return values[:index] + values[index + 1 :]
+
+
+def _shifted(box: Box, data: st.DataObject) -> Box:
+    axis = data.draw(st.integers(0, len(box.start) - 1))
+    by = data.draw(st.sampled_from([-1, 1]))
+    return box.narrow(axis, box.start[axis] + by, box.stop[axis] + by)

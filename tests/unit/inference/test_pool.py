@@ -1,0 +1,153 @@
+"""The engines as a trainer sees them, through the real control service."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.bridge.settings import BridgeSettings
+from launcher.bridge.trainer.api import Bridge
+from launcher.bridge.trainer.discovery import Membership
+from launcher.common.errors import ControlError, TransferError
+from launcher.common.ports import hold_free_port, port_of
+from launcher.config import Config, LayoutConfig
+from launcher.control.client import ADDRESS_VARIABLE, ControlClient
+from launcher.control.keys import TOKEN_VARIABLE, new_token
+from launcher.control.server import ControlServer
+from launcher.control.state import JobState
+from launcher.inference.pool import Pool
+from launcher.layout import plan
+
+TOKEN = new_token()
+LOG: list[dict[str, Any]] = []
+"""The events of the test that runs."""
+
+
+@pytest.fixture
+def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlClient]:
+    """A run with two replicas that are ready."""
+    LOG.clear()
+    layout = plan(Config(layout=LayoutConfig(nodes=3, inference_nodes=2, gpus_per_node=1, device="cpu")))
+    sock = hold_free_port("127.0.0.1")
+    address = f"127.0.0.1:{port_of(sock)}"
+    server = ControlServer(JobState(layout, LOG.append, start_timeout_s=60, lease_timeout_s=60), sock, TOKEN)
+    server.start()
+    monkeypatch.setenv(ADDRESS_VARIABLE, address)
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    client = ControlClient(address, TOKEN)
+    for node in range(3):
+        client.call("hello", node_rank=node, hostname=f"host-{node}", address="x")
+    for replica in range(2):
+        client.call("ready", replica=replica, generation=0, url=f"http://{replica}", seconds=1.0)
+    yield client
+    client.close()
+    server.close()
+
+
+def engine_ends(control: ControlClient, replica: int, generation: int) -> None:
+    where = {"node_rank": replica + 1, "role": "inference", "rank": replica, "start": generation}
+    control.call("ended", **where, exit_code=-9, failure={"message": "killed"})
+
+
+def publish(control: ControlClient, version: int, replicas: dict[str, int]) -> None:
+    control.call("published", incarnation=0, version=version, replicas=replicas, fields={})
+
+
+def test_a_url_leaves_when_its_engine_ends_and_is_back_with_the_newest_version(control: ControlClient) -> None:
+    pool = Pool(control)
+    assert pool.urls() == ["http://0", "http://1"]
+    publish(control, 1, {"0": 0, "1": 0})
+    engine_ends(control, 0, 0)
+    assert pool.urls() == ["http://1"]
+    restarted = pool.wait(lambda members: members[0].state == "starting", timeout_s=30, what="the restart")
+    assert restarted[0].generation == 1
+    control.call("ready", replica=0, generation=1, url="http://new", seconds=1.0)
+    assert pool.urls() == ["http://1"]
+    publish(control, 2, {"0": 1, "1": 0})
+    assert pool.urls() == ["http://new", "http://1"]
+
+
+def test_who_waits_for_engines_learns_of_them_at_once_and_is_told_what_is_missing(control: ControlClient) -> None:
+    with closing(Pool.from_environment()) as pool:
+        engine_ends(control, 1, 0)
+        with pytest.raises(ControlError, match=r"Waited 0\.1 s for all engines: replica 0 ready, replica 1 restarting"):
+            pool.wait(lambda members: all(m.is_ready for m in members), timeout_s=0.1, what="all engines")
+        timer = threading.Timer(
+            0.3, control.call, ("ready",), {"replica": 1, "generation": 1, "url": "http://b", "seconds": 1.0}
+        )
+        pool.wait(lambda members: members[1].state == "starting", timeout_s=30, what="the restart")
+        timer.start()
+        members = pool.wait(lambda members: all(m.is_ready for m in members), timeout_s=30, what="all engines")
+        timer.join()
+        assert [member.url for member in members] == ["http://0", "http://b"]
+
+
+def test_a_replica_that_is_talked_to_is_given_up_when_the_run_has_lost_it(control: ControlClient) -> None:
+    members = Membership(BridgeSettings(urls=(), token=TOKEN, is_live=True, min_replicas=1))
+    first, second = (members.client(known) for known in members.ready())
+    assert members.why_gone(first) is None
+    engine_ends(control, 0, 0)
+    members._asked_at = float("-inf")
+    assert members.why_gone(first) == "Replica 0 is lost: it is restarting."
+    assert members.why_gone(second) is None
+    members.close()
+
+
+def test_every_commit_is_in_the_event_log(control: ControlClient) -> None:
+    settings = BridgeSettings(urls=(), token=TOKEN, is_live=True, min_replicas=1)
+    fields = {"seconds": 0.5, "bytes": 7, "density": None}
+    for adapter in (None, "style"):
+        members = Membership(settings, adapter)
+        members.published(3, {1: 0}, fields)
+        members.close()
+    found = [{k: v for k, v in event.items() if k != "time"} for event in LOG if "published" in event["event"]]
+    assert found == [
+        {"event": "published", "version": 3, "replicas": [1], "dropped": [0], **fields},
+        {"event": "adapter_published", "adapter": "style", "version": 3, "replicas": [1], **fields},
+    ]
+
+
+def test_every_commit_without_a_run_is_in_the_journal(tmp_path: Path) -> None:
+    settings = BridgeSettings(urls=("http://a", "http://b"), token=TOKEN, journal=tmp_path / "commits.jsonl")
+    fields = {"seconds": 0.5, "bytes": 7, "density": None}
+    for adapter, version in ((None, 3), ("style", 1), (None, 4)):
+        Membership(settings, adapter).published(version, {1: 0, 0: 0}, fields)
+    found = [json.loads(line) for line in (tmp_path / "commits.jsonl").read_text().splitlines()]
+    assert [(line["event"], line.get("adapter"), line["version"], line["replicas"]) for line in found] == [
+        ("published", None, 3, [0, 1]),
+        ("adapter_published", "style", 1, [0, 1]),
+        ("published", None, 4, [0, 1]),
+    ]
+    assert found[0]["time"] <= found[2]["time"]
+    assert {key: found[1][key] for key in fields} == fields
+
+
+def test_a_version_waits_for_the_replica_that_comes_back(
+    control: ControlClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.bridge.trainer.discovery.SLICE_S", 0.2)
+    members = Membership(BridgeSettings(urls=(), token=TOKEN, is_live=True, min_replicas=2))
+    # Replica 1 has it; replica 0 was offered it twice, in vain, and the run has not noticed why.
+    served, tries = {1: 0}, {(0, 0): 2}
+    assert members.wait_for_another(served, tries) is False
+    engine_ends(control, 0, 0)
+    assert members.wait_for_another(served, tries) is None
+    control.call("ready", replica=0, generation=1, url="http://0", seconds=1.0)
+    Pool(control).wait(lambda found: found[0].generation == 1, timeout_s=30, what="the restart")
+    while members.wait_for_another(served, tries) is None:
+        control.call("ready", replica=0, generation=1, url="http://0", seconds=1.0)
+    assert members.wait_for_another(served, tries) is True
+    members.close()
+
+
+def test_a_bridge_that_has_published_nothing_asks_the_engines_that_are_there(control: ControlClient) -> None:
+    bridge = Bridge(BridgeSettings(urls=(), token=TOKEN, is_live=True, min_replicas=1, timeout_s=5))
+    with pytest.raises(TransferError, match=r"Replica [01] at http://[01] did not answer `info`"):
+        bridge.info()
+    bridge.close()

@@ -1,0 +1,197 @@
+"""The single checks: on this machine where it can be made to fail, on real output of the driver's tool elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launcher.common.ports import hold_free_port, port_of
+from launcher.config.schema import Config, LayoutConfig
+from launcher.layout import plan
+from launcher.preflight import canary
+from launcher.preflight.canary import Canary
+from launcher.preflight.clock import clock_offset, skew_complaint
+from launcher.preflight.disk import check_disk, check_model
+from launcher.preflight.facts import code_digest, facts
+from launcher.preflight.gpus import (
+    count_trouble,
+    error_troubles,
+    memory_troubles,
+    parse_gpus,
+    parse_processes,
+    visible,
+)
+from launcher.preflight.limits import check_memlock, check_nofile, check_shm
+from launcher.preflight.names import ALONE
+from launcher.preflight.network import Peer, Probe, connect, peer_from_json, resolve
+from launcher.preflight.ports import check_ports
+from launcher.preflight.runner import CHECKS
+from launcher.preflight.site import Site
+
+SMI = """\
+0, GPU-11111111-aaaa, 00000000:1B:00.0, NVIDIA H200, 143771, 0, 0, 570.86.10
+1, GPU-22222222-bbbb, 00000000:43:00.0, NVIDIA H200, 143771, 51234, 2, 570.86.10
+2, GPU-33333333-cccc, 00000000:52:00.0, NVIDIA H200, 143771, 40000, [N/A], 570.86.10
+"""
+SMI_PROCESSES = "GPU-22222222-bbbb, 4711, python3, 51226\n"
+KERNEL = [
+    "6,1234,5678,-;NVRM: Xid (PCI:0000:52:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.",
+    "6,1235,5679,-;NVRM: Xid (PCI:0000:1b:00): 31, pid=99, name=python, MMU Fault",
+    "6,1236,5680,-;NVRM: Xid (PCI:0000:99:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus.",
+]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    config = Config(layout=LayoutConfig(device="cpu", gpus_per_node=1))
+    layout = plan(config)
+    return Site(
+        config=config,
+        layout=layout,
+        node=layout.nodes[1],
+        run_dir=tmp_path,
+        attempt_dir=tmp_path,
+        model_path=None,
+        address="127.0.0.1",
+        scratch=tmp_path,
+        is_simulated=True,
+    )
+
+
+def test_the_names_that_can_be_skipped_are_the_checks_there_are() -> None:
+    assert tuple(CHECKS) == ALONE
+
+
+def test_a_limit_that_is_too_low_is_named_with_its_setting(site: Site) -> None:
+    for check, setting, value in (
+        (check_shm, "min_shm_gb", 1e6),
+        (check_nofile, "min_nofile", 1 << 40),
+        (check_disk, "min_disk_gb", 1e6),
+    ):
+        assert check(site).ok, check(site).text
+        setattr(site.config.preflight, setting, value)
+        finding = check(site)
+        assert not finding.ok
+        assert f"`preflight.{setting}`" in finding.text
+    assert check_memlock(site).ok
+
+
+def test_a_model_that_cannot_be_read_is_named(site: Site, tmp_path: Path) -> None:
+    here = replace(site, model_path=tmp_path / "model")
+    finding = check_model(here)
+    assert not finding.ok
+    assert "No such file or directory" in finding.text
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert check_model(here).ok
+
+
+def test_a_taken_port_is_a_failure_only_where_ports_are_strict(site: Site) -> None:
+    with hold_free_port(site.address) as sock:
+        site.config.inference.base_port = port_of(sock)
+        taken = replace(site, layout=plan(site.config))
+        assert check_ports(taken).ok
+        assert f"port {port_of(sock)}" in check_ports(taken).text
+        site.config.inference.strict_ports = True
+        assert not check_ports(taken).ok
+    assert check_ports(taken).ok
+
+
+def test_every_gpu_trouble_is_told_once_and_others_gpus_are_not_ours() -> None:
+    gpus = parse_gpus(SMI)
+    processes = parse_processes(SMI_PROCESSES)
+    assert list(count_trouble(gpus, 3)) == []
+    assert list(count_trouble(gpus, 8)) == ["3 of 8 planned GPUs are there"]
+    assert list(memory_troubles(gpus, processes, 0.05)) == [
+        "GPU 1 is used by python3 (pid 4711)",
+        "GPU 2 has 40000 of 143771 MiB in use, by no process that can be seen",
+    ]
+    assert list(error_troubles(gpus, [*KERNEL, KERNEL[0]])) == [
+        "GPU 1 has 2 uncorrected memory errors",
+        "GPU 2 had Xid 79",
+    ]
+    assert [gpu.index for gpu in visible(gpus, "0,2")] == [0, 2]
+    assert [gpu.index for gpu in visible(gpus, "GPU-2222")] == [1]
+    assert len(visible(gpus, None)) == 3
+
+
+def test_facts_hold_versions_and_a_digest_that_every_change_of_the_code_changes(tmp_path: Path) -> None:
+    found = facts()
+    assert found["torch"].startswith("2.")
+    assert found["nvidia-nccl-cu12"]
+    (tmp_path / "a.py").write_text("x = 1")
+    before = code_digest(tmp_path)
+    (tmp_path / "a.py").write_text("x = 2")
+    assert code_digest(tmp_path) != before
+    shutil.copyfile(tmp_path / "a.py", tmp_path / "b.py")
+    (tmp_path / "a.py").unlink()
+    assert len({before, code_digest(tmp_path), found["code"]}) == 3
+
+
+def test_a_clock_that_is_off_is_found_through_a_slow_connection() -> None:
+    import time
+
+    offset, error = clock_offset(lambda: time.time() - 5.0)
+    assert abs(offset - 5.0) <= error + 1e-3
+    complaint = skew_complaint(offset, error, 2.0)
+    assert complaint is not None
+    assert "clock 5.0 s ahead of node 0's" in complaint.text
+    assert skew_complaint(2.5, 0.6, 2.0) is None
+    assert skew_complaint(-1.0, 0.0, 2.0) is None
+
+
+def test_a_canary_is_seen_by_the_others_or_complained_about(tmp_path: Path) -> None:
+    canaries = [Canary(tmp_path, rank) for rank in range(3)]
+    for written in canaries[:2]:
+        written.write()
+    words = {rank: item.word for rank, item in enumerate(canaries)}
+    assert canary.read(tmp_path, {0: words[0], 1: words[1]}, timeout_s=0) == []
+    for complaints in (canary.read(tmp_path, words, timeout_s=0), canary.list_all(tmp_path, words, timeout_s=0)):
+        assert [complaint.about for complaint in complaints] == [2]
+    for item in canaries:
+        item.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_canary_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / canary.DIRECTORY).write_text("in the way")
+    with pytest.raises(OSError, match="exists"):
+        Canary(tmp_path, 0).write()
+
+
+def peer(port: int, *, hostname: str = "localhost", stack: str = "other", rank: int = 3) -> Peer:
+    made = Peer(node_rank=rank, hostname=hostname, address="127.0.0.1", port=port, stack=stack, canary="x")
+    return peer_from_json(made.to_json())
+
+
+def test_a_probe_answers_for_its_node_only() -> None:
+    probe = Probe("127.0.0.1", 3)
+    assert connect(peer(probe.port), timeout_s=20) is None
+    wrong = connect(peer(probe.port, rank=4), timeout_s=20)
+    assert wrong is not None
+    assert "another program" in wrong.text
+    probe.close()
+    gone = connect(peer(probe.port), timeout_s=20)
+    assert gone is not None
+    assert "cannot be reached at 127.0.0.1" in gone.text
+
+
+def test_a_name_on_the_loopback_is_wrong_only_for_a_node_elsewhere() -> None:
+    assert resolve(peer(1, stack="mine"), "mine") is None
+    found = resolve(peer(1), "mine")
+    assert found is not None
+    assert "127.0.0.1" in found.text
+    missing = resolve(peer(1, hostname="no-such-host.invalid"), "mine")
+    assert missing is not None
+    assert "does not resolve" in missing.text
+
+
+def test_a_probe_that_never_answers_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        complaint = connect(peer(mute.getsockname()[1]), timeout_s=0.2)
+    assert complaint is not None
+    assert "no answer within 0.2 s" in complaint.text
