@@ -1,0 +1,57 @@
+"""Dataclasses to and from what JSON can hold: the one codec of every message and every record.
+
+Field types are checked when reading: a missing field, a field of another type or a value outside of an enumeration is
+a :class:`CodecError` that names the field. Unknown fields are ignored, so that a newer writer can be read.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class CodecError(ValueError):
+    """The data is not what its type says; the message names the field and what was found there."""
+
+
+def to_builtins(value: Any) -> Any:
+    """``value`` as dicts, lists, strings, numbers, booleans and None. Dataclasses become dicts of their fields."""
+    import msgspec
+
+    return msgspec.to_builtins(value)
+
+
+def from_builtins(data: Any, kind: type[T]) -> T:
+    """A ``kind`` from what :func:`to_builtins` returned, or from parsed JSON.
+
+    Raises:
+        CodecError: ``data`` does not fit ``kind``.
+    """
+    import msgspec
+
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        raise CodecError(f"{kind.__name__}: {error}") from error
+
+
+def to_json(value: Any) -> bytes:
+    """``value`` as one line of JSON, UTF-8, without the newline."""
+    import msgspec
+
+    return bytes(msgspec.json.encode(value))
+
+
+def from_json(data: bytes | str, kind: type[T]) -> T:
+    """A ``kind`` from JSON.
+
+    Raises:
+        CodecError: it is not JSON, or does not fit ``kind``.
+    """
+    import msgspec
+
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:  # a ValidationError is one, too
+        raise CodecError(f"{kind.__name__}: {error}") from error
