@@ -16,7 +16,7 @@ from launcher.bridge.settings import BridgeSettings, settings_from_environment
 from launcher.bridge.trainer.api import Bridge
 from launcher.bridge.trainer.report import UpdateReport
 from launcher.common.errors import BridgeError, TransferError
-from launcher.control.keys import token_from_environment
+from launcher.common.keys import token_from_environment
 
 
 @dataclass(kw_only=True)

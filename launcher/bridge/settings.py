@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.bridge.mode import Mode, UpdateKind
-from launcher.control.keys import token_from_environment
+from launcher.common.keys import token_from_environment
 
 ROUND_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 """By where the trainer's weights lie. On CPUs small enough for caches; on GPUs so large that what each message costs on

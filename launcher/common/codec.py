@@ -6,6 +6,7 @@ a :class:`CodecError` that names the field. Unknown fields are ignored, so that 
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -37,10 +38,15 @@ def from_builtins(data: Any, kind: type[T]) -> T:
 
 
 def to_json(value: Any) -> bytes:
-    """``value`` as one line of JSON, UTF-8, without the newline."""
+    """``value`` as one line of JSON, UTF-8, without the newline. Numbers of numpy are written as Python's are; what is
+    not finite becomes null.
+
+    Raises:
+        TypeError: ``value`` holds something that JSON has no form for.
+    """
     import msgspec
 
-    return bytes(msgspec.json.encode(value))
+    return bytes(msgspec.json.encode(value, enc_hook=_number))
 
 
 def from_json(data: bytes | str, kind: type[T]) -> T:
@@ -55,3 +61,11 @@ def from_json(data: bytes | str, kind: type[T]) -> T:
         return msgspec.json.decode(data, type=kind)
     except msgspec.DecodeError as error:  # a ValidationError is one, too
         raise CodecError(f"{kind.__name__}: {error}") from error
+
+
+def _number(value: Any) -> int | float:
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON")

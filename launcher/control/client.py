@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from launcher.common.errors import ControlError, ControlRefusal
-from launcher.control.keys import answer, token_from_environment
+from launcher.common.keys import control_proof, token_from_environment
 
 ADDRESS_VARIABLE = "LAUNCHER_CONTROL"
 CALL_TIMEOUT_S = 10.0
@@ -104,7 +104,7 @@ class ControlClient:
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = b""
         nonce = str(self._read_line(deadline).get("nonce", ""))
-        reply = self._round_trip({"answer": answer(self._token, nonce)}, deadline)
+        reply = self._round_trip({"answer": control_proof(self._token, nonce)}, deadline)
         if not reply.get("ok"):
             self._drop()
             raise ControlRefusal(f"The control service at {self.address} refused this process: {reply.get('error')}")

@@ -21,7 +21,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import secrets
 import socket
 import threading
 import time
@@ -29,7 +28,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from launcher.control.keys import answer, same
+from launcher.common.challenge import is_same, new_nonce
+from launcher.common.keys import control_proof
 from launcher.control.state import JobState
 from launcher.preflight.model import report_from_json
 
@@ -127,10 +127,10 @@ class ControlServer:
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            nonce = secrets.token_hex(16)
+            nonce = new_nonce()
             writer.write(_line({"nonce": nonce}))
             first = json.loads(await asyncio.wait_for(reader.readline(), HANDSHAKE_TIMEOUT_S))
-            if not same(str(first.get("answer", "")), answer(self._token, nonce)):
+            if not is_same(str(first.get("answer", "")), control_proof(self._token, nonce)):
                 writer.write(_line({"ok": False, "error": "wrong token"}))
                 return
             writer.write(_line({"ok": True}))

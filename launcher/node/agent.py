@@ -14,12 +14,12 @@ from pathlib import Path
 from launcher.common import log
 from launcher.common.attempts import record_begin
 from launcher.common.errors import ControlError
+from launcher.common.keys import token_from_environment
 from launcher.common.ports import hold_free_port, port_of
 from launcher.common.run_dir import CONTROL, EVENTS, attempt_dir, read_submission, write_atomically
 from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.control.client import ControlClient
-from launcher.control.keys import token_from_environment
 from launcher.control.server import ControlServer
 from launcher.control.state import JobState
 from launcher.control.stopping import Stopping

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.common.errors import LauncherError
+from launcher.common.keys import token_from_environment
 from launcher.common.run_dir import CONTROL, EVENTS, attempt_dir
 from launcher.control.client import ControlClient
-from launcher.control.keys import token_from_environment
 from launcher.events.log import EventLog
 from launcher.node.node_environment import node_environment
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from launcher.common.keys import TOKEN_VARIABLE, api_key
 from launcher.control.client import ADDRESS_VARIABLE
-from launcher.control.keys import TOKEN_VARIABLE, api_key
 from launcher.layout import Process, Role
 from launcher.node.context import SCRATCH_VARIABLE, NodeContext
 from launcher.node.exit_file import EXIT_FILE

@@ -16,11 +16,11 @@ from typing import Any
 
 from launcher.common.attempts import End, record_end
 from launcher.common.errors import LauncherError
+from launcher.common.keys import token_from_environment
 from launcher.common.run_dir import CONTROL, EVENTS, attempt_dir
 from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.control.client import ControlClient
-from launcher.control.keys import token_from_environment
 from launcher.events.log import has_finished
 from launcher.node.crash_report import close_log, events_of
 from launcher.node.exit_file import node_0_has_ended

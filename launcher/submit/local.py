@@ -13,9 +13,9 @@ from typing import Any
 
 from launcher.common.attempts import ATTEMPT_VARIABLE, claim
 from launcher.common.errors import LauncherError
+from launcher.common.keys import TOKEN_VARIABLE, new_token
 from launcher.common.recorded_processes import start_of
 from launcher.config.schema import Config
-from launcher.control.keys import TOKEN_VARIABLE, new_token
 from launcher.node.node_environment import LOCAL_HOSTNAMES, LOCAL_NODE_RANK
 from launcher.snapshot.place import place_of
 from launcher.submit.cluster import Cluster, Job, Outcome, job_environment

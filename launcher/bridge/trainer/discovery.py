@@ -12,8 +12,8 @@ from typing import Any
 from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer.replica_client import ReplicaClient
 from launcher.common.errors import ControlError, TransferError
+from launcher.common.keys import bridge_key
 from launcher.control.client import ControlClient
-from launcher.control.keys import bridge_key
 from launcher.control.values import CONNECTED
 from launcher.inference.pool import Member, Pool
 

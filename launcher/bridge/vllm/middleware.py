@@ -32,7 +32,8 @@ from urllib.parse import quote
 from launcher.bridge.vllm import spans
 from launcher.bridge.vllm.engine import BridgeEngine, Refused
 from launcher.bridge.vllm.served import Served
-from launcher.control.keys import api_key, bridge_key, same, token_from_environment
+from launcher.common.challenge import is_same
+from launcher.common.keys import api_key, bridge_key, token_from_environment
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class BridgeMiddleware:
             await self._serve(scope, receive, send)
         elif scope["path"] in OPEN_PATHS:
             await self._app(scope, receive, send)
-        elif not same(_bearer(scope), self._api_key):
+        elif not is_same(_bearer(scope), self._api_key):
             await _reply(send, 401, {"error": "this engine needs the run's API key"})
         elif self._engine.awaits_weights:
             await _reply(send, 503, {"error": "this engine was restarted and waits for the trainer's weights"})
@@ -71,7 +72,7 @@ class BridgeMiddleware:
             await self._pass_on(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not same(_bearer(scope), self._bridge_key):
+        if not is_same(_bearer(scope), self._bridge_key):
             await _reply(send, 401, {"error": "the bridge needs the run's bridge key"})
             return
         route = scope["path"].removeprefix("/bridge/")

@@ -22,7 +22,7 @@ from launcher.bridge.mode import Mode
 from launcher.bridge.vllm.middleware import BridgeMiddleware
 from launcher.bridge.weightmap import Binding, Writer
 from launcher.bridge.weightmap.bind import bind
-from launcher.control.keys import TOKEN_VARIABLE
+from launcher.common.keys import TOKEN_VARIABLE
 
 State = dict[str, torch.Tensor]
 

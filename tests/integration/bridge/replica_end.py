@@ -27,7 +27,7 @@ from launcher.bridge.mode import Mode
 from launcher.bridge.vllm.middleware import BridgeMiddleware
 from launcher.bridge.weightmap import Binding, Writer
 from launcher.bridge.weightmap.bind import bind
-from launcher.control.keys import TOKEN_VARIABLE
+from launcher.common.keys import TOKEN_VARIABLE
 from tests.integration.bridge.faults import Fault, Passing
 from tests.integration.bridge.wire_end import serve
 

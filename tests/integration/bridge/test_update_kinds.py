@@ -13,7 +13,7 @@ from launcher.bridge.mode import MODES, UPDATES
 from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer.api import Bridge
 from launcher.common.errors import TransferError
-from launcher.control.keys import TOKEN_VARIABLE
+from launcher.common.keys import TOKEN_VARIABLE
 from tests.integration.bridge.plain_replica import PlainReplica, State, serving
 
 TOKEN = "a token of the tests"

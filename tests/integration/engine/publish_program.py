@@ -16,9 +16,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher import bridge
+from launcher.common import keys
 from launcher.common.errors import BridgeError
 from launcher.config import load_run_config
-from launcher.control import keys
 from launcher.inference.client import api_key, inference_urls
 from tests.integration.engine.questions import ask, greedy
 

@@ -19,7 +19,7 @@ from transformers import AutoConfig
 from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer.api import Bridge
 from launcher.common.errors import TransferError
-from launcher.control.keys import api_key
+from launcher.common.keys import api_key
 from launcher.inference.versions import HEADER, token_versions
 from tests.integration.engine.questions import ask, greedy
 from tests.integration.engine.vllm_server import ROOT, serving

@@ -17,7 +17,7 @@ import torch
 
 from launcher import bridge
 from launcher.bridge.settings import BridgeSettings
-from launcher.control.keys import api_key, token_from_environment
+from launcher.common.keys import api_key, token_from_environment
 from tests.integration.engine.load_program import asked, device, publish_all, write
 from tests.integration.engine.questions import greedy
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.control.keys import TOKEN_VARIABLE
+from launcher.common.keys import TOKEN_VARIABLE
 from tests.integration.engine.answers import check_answers, spanning, unsure
 from tests.integration.engine.test_publish import gap, tokens
 from tests.integration.engine.vllm_server import ROOT, serving

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from launcher.common.errors import ControlError
+from launcher.common.keys import api_key, bridge_key, control_proof, new_token
 from launcher.common.ports import hold_free_port, port_of
 from launcher.config import Config, LayoutConfig
 from launcher.control.client import ControlClient
-from launcher.control.keys import answer, api_key, bridge_key, new_token
 from launcher.control.server import ControlServer
 from launcher.control.state import ALL_URLS, JobState, Phase, replica_key
 from launcher.layout import Layout, plan
@@ -267,7 +267,7 @@ def test_an_answer_to_one_challenge_is_none_to_the_next(server: str) -> None:
     def handshake(reply: bytes | None) -> tuple[bytes, bytes]:
         with socket.create_connection((host, int(port)), timeout=5) as sock, sock.makefile("rb") as lines:
             nonce = json.loads(lines.readline())["nonce"]
-            reply = reply or json.dumps({"answer": answer(TOKEN, nonce)}).encode() + b"\n"
+            reply = reply or json.dumps({"answer": control_proof(TOKEN, nonce)}).encode() + b"\n"
             sock.sendall(reply)
             return reply, lines.readline()
 
@@ -366,6 +366,13 @@ def test_hundreds_of_agents_learn_of_a_failure_together(server: str) -> None:
 
 
 def test_keys_for_different_purposes_differ_and_none_is_the_token() -> None:
-    keys = [TOKEN, api_key(TOKEN), bridge_key(TOKEN), answer(TOKEN, "n"), answer(TOKEN, "m"), api_key(new_token())]
+    keys = [
+        TOKEN,
+        api_key(TOKEN),
+        bridge_key(TOKEN),
+        control_proof(TOKEN, "n"),
+        control_proof(TOKEN, "m"),
+        api_key(new_token()),
+    ]
     assert len(set(keys)) == len(keys)
     assert not any(TOKEN in key for key in keys[1:])

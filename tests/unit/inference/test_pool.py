@@ -15,10 +15,10 @@ from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer.api import Bridge
 from launcher.bridge.trainer.discovery import Membership
 from launcher.common.errors import ControlError, TransferError
+from launcher.common.keys import TOKEN_VARIABLE, new_token
 from launcher.common.ports import hold_free_port, port_of
 from launcher.config import Config, LayoutConfig
 from launcher.control.client import ADDRESS_VARIABLE, ControlClient
-from launcher.control.keys import TOKEN_VARIABLE, new_token
 from launcher.control.server import ControlServer
 from launcher.control.state import JobState
 from launcher.inference.pool import Pool

@@ -1,12 +1,11 @@
-"""Keys of a run, all derived from its one token, so that handing out one does not hand out the others."""
+"""The keys of a run. All are derived from its one token, so a process that holds one key cannot make the others."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
 import secrets
 
+from launcher.common.challenge import proof
 from launcher.common.errors import ControlError
 
 TOKEN_VARIABLE = "LAUNCHER_TOKEN"
@@ -18,7 +17,7 @@ def new_token() -> str:
 
 
 def token_from_environment() -> str:
-    """The run's token.
+    """The token of the run that this process belongs to.
 
     Raises:
         ControlError: the variable is not set.
@@ -33,25 +32,20 @@ def token_from_environment() -> str:
 
 
 def derive(token: str, purpose: str) -> str:
-    """The key for one purpose: HMAC-SHA256 of the purpose under the token (RFC 2104), in hexadecimal."""
-    return hmac.new(token.encode(), purpose.encode(), hashlib.sha256).hexdigest()
+    """The key for one purpose: HMAC-SHA256 of the purpose under the token, in hexadecimal."""
+    return proof(token, purpose)
 
 
 def api_key(token: str) -> str:
-    """Key that clients of the engines' OpenAI API present."""
+    """Bearer key of the engines' OpenAI API."""
     return derive(token, "openai-api")
 
 
 def bridge_key(token: str) -> str:
-    """Key that the trainer presents to the engines' bridge routes."""
+    """Bearer key of the engines' bridge routes, which the trainer calls."""
     return derive(token, "bridge")
 
 
-def answer(token: str, nonce: str) -> str:
-    """Proof of the token for the control service's challenge; the token itself never crosses the network."""
+def control_proof(token: str, nonce: str) -> str:
+    """Answer to the control service's challenge."""
     return derive(token, f"control:{nonce}")
-
-
-def same(left: str, right: str) -> bool:
-    """Compares two keys in constant time."""
-    return hmac.compare_digest(left.encode(), right.encode())
