@@ -1,12 +1,11 @@
-"""The trainer's line to one replica: the bridge's routes on the engine's own port, each call with a deadline."""
+"""The trainer's HTTP requests to one replica: the bridge's routes on the engine's own port, each with a deadline."""
 
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
 from typing import Any
 
+from launcher.common import http
 from launcher.common.errors import TransferError
 
 
@@ -45,26 +44,28 @@ class ReplicaClient:
         Raises:
             TransferError: no answer in time, or a refusal; the message holds the engine's own words.
         """
-        request = urllib.request.Request(
-            f"{self.url}/bridge/{route}",
-            data=None if body is None else json.dumps({**body, **self._about}).encode(),
-            headers={"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
-        )
+        content = None if body is None else json.dumps({**body, **self._about}).encode()
         try:
-            with urllib.request.urlopen(request, timeout=timeout_s) as reply:
-                answer: dict[str, Any] = json.load(reply)
+            reply = http.request(
+                "GET" if content is None else "POST",
+                f"{self.url}/bridge/{route}",
+                body=content,
+                key=self._key,
+                timeout_s=timeout_s,
+            )
+            if reply.status == 200:
+                answer: dict[str, Any] = json.loads(reply.body)
                 return answer
-        except urllib.error.HTTPError as error:
-            raise TransferError(f"Replica {self.index} at {self.url} refused `{route}`: {_reason(error)}") from error
-        except (OSError, ValueError) as error:
+        except (http.HttpError, ValueError) as error:
             raise TransferError(
                 f"Replica {self.index} at {self.url} did not answer `{route}` within {timeout_s:g} s: {error}"
             ) from error
+        raise TransferError(f"Replica {self.index} at {self.url} refused `{route}`: {_reason(reply)}")
 
 
-def _reason(error: urllib.error.HTTPError) -> str:
-    text = error.read().decode(errors="replace")
+def _reason(reply: http.HttpReply) -> str:
+    text = reply.body.decode(errors="replace")
     try:
         return str(json.loads(text)["error"])
     except (ValueError, KeyError, TypeError):
-        return f"HTTP {error.code} {text[:200]}"
+        return f"HTTP {reply.status} {text[:200]}"
