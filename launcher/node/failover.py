@@ -26,7 +26,7 @@ from launcher.node.crash_report import close_log, events_of
 from launcher.node.exit_file import node_0_has_ended
 from launcher.node.finalize import queue_again
 from launcher.node.node_environment import NodeEnvironment, node_environment
-from launcher.slurm.job_signals import give_back, is_without
+from launcher.slurm.job_signals import cancel_own_job, node_removed_from_job
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def stand_in(run_dir: Path, is_asked_to_end: Callable[[], bool]) -> None:
     logger.info("waiting until SLURM says what has become of node 0 (%s)", node.hostnames[0])
     patience_until: float | None = None
     while not (node_0_has_ended() or has_finished(directory / EVENTS)):
-        told = is_without(node.hostnames[0])
+        told = node_removed_from_job(node.hostnames[0])
         if told:
             _stand_in(config, run_dir, node, directory)
         if told or told is None:
@@ -89,7 +89,7 @@ def _stand_in(config: Config, run_dir: Path, node: NodeEnvironment, directory: P
     message = f"Node 0 ({node.hostnames[0]}) was lost, and with it the control service."
     failure = {"message": message, "node_rank": 0, "hostname": node.hostnames[0], "role": "trainer"}
     if not _last_word(config, run_dir, node, failure, End.LOST):
-        give_back()
+        cancel_own_job()
 
 
 def _last_word(config: Config, run_dir: Path, node: NodeEnvironment, failure: dict[str, Any], end: End) -> bool:

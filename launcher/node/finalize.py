@@ -17,7 +17,7 @@ from launcher.control.phase import Phase
 from launcher.node.context import NodeContext
 from launcher.node.node_environment import NodeEnvironment
 from launcher.node.signal_policy import Reason
-from launcher.slurm.job_signals import fate, give_back, is_without, requeue
+from launcher.slurm.job_signals import cancel_own_job, node_removed_from_job, requeue, signal_cause
 
 logger = logging.getLogger(__name__)
 
@@ -109,12 +109,12 @@ def conclude(context: NodeContext, client: ControlClient, node: NodeEnvironment,
         else:
             fields["reason"] = problem
     client.call("event", event="finished", fields={"outcome": outcome, "seconds": time.monotonic() - began, **fields})
-    if outcome != "requeued" and not node.is_local and is_without(node.hostname):
+    if outcome != "requeued" and not node.is_local and node_removed_from_job(node.hostname):
         # SLURM believes that this node, and the job script with it, is lost, and will not notice that script's end.
         logger.warning(
             "SLURM has taken this node out of the job; the job is cancelled, so that its nodes are given back"
         )
-        give_back()
+        cancel_own_job()
     return _exit_code(outcome, failure)
 
 
@@ -146,7 +146,7 @@ def queue_again(config: Config, run_dir: Path, node: NodeEnvironment, end: End) 
     """
     if node.is_local:
         return "nothing queues a run of this machine again"
-    told = fate(0)
+    told = signal_cause(0)
     if told is not None and told.is_requeued:
         return None
     if not isinstance(config.cluster, SlurmClusterConfig) or not config.cluster.requeue:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from launcher.common.attempts import ATTEMPT_VARIABLE
 from launcher.common.errors import AllocationError
 from launcher.config.schema import LayoutConfig
+from launcher.slurm.nodelist import expand_nodelist
 
 LOCAL_NODE_RANK = "LAUNCHER_LOCAL_NODE_RANK"
 LOCAL_HOSTNAMES = "LAUNCHER_LOCAL_HOSTNAMES"
@@ -105,10 +106,7 @@ def own_address(node: NodeEnvironment) -> str:
 
 
 def _slurm(environ: Mapping[str, str]) -> NodeEnvironment:
-    # submitit's parser is right on `rack[0-1]n[01-04]`, and needs no `scontrol`, which containers lack.
-    from submitit.slurm.slurm import _parse_node_list
-
-    hostnames = tuple(name for nodelist in _nodelists(environ) for name in _parse_node_list(nodelist))
+    hostnames = tuple(name for nodelist in _nodelists(environ) for name in expand_nodelist(nodelist))
     return NodeEnvironment(
         node_rank=int(environ["SLURM_NODEID"]),
         hostnames=hostnames,

@@ -14,7 +14,7 @@ from launcher.common.attempts import End, record_end
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.control.client import ControlClient
 from launcher.node.node_environment import NodeEnvironment
-from launcher.slurm.job_signals import Fate, fate
+from launcher.slurm.job_signals import SignalCause, signal_cause
 
 logger = logging.getLogger(__name__)
 
@@ -35,17 +35,17 @@ class Reason(StrEnum):
         return End.STOPPED if self is Reason.REQUEST else End.PREEMPTED
 
 
-def decide(name: str, ask_fate: Callable[[], Fate | None] | None) -> Reason | None:
+def decide(name: str, find_cause: Callable[[], SignalCause | None] | None) -> Reason | None:
     """What follows a signal: a stop after a checkpoint, for this reason; or, None, the end at once.
 
     Args:
         name: of the signal: SIGUSR2 asks for a stop with a checkpoint, the others for the end.
-        ask_fate: asks SLURM what it is about to do; None outside of SLURM.
+        find_cause: asks SLURM what it is about to do; None outside of SLURM.
     """
     is_wish = name == signal.SIGUSR2.name
-    if ask_fate is None:
+    if find_cause is None:
         return Reason.REQUEST if is_wish else None
-    told = ask_fate()
+    told = find_cause()
     logger.info("%s; SLURM says %s", name, told)
     if told is None:
         # Should it be a preemption, the checkpoint is what matters; should it be the end, SIGKILL comes soon.
@@ -65,10 +65,10 @@ class Judge:
     def __init__(self, config: Config, run_dir: Path, node: NodeEnvironment) -> None:
         self._run_dir = run_dir
         self._attempt = node.attempt
-        self._ask_fate: Callable[[], Fate | None] | None = None
+        self._find_cause: Callable[[], SignalCause | None] | None = None
         if not node.is_local:
             signal_s = config.cluster.signal_s if isinstance(config.cluster, SlurmClusterConfig) else 0
-            self._ask_fate = lambda: fate(signal_s)
+            self._find_cause = lambda: signal_cause(signal_s)
         self._heard: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._known: set[str] = set()
         self._client: ControlClient | None = None
@@ -99,7 +99,7 @@ class Judge:
     def _run(self) -> None:
         assert self._client is not None
         while (name := self._heard.get()) is not None:
-            reason = decide(name, self._ask_fate)
+            reason = decide(name, self._find_cause)
             if reason is None:
                 self._client.call("cancel", reason=name)
             else:

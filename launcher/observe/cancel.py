@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from launcher.common.errors import LauncherError
 from launcher.common.recorded_processes import Identity, living
 from launcher.observe.run_status import RunStatus, guards_of
-from launcher.slurm.query import NO_SUCH_JOB, ControllerAway, ask, job_states
+from launcher.slurm.client import NO_SUCH_JOB, ControllerAway, call
+from launcher.slurm.query import job_states
 from launcher.slurm.states import JobState
 
 LOCAL_POLL_S = 0.1
@@ -85,7 +86,7 @@ def _check_host(run: RunStatus) -> None:
 
 def _scancel(jobs: Sequence[str]) -> None:
     try:
-        done = ask(["scancel", *jobs], SCANCEL_TIMEOUT_S)
+        done = call(["scancel", *jobs], SCANCEL_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         raise ControllerAway(f"`scancel` did not answer within {SCANCEL_TIMEOUT_S:g} s.") from error
     # One that has ended meanwhile is what was asked for.

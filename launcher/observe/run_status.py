@@ -11,7 +11,8 @@ from typing import Any
 from launcher.common.recorded_processes import Identity, living
 from launcher.observe import job_state_cache as known
 from launcher.observe.run_summary import Digest
-from launcher.slurm.query import ControllerAway, job_states
+from launcher.slurm.client import ControllerAway
+from launcher.slurm.query import job_states
 from launcher.slurm.states import BOOTING, ENDING, FROZEN, JobState
 
 PATIENCE_S = 10.0

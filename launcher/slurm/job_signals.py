@@ -1,4 +1,4 @@
-"""What SLURM is about to do with the job that this process belongs to: what a signal means.
+"""Why this process got a signal: what SLURM is about to do with the job that it belongs to.
 
 A job gets the same SIGTERM when it is cancelled, preempted, requeued by an administrator, or out of time. What tells
 them apart is in ``scontrol show job`` by the time the signal arrives (seen with SLURM 22.05):
@@ -22,7 +22,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from launcher.slurm.query import ask
+from launcher.slurm.client import call
+from launcher.slurm.nodelist import expand_nodelist
+from launcher.slurm.times import parse_timestamp
 
 CALL_TIMEOUT_S = 5.0
 EARLY_S = 75.0
@@ -32,50 +34,52 @@ UNSET = frozenset({"", "None", "N/A", "Unknown", "(null)"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fate:
-    """SLURM's view of this job at the moment of a signal."""
+class SignalCause:
+    """What SLURM does with this job at the moment of a signal."""
 
     is_requeued: bool = False
     """SLURM has already queued the job again, by itself."""
 
     is_preempted: bool = False
-    """It will do so when the time of grace is over."""
+    """It will be queued again when its time of grace is over."""
 
     is_out_of_time: bool = False
     is_ending: bool = False
     """SLURM is ending the job's processes; without one of the above: it was cancelled."""
 
 
-def fate(signal_s: int, environ: Mapping[str, str] = os.environ) -> Fate | None:
-    """Asks SLURM; None if it cannot be asked.
+def signal_cause(signal_s: int, environ: Mapping[str, str] = os.environ) -> SignalCause | None:
+    """From ``scontrol show job``; None if that fails.
 
     Args:
         signal_s: seconds before the time limit at which SLURM was to send SIGUSR2.
     """
     job_id = environ.get("SLURM_JOB_ID", "")
     try:
-        done = ask(["scontrol", "show", "job", "--oneliner", job_id], CALL_TIMEOUT_S)
+        done = call(["scontrol", "show", "job", "--oneliner", job_id], CALL_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return None
     if done.returncode != 0 or "JobId=" not in done.stdout:
         return None
-    return read_fate(done.stdout.splitlines()[0], int(environ.get("SLURM_RESTART_COUNT", "0")), signal_s, time.time())
+    return read_signal_cause(
+        done.stdout.splitlines()[0], int(environ.get("SLURM_RESTART_COUNT", "0")), signal_s, time.time()
+    )
 
 
-def read_fate(line: str, restarts: int, signal_s: int, now: float) -> Fate:
-    """The fate that a line of ``scontrol show job --oneliner`` tells.
+def read_signal_cause(line: str, restarts: int, signal_s: int, now: float) -> SignalCause:
+    """From a line of ``scontrol show job --oneliner``.
 
     Args:
         restarts: how often the job had been queued again when this attempt of it began.
         now: seconds since the epoch.
     """
     values = _values(line)
-    state, end = values.get("JobState", ""), _time(values.get("EndTime", ""))
+    state, end = values.get("JobState", ""), parse_timestamp(values.get("EndTime", ""))
     is_running = state in ("RUNNING", "SUSPENDED")
     is_requeued = int(values.get("Restarts", "0")) > restarts
     is_preempted = is_running and values.get("PreemptTime", "") not in UNSET
     is_near_end = is_running and not is_preempted and end is not None and end - now <= signal_s + EARLY_S
-    return Fate(
+    return SignalCause(
         is_requeued=is_requeued,
         is_preempted=is_preempted,
         is_out_of_time=not is_requeued and (values.get("Reason") == "TimeLimit" or is_near_end),
@@ -83,65 +87,56 @@ def read_fate(line: str, restarts: int, signal_s: int, now: float) -> Fate:
     )
 
 
-def is_without(hostname: str, environ: Mapping[str, str] = os.environ) -> bool | None:
+def node_removed_from_job(hostname: str, environ: Mapping[str, str] = os.environ) -> bool | None:
     """Whether SLURM has taken a node, which was lost, out of this job; None if this attempt of the job is over.
 
-    SLURM that cannot be asked has not said so.
+    False if ``scontrol`` fails.
     """
     try:
-        done = ask(["scontrol", "show", "job", "--oneliner", environ.get("SLURM_JOB_ID", "")], CALL_TIMEOUT_S)
+        done = call(["scontrol", "show", "job", "--oneliner", environ.get("SLURM_JOB_ID", "")], CALL_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return False
     if done.returncode != 0 or "JobId=" not in done.stdout:
         return False
-    return read_without(done.stdout.splitlines()[0], hostname, int(environ.get("SLURM_RESTART_COUNT", "0")))
+    return read_node_removed(done.stdout.splitlines()[0], hostname, int(environ.get("SLURM_RESTART_COUNT", "0")))
 
 
-def read_without(line: str, hostname: str, restarts: int) -> bool | None:
-    """What a line of ``scontrol show job --oneliner`` says of that."""
-    from submitit.slurm.slurm import _parse_node_list
-
+def read_node_removed(line: str, hostname: str, restarts: int) -> bool | None:
+    """:func:`node_removed_from_job` from a line of ``scontrol show job --oneliner``."""
     values = _values(line)
     nodelist = values.get("NodeList", "")
     if int(values.get("Restarts", "0")) > restarts or nodelist in UNSET:
         return None
-    return hostname not in _parse_node_list(nodelist)
+    return hostname not in expand_nodelist(nodelist)
 
 
 def requeue(environ: Mapping[str, str] = os.environ) -> str | None:
     """Queues this process's own job again; SLURM ends its processes soon after.
 
     Returns:
-        None if it worked, SLURM's words otherwise.
+        None if it worked, SLURM's message otherwise.
     """
     job_id = environ.get("SLURM_ARRAY_JOB_ID", "")
     task = environ.get("SLURM_ARRAY_TASK_ID", "")
     job_id = f"{job_id}_{task}" if job_id and task else environ.get("SLURM_HET_JOB_ID") or environ["SLURM_JOB_ID"]
     try:
-        done = ask(["scontrol", "requeue", job_id], CALL_TIMEOUT_S)
+        done = call(["scontrol", "requeue", job_id], CALL_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         problem = f"`scontrol requeue` did not answer within {CALL_TIMEOUT_S:g} s"
     else:
         if done.returncode == 0:
             return None
         problem = done.stderr.strip() or f"exit code {done.returncode}"
-    # `scontrol` may be one of the processes that SLURM ends because it did as it was asked.
-    told = fate(0, environ)
-    return None if told is not None and told.is_requeued else problem
+    # `scontrol` may be one of the processes that SLURM ends because of this very call.
+    cause = signal_cause(0, environ)
+    return None if cause is not None and cause.is_requeued else problem
 
 
-def give_back(environ: Mapping[str, str] = os.environ) -> None:
-    """Cancels this process's own job: the way to end one whose script SLURM has lost."""
+def cancel_own_job(environ: Mapping[str, str] = os.environ) -> None:
+    """Cancels this process's own job: the only way to end one whose batch script SLURM has lost."""
     with contextlib.suppress(subprocess.TimeoutExpired):
-        ask(["scancel", environ["SLURM_JOB_ID"]], CALL_TIMEOUT_S)
+        call(["scancel", environ["SLURM_JOB_ID"]], CALL_TIMEOUT_S)
 
 
 def _values(line: str) -> dict[str, str]:
     return dict(re.findall(r"(?:^|\s)(\w+)=(\S*)", line))
-
-
-def _time(text: str) -> float | None:
-    try:
-        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
-    except ValueError:
-        return None

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import time
 from collections.abc import Collection, Iterator
 
-from launcher.common.errors import LauncherError
+from launcher.slurm.client import CALL_TIMEOUT_S, NO_SUCH_JOB, ControllerAway, call
 from launcher.slurm.states import JobState, combine, is_part_of
-from launcher.submit.cluster import job_environment
+from launcher.slurm.times import parse_timestamp
 
-CALL_TIMEOUT_S = 30.0
 # Fixed widths: a reason may hold any character, so nothing can separate the fields.
 FIELDS = {"JobArrayID": 40, "State": 24, "exit_code": 12, "StartTime": 24, "Reason": 80}
-NO_SUCH_JOB = "Invalid job id"
 UNSTARTED = frozenset({"N/A", "NONE", "UNKNOWN", ""})
-
-
-class ControllerAway(LauncherError):
-    """SLURM's controller does not answer, so nothing is known of what it still holds."""
 
 
 def job_states(job_ids: Collection[str], *, timeout_s: float = CALL_TIMEOUT_S) -> dict[str, JobState]:
@@ -52,7 +45,7 @@ def accounted_states(job_ids: Collection[str], *, timeout_s: float = CALL_TIMEOU
     """How jobs ended, as accounting knows; nothing where there is none, or where it is not ours to ask."""
     fields = ["--noheader", "--allocations", "--parsable2", f"--jobs={','.join(job_ids)}"]
     with contextlib.suppress(subprocess.TimeoutExpired):
-        done = ask(["sacct", *fields, "--format=JobID,State,ExitCode,Start"], timeout_s)
+        done = call(["sacct", *fields, "--format=JobID,State,ExitCode,Start"], timeout_s)
         if done.returncode == 0:
             rows = [_accounted(line.split("|")) for line in done.stdout.splitlines() if line.count("|") == 3]
             # The controller has forgotten the job, so it has ended; a record that still says RUNNING was never closed.
@@ -65,7 +58,7 @@ def _squeue(job_ids: Collection[str], timeout_s: float) -> list[tuple[str, JobSt
     # --array: else the waiting elements of an array share one line.
     options = ["--noheader", "--states=all", "--array", f"--jobs={','.join(job_ids)}", f"--Format={fields}"]
     try:
-        done = ask(["squeue", *options], timeout_s)
+        done = call(["squeue", *options], timeout_s)
     except subprocess.TimeoutExpired as error:
         raise ControllerAway(f"`squeue` did not answer within {timeout_s:g} s.") from error
     if done.returncode == 0:
@@ -85,7 +78,7 @@ def _rows(text: str) -> Iterator[tuple[str, JobState]]:
         if name:
             code = _exit_code(int(status)) if status.isdecimal() else 0
             why = None if reason.upper() in UNSTARTED else reason
-            yield job_id, JobState(name=name, exit_code=code, start=_time(start), reason=why)
+            yield job_id, JobState(name=name, exit_code=code, start=_start(start), reason=why)
 
 
 def _accounted(fields: list[str]) -> tuple[str, JobState]:
@@ -93,7 +86,7 @@ def _accounted(fields: list[str]) -> tuple[str, JobState]:
     code, _, signum = status.partition(":")
     exit_code = 128 + int(signum) if int(signum or 0) else int(code or 0)
     # "CANCELLED by 1000"
-    return job_id, JobState(name=name.split()[0], exit_code=exit_code, start=_time(start))
+    return job_id, JobState(name=name.split()[0], exit_code=exit_code, start=_start(start))
 
 
 def _match(job_ids: Collection[str], rows: list[tuple[str, JobState]]) -> dict[str, JobState]:
@@ -111,25 +104,5 @@ def _exit_code(status: int) -> int:
     return 128 + signum if signum else status >> 8
 
 
-def _time(text: str) -> float | None:
-    if text.upper() in UNSTARTED:
-        return None
-    with contextlib.suppress(ValueError):
-        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
-    return None
-
-
-def ask(command: list[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Runs one of SLURM's programs; one that is missing, or not ours to run, is an answer like any other.
-
-    Raises:
-        subprocess.TimeoutExpired: it did not end within ``timeout_s``.
-    """
-    # The format of times can be changed by a site, or a person, in the environment.
-    environ = {**job_environment(), "SLURM_TIME_FORMAT": "standard"}
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environ, check=False)
-    except FileNotFoundError:
-        return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: not found")
-    except PermissionError:
-        return subprocess.CompletedProcess(command, 126, "", f"{command[0]}: permission denied")
+def _start(text: str) -> float | None:
+    return None if text.upper() in UNSTARTED else parse_timestamp(text)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from launcher.slurm.query import ControllerAway, job_state
+from launcher.slurm.client import ControllerAway
+from launcher.slurm.query import job_state
 from launcher.slurm.states import JobState
 
 LONGEST_INTERVAL_S = 30.0

@@ -11,13 +11,12 @@ from typing import Any
 
 import launcher
 from launcher.layout.environment import is_protected
+from launcher.slurm.client import KEPT as SLURM_KEPT
+from launcher.slurm.client import is_slurm_variable
 from launcher.snapshot.place import place_of
 
-FOREIGN_PREFIXES = ("SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SCANCEL_", "PMI_", "PMIX_")
-"""Beginnings of names, beside those that the launcher sets itself, that would change how the job, or a tool, starts."""
-
-KEPT = frozenset({"SLURM_CONF", "SLURM_JWT", "CUDA_VISIBLE_DEVICES"})
-"""Where SLURM is and who asks it; and which GPUs of this machine are ours."""
+KEPT = frozenset({*SLURM_KEPT, "CUDA_VISIBLE_DEVICES"})
+"""Where SLURM is and who calls it; and which GPUs of this machine may be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,4 +98,4 @@ def job_environment(run_dir: Path | None = None) -> dict[str, str]:
 
 
 def _is_foreign(name: str) -> bool:
-    return is_protected(name) or name.startswith(FOREIGN_PREFIXES)
+    return is_protected(name) or is_slurm_variable(name)

@@ -13,7 +13,7 @@ from launcher.common.errors import LauncherError
 from launcher.common.text import duration
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.preflight.bad_nodes import NodeMemory, Remembered, default_memory
-from launcher.slurm.query import CALL_TIMEOUT_S, ask
+from launcher.slurm.client import CALL_TIMEOUT_S, call
 
 
 def leave_out_bad_nodes(config: Config) -> tuple[Config, list[str]]:
@@ -71,7 +71,7 @@ def _words(command: Sequence[str]) -> list[str]:
 
 def _answer(command: Sequence[str]) -> str:
     try:
-        done = ask(list(command), CALL_TIMEOUT_S)
+        done = call(list(command), CALL_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         raise LauncherError(f"`{' '.join(command[:3])}` did not answer within {CALL_TIMEOUT_S:g} s.") from error
     if done.returncode:

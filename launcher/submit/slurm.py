@@ -16,7 +16,7 @@ from typing import Any
 
 from launcher.common.errors import LauncherError, SubmissionError
 from launcher.config.schema import Config
-from launcher.slurm.query import ask
+from launcher.slurm.client import call
 from launcher.slurm.watch import StateWatch
 from launcher.snapshot.place import place_of
 from launcher.submit.cluster import Cluster, Job, Outcome, job_environment
@@ -167,7 +167,7 @@ class SlurmJob(Job):
         Raises:
             LauncherError: it failed.
         """
-        done = ask(["scancel", "--signal=USR2", str(self.job_id)], TEST_TIMEOUT_S)
+        done = call(["scancel", "--signal=USR2", str(self.job_id)], TEST_TIMEOUT_S)
         if done.returncode:
             raise LauncherError(f"`scancel --signal=USR2 {self.job_id}` failed: {last_words(done.stderr)}")
 

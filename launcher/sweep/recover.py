@@ -9,7 +9,7 @@ from pathlib import Path
 from launcher.common.errors import LauncherError
 from launcher.common.run_dir import last_job, record_job
 from launcher.common.text import counted
-from launcher.slurm.query import ask
+from launcher.slurm.client import call
 from launcher.sweep.ledger import Entry, Ledger
 from launcher.sweep.metric import Metric
 from launcher.sweep.progress import read_progress
@@ -70,7 +70,7 @@ def _hand_over(folder: Path, job_id: str) -> None:
 def _jobs_by_log() -> dict[Path, str]:
     """This user's jobs by run directory: each writes its log there, which no other job does."""
     fields = f"--Format=JobArrayID:{_ID_WIDTH},STDOUT:{_PATH_WIDTH}"
-    done = ask(["squeue", "--noheader", "--states=all", "--array", "--me", fields], CALL_TIMEOUT_S)
+    done = call(["squeue", "--noheader", "--states=all", "--array", "--me", fields], CALL_TIMEOUT_S)
     if done.returncode:
         raise LauncherError(f"`squeue` does not answer: {done.stderr.strip()}")
     found: dict[Path, str] = {}

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from launcher.common.errors import LauncherError, ProcessFailure
 from launcher.common.text import number
 from launcher.node.stop_request import StopRequest
-from launcher.slurm.query import ControllerAway
+from launcher.slurm.client import ControllerAway
 from launcher.sweep.cancel import end_runs
 from launcher.sweep.combo import Outcome
 from launcher.sweep.ledger import Ledger

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from launcher.config.schema import Config, SlurmClusterConfig
+from launcher.slurm.times import parse_limit
 
 
 def problems(config: Config) -> Iterator[str]:
@@ -12,7 +13,7 @@ def problems(config: Config) -> Iterator[str]:
     cluster = config.cluster
     if not isinstance(cluster, SlurmClusterConfig):
         return
-    limit_s, signal_s, wait_s = seconds(cluster.time), cluster.signal_s, config.checkpoint.stop_timeout_s
+    limit_s, signal_s, wait_s = parse_limit(cluster.time), cluster.signal_s, config.checkpoint.stop_timeout_s
     if not limit_s:
         return  # said elsewhere
     if signal_s >= limit_s:
@@ -27,23 +28,3 @@ def problems(config: Config) -> Iterator[str]:
             f" would end the run while it waits for the trainer. HINT: set `cluster.signal_s={int(2 * wait_s)}`, or a"
             " shorter wait."
         )
-
-
-def seconds(time: str) -> int | None:
-    """The seconds of a time limit in one of SLURM's forms; None if it is in none.
-
-    ``minutes``, ``minutes:seconds``, ``hours:minutes:seconds``, ``days-hours``, ``days-hours:minutes`` and
-    ``days-hours:minutes:seconds``.
-    """
-    days, dash, clock = time.rpartition("-")
-    fields = clock.split(":")
-    if not all(field.isdigit() for field in (*fields, days or "0")) or len(fields) > 3:
-        return None
-    numbers = [int(field) for field in fields]
-    if dash:
-        hours, minutes, rest = (*numbers, 0, 0)[:3]
-    elif len(numbers) == 3:
-        hours, minutes, rest = numbers
-    else:
-        hours, (minutes, rest) = 0, (*numbers, 0)[:2]
-    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + rest

@@ -27,11 +27,18 @@ def main() -> int:
     parser.add_argument("--isolation", default="uts", choices=[str(isolation) for isolation in Isolation])
     parser.add_argument("--gpus", type=int, default=8, help="fake GPUs per node")
     parser.add_argument("--accounting", action="store_true", help="with slurmdbd and MariaDB")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="a further line of slurm.conf; repeatable"
+    )
     parser.add_argument("command", nargs="*", help="what to run on the login node")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     cluster = SlurmCluster(
-        options.nodes, isolation=options.isolation, accounting=options.accounting, gpus_per_node=options.gpus
+        options.nodes,
+        isolation=options.isolation,
+        accounting=options.accounting,
+        gpus_per_node=options.gpus,
+        options=dict(line.partition("=")[::2] for line in options.option),
     )
     try:
         with cluster:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.slurm.query import ControllerAway, accounted_states, job_state, job_states
+from launcher.slurm.client import ControllerAway
+from launcher.slurm.query import accounted_states, job_state, job_states
 from launcher.testing.slurm_cluster.cluster import SlurmCluster
 
 pytestmark = pytest.mark.slurm

@@ -8,7 +8,7 @@ import pytest
 
 from launcher.common.attempts import End
 from launcher.node.signal_policy import Reason, decide
-from launcher.slurm.job_signals import Fate, read_fate, read_without
+from launcher.slurm.job_signals import SignalCause, read_node_removed, read_signal_cause
 
 LINE = (
     "JobId=7 JobName=job.sh UserId=root(0) JobState={state} Reason={reason} Dependency=(null) Requeue=1"
@@ -24,8 +24,8 @@ def line(*, state: str, reason: str = "None", restarts: int = 0, left_s: float =
     return LINE.format(state=state, reason=reason, restarts=restarts, end=end, preempt=f" PreemptTime={preempt}")
 
 
-def said(text: str, restarts: int = 0) -> Fate:
-    return read_fate(text, restarts, SIGNAL_S, NOW)
+def said(text: str, restarts: int = 0) -> SignalCause:
+    return read_signal_cause(text, restarts, SIGNAL_S, NOW)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_signals_outside_of_slurm() -> None:
 
 def test_no_end_is_no_time_limit() -> None:
     text = line(state="RUNNING").replace(" EndTime=", " EndTime=Unknown Was=")
-    assert said(text) == Fate()
+    assert said(text) == SignalCause()
 
 
 def test_what_an_attempt_counts_as() -> None:
@@ -94,4 +94,4 @@ def test_what_an_attempt_counts_as() -> None:
     ],
 )
 def test_a_node_that_slurm_took_out_of_the_job(line: str, expected: bool | None) -> None:
-    assert read_without(line, "gpu-01", restarts=0) is expected
+    assert read_node_removed(line, "gpu-01", restarts=0) is expected

@@ -14,10 +14,10 @@ from launcher.common.errors import ConfigError
 from launcher.config import Config, LayoutConfig, SlurmClusterConfig
 from launcher.layout.environment import PROTECTED
 from launcher.layout.plan import engine_args
+from launcher.slurm.times import parse_limit
 from launcher.submit.rules.cluster import OWNED_SBATCH
 from launcher.submit.rules.engines import OWNED
 from launcher.submit.rules.numbers import AT_LEAST, AT_MOST, POSITIVE, WORDS
-from launcher.submit.rules.stopping import seconds
 from launcher.submit.validate import check, problems
 
 
@@ -314,8 +314,8 @@ def _paths(value: Any, prefix: str) -> set[str]:
         ("1:2:3:4", None),
     ],
 )
-def test_time_limits_in_seconds(time: str, expected: int | None) -> None:
-    assert seconds(time) == expected
+def test_time_limits_in_parse_limit(time: str, expected: int | None) -> None:
+    assert parse_limit(time) == expected
 
 
 def test_stopping_must_fit_before_the_time_limit() -> None:

@@ -1,0 +1,76 @@
+"""Runs SLURM's own programs (``squeue``, ``scontrol``, ``scancel`` ...) with a deadline and a clean environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+
+from launcher.common.errors import LauncherError
+
+CALL_TIMEOUT_S = 30.0
+NO_SUCH_JOB = "Invalid job id"
+
+PREFIXES = (
+    *("SLURM_", "SLURMD_", "SLURMSTEPD_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_"),
+    *("SCONTROL_", "SPRIO_", "PMI_", "PMIX_"),
+)
+"""Beginnings of the names that SLURM sets in a job, or that change what its programs do."""
+
+KEPT = frozenset({"SLURM_CONF", "SLURM_JWT", "SLURM_CONF_SERVER"})
+"""Where SLURM's configuration is, and who calls."""
+
+
+class ControllerAway(LauncherError):
+    """SLURM's controller does not answer, so nothing is known of what it still holds."""
+
+
+def is_slurm_variable(name: str) -> bool:
+    """Whether a variable belongs to an enclosing job, or would change what SLURM's programs do."""
+    return name.startswith(PREFIXES) and name not in KEPT
+
+
+def client_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment for SLURM's programs: defaults that a person exported for them would change their output."""
+    clean = {name: value for name, value in environ.items() if not is_slurm_variable(name)}
+    # The format of times, and the language of messages, can be changed by a site or a person.
+    return {**clean, "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C.UTF-8"}
+
+
+def call(command: list[str], timeout_s: float = CALL_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+    """Runs one of SLURM's programs. One that is missing, or may not be run, has exit code 127 or 126.
+
+    Raises:
+        subprocess.TimeoutExpired: it did not end within ``timeout_s``.
+    """
+    try:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout_s,
+            env=client_environment(),
+            check=False,
+        )
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: not found")
+    except PermissionError:
+        return subprocess.CompletedProcess(command, 126, "", f"{command[0]}: permission denied")
+
+
+def output_of(command: list[str], timeout_s: float = CALL_TIMEOUT_S) -> str:
+    """What a program printed.
+
+    Raises:
+        ControllerAway: it failed, or did not end within ``timeout_s``.
+    """
+    shown = " ".join(command[:3])
+    try:
+        done = call(command, timeout_s)
+    except subprocess.TimeoutExpired as error:
+        raise ControllerAway(f"`{shown}` did not answer within {timeout_s:g} s.") from error
+    if done.returncode:
+        raise ControllerAway(f"`{shown}` fails: {' '.join(done.stderr.split())}")
+    return done.stdout
