@@ -20,7 +20,8 @@ from launcher.checkpoint import store
 from launcher.checkpoint.random_state import random_state, set_random_state
 from launcher.checkpoint.ranks import Ranks
 from launcher.common.errors import LauncherError
-from launcher.events import log as events
+from launcher.control.emit import emit
+from launcher.events.schema import CheckpointChanged, CheckpointLoaded
 
 logger = logging.getLogger(__name__)
 
@@ -110,17 +111,17 @@ class Checkpoints:
             return path
         began = time.monotonic()
         if self._ranks.is_main:
-            events.emit("checkpoint", state="begin", step=step, path=str(path))
+            emit(CheckpointChanged(state="begin", step=step, path=str(path)))
         try:
             size = self._write(step, step if version is None else version, path)
         except CheckpointError as error:
             if self._ranks.is_main:
-                events.emit("checkpoint", state="failed", step=step, path=str(path), reason=str(error))
+                emit(CheckpointChanged(state="failed", step=step, path=str(path), reason=str(error)))
             raise
         self._saved = step
         if self._ranks.is_main:
             seconds = time.monotonic() - began
-            events.emit("checkpoint", state="end", step=step, path=str(path), seconds=seconds, bytes=size)
+            emit(CheckpointChanged(state="end", step=step, path=str(path), seconds=seconds, bytes=size))
         return path
 
     def restore(self) -> int:
@@ -149,7 +150,7 @@ class Checkpoints:
             self._load(path)
             self._saved = manifest.step
             if self._ranks.is_main:
-                events.emit("resumed", step=manifest.step, version=manifest.version, path=str(path))
+                emit(CheckpointLoaded(step=manifest.step, version=manifest.version, path=str(path)))
             return manifest.step
         return 0
 

@@ -34,7 +34,7 @@ def from_builtins(data: Any, kind: type[T]) -> T:
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
-        raise CodecError(f"{kind.__name__}: {error}") from error
+        raise CodecError(f"{getattr(kind, '__name__', kind)}: {error}") from error
 
 
 def to_json(value: Any) -> bytes:
@@ -60,7 +60,7 @@ def from_json(data: bytes | str, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.DecodeError as error:  # a ValidationError is one, too
-        raise CodecError(f"{kind.__name__}: {error}") from error
+        raise CodecError(f"{getattr(kind, '__name__', kind)}: {error}") from error
 
 
 def _number(value: Any) -> int | float:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from launcher.common.errors import PREFLIGHT_FAILED
+from launcher.events.schema import Event, PhaseChanged, PreflightFinished
 from launcher.layout.model import Layout
 from launcher.preflight.aggregate import Gate
 from launcher.preflight.model import BadNode, Report
@@ -19,11 +20,11 @@ class Checking:
         gate: judges them.
         timeout_s: longest wait for all of them.
         bad_nodes_fail: a bad node must not take part; else it is only reported.
-        emit: called with the name and the fields of an event.
+        emit: called with each event.
     """
 
     def __init__(
-        self, layout: Layout, gate: Gate, *, timeout_s: float, bad_nodes_fail: bool, emit: Callable[..., None]
+        self, layout: Layout, gate: Gate, *, timeout_s: float, bad_nodes_fail: bool, emit: Callable[[Event], None]
     ) -> None:
         self.bad_nodes_fail = bad_nodes_fail
         self.bad_nodes: tuple[BadNode, ...] = ()
@@ -38,7 +39,7 @@ class Checking:
     def begin(self, now: float) -> None:
         """Every node has reported; now each looks at itself and at its peers."""
         self._since = now
-        self._emit("phase", phase="preflight", who="job", state="begin")
+        self._emit(PhaseChanged(phase="preflight", who="job", state="begin"))
 
     def add(self, report: Report) -> None:
         """A node says what it found."""
@@ -54,14 +55,15 @@ class Checking:
         for node in self._nodes:
             report = self._gate.reports.get(node.node_rank)
             self._emit(
-                "preflight",
-                node_rank=node.node_rank,
-                hostname=node.hostname,
-                ok=verdict.ok(node.node_rank),
-                seconds=report.seconds if report else None,
-                clock_s=report.clock_s if report else None,
-                clock_error_s=report.clock_error_s if report else None,
-                checks=[{"name": f.name, "ok": f.ok, "text": f.text} for f in verdict.findings[node.node_rank]],
+                PreflightFinished(
+                    node_rank=node.node_rank,
+                    hostname=node.hostname,
+                    ok=verdict.ok(node.node_rank),
+                    seconds=report.seconds if report else None,
+                    clock_s=report.clock_s if report else None,
+                    clock_error_s=report.clock_error_s if report else None,
+                    checks=[{"name": f.name, "ok": f.ok, "text": f.text} for f in verdict.findings[node.node_rank]],
+                )
             )
         self.bad_nodes = verdict.bad
         return [node for node in verdict.bad if node.node_rank not in lost]
@@ -77,4 +79,4 @@ class Checking:
 
     def end(self) -> None:
         """The run goes on."""
-        self._emit("phase", phase="preflight", who="job", state="end")
+        self._emit(PhaseChanged(phase="preflight", who="job", state="end"))

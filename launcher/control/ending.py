@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.control.phase import ENDED, Phase
 from launcher.control.stopping import StopStage
+from launcher.events.schema import RunCancelled, StopRequested
 from launcher.layout.model import Role
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Ending:
         """
         state = self._state
         first = state.phase not in ENDED and self._held is None
-        state.emit("failure", first=first, **failure)
+        state.emit("failure", **{**failure, "first": first})
         if not first:
             return
         self.failure = failure
@@ -45,7 +46,7 @@ class Ending:
         state = self._state
         if state.phase in ENDED or state.phase is Phase.DRAINING or not state.stopping.ask(reason, now):
             return
-        state.emit("stopping", reason=reason)
+        state.emit(StopRequested(reason=reason))
         state.touch_all()
         if state.phase is not Phase.RUNNING or state.trainers.started_at is None:
             state.phase = Phase.STOPPED  # nothing runs that could save anything
@@ -55,14 +56,14 @@ class Ending:
         state = self._state
         if state.phase not in ENDED:
             self.failure = {"message": reason}
-            state.emit("cancelled", message=reason)
+            state.emit(RunCancelled(message=reason))
             state.phase = Phase.CANCELLED
 
     def process_ended(self, role: str, failure: dict[str, Any], now: float) -> None:
         """A process ended while the run stops. Without its engines the trainer still reaches the next step's end, or
         fails; nothing is started again."""
         if role != Role.TRAINER:
-            self._state.emit("failure", first=False, **failure)
+            self._state.emit("failure", **{**failure, "first": False})
         else:
             self.fail(failure, now)
 
@@ -73,7 +74,7 @@ class Ending:
             self._conclude()
             return True
         if stopping.is_overdue(now):
-            state.emit("stopping", reason=stopping.reason, overdue=True, after_s=now - stopping.asked_at)
+            state.emit(StopRequested(reason=stopping.reason, overdue=True, after_s=now - stopping.asked_at))
             state.phase = Phase.STOPPED
             return True
         return False

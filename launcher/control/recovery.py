@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.control.replicas import Life, ReplicaState
 from launcher.control.trainers import Verdict
 from launcher.control.values import INCARNATION, replica_key
+from launcher.events.schema import ReplicaChanged, RestartScheduled, SpareAssigned
 
 if TYPE_CHECKING:
     from launcher.control.state import JobState
@@ -54,13 +55,13 @@ class Recovery:
         # Ranks would meet what those before them left in their store; torch counts on a new one for each start.
         state.values[INCARNATION] = trainers.incarnation
         state.emit(
-            "restart",
-            what="trainer",
-            replica=None,
-            restart=trainers.restarts.count,
-            of=trainers.restart.trainer_max,
-            reason=str(failure["message"]),
-            delay_s=0.0,
+            RestartScheduled(
+                what="trainer",
+                restart_count=trainers.restarts.count,
+                max_restarts=trainers.restart.trainer_max,
+                reason=str(failure["message"]),
+                delay_s=0.0,
+            )
         )
         state.touch(trainers.places)
 
@@ -70,10 +71,11 @@ class Recovery:
         affected = [life for life in state.replicas.on_place(place) if life.state is not ReplicaState.DROPPED]
         for life in affected:
             state.values.pop(replica_key(life.replica.index, "ready"), None)
-            state.emit("replica", replica=life.replica.index, state="lost", reason=reason)
+            state.emit(ReplicaChanged(replica=life.replica.index, state="lost", reason=reason))
         node = state.members.fill(place)
         if node is not None:
-            state.emit("spare", node_rank=node, hostname=state.members.hostnames[node], takes=place, role=role)
+            hostname = state.members.hostnames[node]
+            state.emit(SpareAssigned(node_rank=node, hostname=hostname, slot=place, role=role))
             state.touch([place])
             for life in affected:
                 state.replicas.move(life.replica.index, now)

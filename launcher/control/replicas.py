@@ -9,6 +9,7 @@ from typing import Any
 
 from launcher.config.schema import RestartConfig
 from launcher.control.policy import REFUSED, Restarts
+from launcher.events.schema import Event, ReplicaChanged, RestartScheduled
 from launcher.layout.model import Replica
 
 Version = tuple[int, int]
@@ -58,10 +59,10 @@ class Replicas:
 
     Args:
         restart: how often and how soon.
-        emit: called with the name and the fields of an event.
+        emit: called with each event.
     """
 
-    def __init__(self, replicas: Sequence[Replica], restart: RestartConfig, emit: Callable[..., None]) -> None:
+    def __init__(self, replicas: Sequence[Replica], restart: RestartConfig, emit: Callable[[Event], None]) -> None:
         self._restart = restart
         self._emit = emit
         self.lives = [
@@ -101,7 +102,7 @@ class Replicas:
         self.changes += 1
         self._was_any_ready = True
         if generation and self.serves(life):
-            self._emit("replica", replica=index, state="ready", url=url)
+            self._emit(ReplicaChanged(replica=index, state="ready", url=url))
         return True
 
     def failed(self, index: int, reason: str, now: float, *, exit_code: int | None = None) -> bool:
@@ -118,15 +119,16 @@ class Replicas:
             return False
         self._end(life, ReplicaState.RESTARTING)
         life.starts_at = now + pause
-        self._emit("replica", replica=index, state="restarting", reason=reason)
+        self._emit(ReplicaChanged(replica=index, state="restarting", reason=reason))
         self._emit(
-            "restart",
-            what="engine",
-            replica=index,
-            restart=life.restarts.count,
-            of=limit,
-            reason=reason,
-            delay_s=pause,
+            RestartScheduled(
+                what="engine",
+                replica=index,
+                restart_count=life.restarts.count,
+                max_restarts=limit,
+                reason=reason,
+                delay_s=pause,
+            )
         )
         return True
 
@@ -142,7 +144,7 @@ class Replicas:
         life = self.lives[index]
         if life.state is not ReplicaState.DROPPED:
             self._end(life, ReplicaState.DROPPED)
-            self._emit("replica", replica=index, state="dropped", reason=reason)
+            self._emit(ReplicaChanged(replica=index, state="dropped", reason=reason))
 
     def start_due(self, now: float) -> list[Life]:
         """Starts what has waited long enough."""
@@ -165,7 +167,7 @@ class Replicas:
             is_back = life.generation > 0 and life.version is None
             life.version = version
             if is_back:
-                self._emit("replica", replica=index, state="ready", url=life.url, version=version[1])
+                self._emit(ReplicaChanged(replica=index, state="ready", url=life.url, version=version[1]))
         return True
 
     def serves(self, life: Life) -> bool:

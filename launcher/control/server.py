@@ -31,6 +31,7 @@ from typing import Any
 from launcher.common.challenge import is_same, new_nonce
 from launcher.common.keys import control_proof
 from launcher.control.state import JobState
+from launcher.events.serialize import make_event
 from launcher.preflight.model import report_from_json
 
 logger = logging.getLogger(__name__)
@@ -179,7 +180,7 @@ class ControlServer:
             self._change(state.put, str(request["key"]), request["value"])
             self._value_news.ring()
         elif op == "event":
-            state.emit(str(request["event"]), **dict(request["fields"]))
+            state.emit(make_event(str(request["event"]), dict(request["fields"])))
         else:
             self._change(self._report(op, request))
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -29,13 +30,23 @@ from launcher.control.values import (
     replica_key,
     store_key,
 )
+from launcher.events.schema import (
+    CheckpointChanged,
+    EngineReady,
+    EnginesDraining,
+    Event,
+    NodeJoined,
+    NodeLost,
+    StepFinished,
+)
+from launcher.events.serialize import make_event
 from launcher.layout.model import Layout, Role
 from launcher.preflight.aggregate import Gate
 from launcher.preflight.model import BadNode, Report
 
 __all__ = ["ALL_URLS", "ENDED", "MODEL_READY", "STOP_SEEN", "STORE", "JobState", "Phase", "replica_key"]
 
-Emit = Callable[[dict[str, Any]], None]
+Emit = Callable[[Event], None]
 
 
 class JobState:
@@ -110,13 +121,14 @@ class JobState:
         self._emit = emit
         self._clock = clock
 
-    def emit(self, event: str, **fields: Any) -> None:
-        """Logs one event with the time of this host."""
-        if event == "step":
+    def emit(self, event: Event | str, **fields: Any) -> None:
+        """Logs one event, given as it is or by the name and the fields of its kind, with the time of this host."""
+        event = make_event(event, fields) if isinstance(event, str) else event
+        if isinstance(event, StepFinished):
             self.trainers.progress(self._clock(), is_step=True)
-        elif event == "checkpoint":
-            self.stopping.checkpoint(str(fields.get("state")), self._clock())
-        self._emit({"time": time.time(), "event": event, **fields})
+        elif isinstance(event, CheckpointChanged):
+            self.stopping.checkpoint(event.state, self._clock())
+        self._emit(dataclasses.replace(event, time=time.time()))
 
     def hello(self, node: int, hostname: str, address: str) -> None:
         """A node reports. The one that fills the last place starts the run."""
@@ -128,12 +140,13 @@ class JobState:
         self.members.hostnames[node] = hostname
         self.values[f"node/{node}/address"] = address
         self.emit(
-            "node_up",
-            node_rank=node,
-            hostname=hostname,
-            role="spare" if holder is None else holder.role.value,
-            role_rank=None if holder is None else holder.role_rank,
-            address=address,
+            NodeJoined(
+                node_rank=node,
+                hostname=hostname,
+                role="spare" if holder is None else holder.role.value,
+                role_rank=None if holder is None else holder.role_rank,
+                address=address,
+            )
         )
         self._starting.start_if_complete(self._clock())
 
@@ -186,7 +199,7 @@ class JobState:
     def engine_ready(self, index: int, generation: int, url: str, seconds: float) -> None:
         """An engine answers."""
         if self.replicas.ready(index, generation, url):
-            self.emit("engine_ready", replica=index, url=url, seconds=seconds, generation=generation)
+            self.emit(EngineReady(replica=index, url=url, seconds=seconds, restart_count=generation))
             self.values[replica_key(index, "ready")] = True
 
     def published(self, incarnation: int, version: int, replicas: dict[int, int], fields: dict[str, Any]) -> None:
@@ -196,7 +209,7 @@ class JobState:
         if self.replicas.published((incarnation, version), list(replicas), list(replicas.values())):
             self.trainers.progress(self._clock(), is_step=False)
             dropped = [life.replica.index for life in self.replicas.lives if life.replica.index not in replicas]
-            self.emit("published", version=version, replicas=sorted(replicas), dropped=dropped, **fields)
+            self.emit("published", **fields, version=version, replicas=sorted(replicas), dropped=dropped)
 
     def ended(
         self, node: int, role: str, rank: int, start: int, exit_code: int | None, failure: dict[str, Any]
@@ -235,7 +248,7 @@ class JobState:
         self.trainers.done.add(place)
         if self.trainers.are_done:
             self.phase = Phase.DRAINING
-            self.emit("draining")
+            self.emit(EnginesDraining())
 
     def node_gone(self, node: int) -> None:
         """A node has ended all its processes and leaves."""
@@ -261,7 +274,7 @@ class JobState:
             self.fail(failure)  # logged as the consequence that it is
             return
         role = "spare" if place is None else self._layout.nodes[place].role.value
-        self.emit("node_lost", node_rank=node, hostname=self.members.hostnames[node], role=role, reason=reason)
+        self.emit(NodeLost(node_rank=node, hostname=self.members.hostnames[node], role=role, reason=reason))
         if self.phase is Phase.DRAINING:
             self.node_gone(node)
         elif place is not None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from launcher.common.errors import PREFLIGHT_FAILED
-from launcher.events.failure_kinds import Kind
+from launcher.events.failure_kinds import FailureKind as Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +104,11 @@ MESSAGES: tuple[tuple[re.Pattern[str], Kind], ...] = (
 )
 """What the launcher's own messages about a failure mean."""
 
-EXIT_CODES: dict[int, Kind] = {2: Kind.CONFIGURATION, 4: Kind.CONFIGURATION, PREFLIGHT_FAILED: Kind.PREFLIGHT}
+EXIT_CODES: dict[int, Kind] = {
+    2: Kind.CONFIGURATION,
+    4: Kind.CONFIGURATION,
+    PREFLIGHT_FAILED: Kind.PREFLIGHT,
+}
 """What the exit code that a failure gives the run means."""
 
 SIGNALS: dict[int, Kind] = {

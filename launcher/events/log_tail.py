@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.events.failure_kinds import Kind
+from launcher.events.failure_kinds import FailureKind
 from launcher.events.log_rules import Rule, classify
 
 READ_BYTES = 1 << 18
@@ -32,7 +32,7 @@ _NOISE = re.compile(r"resource_tracker|warnings\.warn|Warning: |^\s*\^+\s*$|erro
 class Trouble:
     """What a log ends with."""
 
-    kind: Kind
+    kind: FailureKind
     is_symptom: bool
     line: str
     """The line that says most."""
@@ -58,7 +58,7 @@ def trouble_of(text: str, *, is_exit: bool = True, at_the_end: bool = False) -> 
         return None
     found = [(index, rule) for index in range(begin, len(lines)) if (rule := _rule_of(lines[index])) is not None]
     causes = [(index, rule) for index, rule in found if not rule.is_symptom]
-    special = [(index, rule) for index, rule in causes if rule.kind is not Kind.USER_CODE]
+    special = [(index, rule) for index, rule in causes if rule.kind is not FailureKind.USER_CODE]
     symptoms = [(index, rule) for index, rule in found if rule is found[-1][1]]
     for chosen in (special[:1], causes[-1:], symptoms[:1]):
         for index, rule in chosen:
@@ -72,7 +72,7 @@ def trouble_of(text: str, *, is_exit: bool = True, at_the_end: bool = False) -> 
     if not spoken or not is_exit:
         return None
     return Trouble(
-        kind=Kind.UNKNOWN, is_symptom=False, line=_shortened(spoken[-1].strip()), lines=tuple(lines[-SHOWN:])
+        kind=FailureKind.UNKNOWN, is_symptom=False, line=_shortened(spoken[-1].strip()), lines=tuple(lines[-SHOWN:])
     )
 
 

@@ -163,7 +163,7 @@ class RunState:
 
     def _on_spare(self, event: Mapping[str, Any], time: float) -> None:
         # The place in the layout stays; another machine fills it.
-        place = integer(event.get("takes"))
+        place = integer(event.get("slot", event.get("takes")))
         if place is not None:
             self.nodes_up[place] = text(event.get("hostname")) or f"node {place}"
             self.node_roles[place] = text(event.get("role")) or self.node_roles.get(place, "")

@@ -83,7 +83,10 @@ class Supervision:
 
     def _on_restart(self, event: Mapping[str, Any], nodes: int | None) -> Iterable[tuple[str, bool]]:
         what = text(event.get("what")) or "process"
-        count, limit = integer(event.get("restart")), integer(event.get("of"))
+        count, limit = (
+            integer(event.get("restart_count", event.get("restart"))),
+            integer(event.get("max_restarts", event.get("of"))),
+        )
         self.restarts[what] = self.restarts.get(what, 0) + 1
         replica, delay = integer(event.get("replica")), number(event.get("delay_s"))
         who = f"inference-{replica}" if replica is not None else "all trainers" if what == "trainer" else what
@@ -114,7 +117,7 @@ class Supervision:
             yield f"lost {role} node {node} ({self.lost_nodes[node]}){_because(event)}", True
 
     def _on_spare(self, event: Mapping[str, Any], nodes: int | None) -> Iterable[tuple[str, bool]]:
-        place = integer(event.get("takes"))
+        place = integer(event.get("slot", event.get("takes")))
         if place is not None:
             self.spares[place] = text(event.get("hostname")) or "a spare"
             yield f"spare {self.spares[place]} takes the place of node {place}", False

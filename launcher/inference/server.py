@@ -21,7 +21,8 @@ from launcher.common import log
 from launcher.common.errors import EngineRefusal, LauncherError
 from launcher.common.ports import hold_free_port, hold_port, port_of
 from launcher.control.client import ControlClient
-from launcher.events.log import emit
+from launcher.control.emit import emit
+from launcher.events.schema import PhaseChanged
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +78,14 @@ def _serve(replica: int, vllm_arguments: list[str], *, strict: bool) -> None:
     control.put(f"replica/{replica}/url", url)
     control.close()
     logger.info("replica %d will serve on %s", replica, url)
-    emit("phase", phase="import vllm", who=name, state="begin")
+    emit(PhaseChanged(phase="import vllm", who=name, state="begin"))
 
     os.environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", str(KEEP_ALIVE_S))
     import uvloop
     from vllm.entrypoints.openai.api_server import run_server_worker
 
-    emit("phase", phase="import vllm", who=name, state="end")
-    emit("phase", phase="load engine", who=name, state="begin")
+    emit(PhaseChanged(phase="import vllm", who=name, state="end"))
+    emit(PhaseChanged(phase="load engine", who=name, state="begin"))
     arguments = _parse(["--host", address, "--port", str(port_of(sock)), "--middleware", MIDDLEWARE, *vllm_arguments])
     # Until uvicorn installs its own handlers: SIGTERM while the engine loads ends it the way Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -24,6 +24,8 @@ from launcher.control.server import ControlServer
 from launcher.control.state import JobState
 from launcher.control.stopping import Stopping
 from launcher.events.log import EventLog, EventWriter, has_finished
+from launcher.events.schema import AttemptStarted
+from launcher.events.serialize import make_event
 from launcher.layout import Layout, layout_to_json, plan
 from launcher.node.compile_cache.keeper import keeper_of
 from launcher.node.context import SCRATCH_VARIABLE, NodeContext
@@ -137,7 +139,7 @@ def _serve_control(
     events = EventWriter(EventLog(directory / EVENTS))
     cleanup.callback(events.close)
     if (submission := read_submission(run_dir)) is not None:
-        events.append({"event": "submitted", **submission, "job_id": node.job_id})
+        events.append(make_event("submitted", {**submission, "job_id": node.job_id}, float(submission["time"])))
     judge = Judge(config, run_dir, node)
     cleanup.callback(judge.close)
     state = JobState(
@@ -157,15 +159,16 @@ def _serve_control(
     )
     cleanup.callback(lambda: remember(state.bad_nodes, config.preflight, run_dir))
     state.emit(
-        "attempt",
-        attempt=node.attempt,
-        job_id=node.job_id,
-        nodes=len(layout.nodes),
-        spares=len(layout.spares),
-        trainer_nodes=len(layout.trainer_nodes),
-        inference_nodes=len(layout.inference_nodes),
-        world_size=layout.world_size,
-        replicas=len(layout.replicas),
+        AttemptStarted(
+            attempt=node.attempt,
+            job_id=node.job_id,
+            nodes=len(layout.nodes),
+            spares=len(layout.spares),
+            trainer_nodes=len(layout.trainer_nodes),
+            inference_nodes=len(layout.inference_nodes),
+            world_size=layout.world_size,
+            replicas=len(layout.replicas),
+        )
     )
     sock = hold_free_port(address)
     control = f"{address}:{port_of(sock)}"

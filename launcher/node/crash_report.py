@@ -14,6 +14,7 @@ from launcher.common.keys import token_from_environment
 from launcher.common.run_dir import CONTROL, EVENTS, attempt_dir
 from launcher.control.client import ControlClient
 from launcher.events.log import EventLog
+from launcher.events.serialize import make_event
 from launcher.node.node_environment import node_environment
 
 CALL_TIMEOUT_S = 3.0
@@ -58,7 +59,7 @@ def close_log(path: Path, failure: dict[str, Any], end: dict[str, Any], *others:
     log = EventLog(path)
     with contextlib.suppress(OSError):  # on a full disk it stays unsaid
         for event in ({"event": "failure", **failure}, *others, {"event": "finished", **end, "seconds": now - begin}):
-            log.append({"time": now, **event})
+            log.append(make_event(str(event["event"]), event, now))
     log.close()
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import Any
+from typing import Literal
 
 from launcher.common.errors import EngineTimeout, ProcessFailure
 from launcher.control.values import MODEL_READY
+from launcher.events.schema import Event, PhaseChanged, ProcessChanged
+from launcher.events.serialize import event_fields
 from launcher.layout import Role
 from launcher.node.context import NodeContext
 from launcher.node.failure_reason import reason
@@ -24,20 +26,20 @@ class Reports:
 
     def started(self, worker: Worker) -> None:
         """A process was started."""
-        self._process(worker, state="started")
+        self._process(worker, "started")
 
     def ended(self, worker: Worker) -> None:
         """A process has ended, well or not."""
-        self._process(worker, state="ended", exit_code=worker.poll())
+        self._process(worker, "ended", worker.poll())
 
     def model_begins(self) -> None:
         """The tiny model is being made."""
-        self._event("phase", phase="make model", who="model", state="begin")
+        self._event(PhaseChanged(phase="make model", who="model", state="begin"))
 
     def model_ready(self, *, made: bool) -> None:
         """The directory of the model is complete."""
         if made:
-            self._event("phase", phase="make model", who="model", state="end")
+            self._event(PhaseChanged(phase="make model", who="model", state="end"))
         self._outbox.send("put", key=MODEL_READY, value=True)
 
     def engine_ready(self, worker: Worker, url: str) -> None:
@@ -124,18 +126,20 @@ class Reports:
         failure = {"message": message, "node_rank": node_rank, "hostname": hostname}
         self._outbox.send("lost", node_rank=node_rank, failure=failure)
 
-    def _process(self, worker: Worker, **fields: Any) -> None:
+    def _process(self, worker: Worker, state: Literal["started", "ended"], exit_code: int | None = None) -> None:
         process = worker.process
         self._event(
-            "process",
-            name=process.name,
-            role=process.role.value,
-            node_rank=self._context.node_rank,
-            rank=process.rank,
-            start=worker.start,
-            pid=worker.pid,
-            **fields,
+            ProcessChanged(
+                name=process.name,
+                state=state,
+                role=process.role.value,
+                node_rank=self._context.node_rank,
+                rank=process.rank,
+                restart_count=worker.start,
+                pid=worker.pid,
+                exit_code=exit_code,
+            )
         )
 
-    def _event(self, event: str, **fields: Any) -> None:
-        self._outbox.send("event", event=event, fields=fields)
+    def _event(self, event: Event) -> None:
+        self._outbox.send("event", event=event.event_name, fields=event_fields(event))

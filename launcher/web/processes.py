@@ -96,7 +96,7 @@ class ProcessStates:
         self._node(event.get("node_rank"), LOST)
 
     def _on_spare(self, event: Mapping[str, Any]) -> None:
-        self._node(event.get("takes"), WAITING)
+        self._node(event.get("slot", event.get("takes")), WAITING)
 
     def _on_finished(self, event: Mapping[str, Any]) -> None:
         self.states = [ENDED if state in (WAITING, STARTING, RUNNING) else state for state in self.states]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
-from launcher.events import log as events
+from launcher.control import emit as events
+from launcher.events.schema import PhaseChanged
 
 WHO = "trainer-0000"
 """Rank 0 speaks for all trainer ranks, so that events do not grow with the world."""
@@ -15,7 +17,7 @@ def phase(name: str, *, when: bool) -> AbstractContextManager[None]:
     return events.phase(name, WHO) if when else nullcontext()
 
 
-def first_sync(state: str, *, when: bool) -> None:
+def first_sync(state: Literal["begin", "end"], *, when: bool) -> None:
     """The first version begins to be sent, or is served everywhere (``state`` is ``begin`` or ``end``)."""
     if when:
-        events.emit("phase", phase="first sync", who=WHO, state=state)
+        events.emit(PhaseChanged(phase="first sync", who=WHO, state=state))

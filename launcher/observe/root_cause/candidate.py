@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.events.failure_kinds import Kind
+from launcher.events.failure_kinds import FailureKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +14,7 @@ class Suspect:
     who: str
     """``trainer-0003``, ``inference-1``, ``node 2``, ``job``."""
 
-    kind: Kind
+    kind: FailureKind
     is_symptom: bool
     """Its words tell of somebody else's failure."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.common.run_dir import EVENTS, attempt_dir
-from launcher.events.failure_kinds import Kind
+from launcher.events.failure_kinds import FailureKind as Kind
 from launcher.events.log_rules import EXIT_CODES, MESSAGES, SIGNALS, classify
 from launcher.events.log_tail import Trouble, end_of, recorded, trouble_of
 from launcher.observe.root_cause.candidate import Suspect

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.events.failure_kinds import ADVICE, Advice, Kind, Retry
+from launcher.events.failure_kinds import ADVICE, Advice, FailureKind, Retry
 from launcher.events.log_rules import SLURM_STATES
 from launcher.observe.root_cause.candidate import Suspect
 from launcher.observe.root_cause.evidence import Evidence, attempts_of, gather
@@ -16,7 +16,7 @@ from launcher.observe.root_cause.find_root_cause import Judgement, judge
 SlurmWord = Callable[[Path], str | None]
 """Asks SLURM for the state of a run's job; None if it is not a job, or SLURM does not say."""
 
-_WORDS = (("preempt", Kind.PREEMPTED), ("time limit", Kind.TIMED_OUT), ("time", Kind.TIMED_OUT))
+_WORDS = (("preempt", FailureKind.PREEMPTED), ("time limit", FailureKind.TIMED_OUT), ("time", FailureKind.TIMED_OUT))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,7 @@ def _ended_from_outside(evidence: Evidence, slurm: str | None) -> Suspect | None
         kind, line = SLURM_STATES[slurm], f"SLURM ended the job: {slurm}"
     elif evidence.stopping is not None or evidence.outcome == "cancelled":
         reason = evidence.stopping or "somebody asked for the end"
-        kind = next((kind for word, kind in _WORDS if word in reason.lower()), Kind.CANCELLED)
+        kind = next((kind for word, kind in _WORDS if word in reason.lower()), FailureKind.CANCELLED)
         line = reason
     else:
         return None
@@ -132,7 +132,7 @@ def _is_before(suspect: Suspect, ended: Suspect) -> bool:
 
 def _silence(evidence: Evidence, slurm: str | None) -> Suspect:
     up = next((e for e in evidence.events if e.get("event") == "node_up" and e.get("node_rank") == 0), {})
-    kind = SLURM_STATES.get(slurm or "", Kind.NODE_LOST if evidence.events else Kind.UNKNOWN)
+    kind = SLURM_STATES.get(slurm or "", FailureKind.NODE_LOST if evidence.events else FailureKind.UNKNOWN)
     said = f"SLURM says {slurm}" if slurm else "SLURM says nothing"
     line = "node 0 wrote no last word" if evidence.events else "no node wrote anything"
     return Suspect(
@@ -152,16 +152,17 @@ def _survived(evidence: Evidence) -> list[str]:
     for event in evidence.events:
         if event.get("event") == "restart":
             which = f" of replica {event['replica']}" if event.get("replica") is not None else ""
-            told.append(f"restart {event.get('restart')} of {event.get('what')}{which}: {event.get('reason')}")
+            count = event.get("restart_count", event.get("restart"))
+            told.append(f"restart {count} of {event.get('what')}{which}: {event.get('reason')}")
         elif event.get("event") == "replica" and event.get("state") == "dropped":
             told.append(f"replica {event.get('replica')} was dropped: {event.get('reason')}")
         elif event.get("event") == "spare":
-            told.append(f"{event.get('hostname')} took the place of node {event.get('takes')}")
+            told.append(f"{event.get('hostname')} took the place of node {event.get('slot', event.get('takes'))}")
     return told
 
 
 def _advice(cause: Suspect) -> Advice:
     advice = ADVICE[cause.kind]
-    if cause.kind is Kind.USER_CODE and cause.role == "inference":
+    if cause.kind is FailureKind.USER_CODE and cause.role == "inference":
         return Advice(retry=Retry.NO, hint="the engine raised it; `inference.args` or the model do not suit it")
     return advice

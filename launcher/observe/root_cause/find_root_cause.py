@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.events.failure_kinds import Kind
+from launcher.events.failure_kinds import FailureKind
 from launcher.observe.root_cause.candidate import Suspect
 
-_STRENGTH = {Kind.UNKNOWN: 2, Kind.CONNECTION: 2, Kind.KILLED: 1, Kind.USER_CODE: 1}
+_STRENGTH = {FailureKind.UNKNOWN: 2, FailureKind.CONNECTION: 2, FailureKind.KILLED: 1, FailureKind.USER_CODE: 1}
 """How little a kind explains by itself; the others explain everything."""
 
 

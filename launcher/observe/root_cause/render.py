@@ -38,14 +38,14 @@ def _why(attempt: Explained) -> Iterator[str]:
         return
     yield ""
     yield f"Cause: {cause.sentence}"
-    yield _row("kind", f"{cause.kind}{_clock(cause)}")
+    yield _row("kind", f"{cause.kind.text}{_clock(cause)}")
     if cause.line not in cause.sentence:
         yield _row("because", cause.line)
     if cause.log is not None:
         yield _row("log", cause.log)
     yield from (f"    | {line}" for line in cause.lines[-MOST_LINES:])
     if attempt.victims:
-        told = [f"{victim.where} ({victim.kind}{_clock(victim)})" for victim in attempt.victims[:MOST_VICTIMS]]
+        told = [f"{victim.where} ({victim.kind.text}{_clock(victim)})" for victim in attempt.victims[:MOST_VICTIMS]]
         more = len(attempt.victims) - len(told)
         yield f"Failed because of it: {'; '.join(told)}{f'; and {more} more' if more else ''}"
     if attempt.advice is not None:
@@ -58,7 +58,7 @@ def _row(label: str, text: str) -> str:
 
 def _one_line(attempt: Explained) -> str:
     cause = attempt.cause
-    why = f": {cause.kind}, {cause.where}: {_short(cause)}" if cause is not None else ""
+    why = f": {cause.kind.text}, {cause.where}: {_short(cause)}" if cause is not None else ""
     return f"attempt {attempt.attempt}: {attempt.outcome}{why}"
 
 

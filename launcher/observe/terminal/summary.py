@@ -173,12 +173,12 @@ def _figures(facts: dict[str, Any]) -> Iterator[str]:
 def _cause(run_dir: Path, slurm: str | None) -> Iterator[str]:
     """What ``launcher why`` says of the last attempt; nothing when somebody ended it on purpose."""
     # Its text uses this package's words in turn.
-    from launcher.events.failure_kinds import Kind
+    from launcher.events.failure_kinds import FailureKind
     from launcher.observe.root_cause.explain import explain
     from launcher.observe.root_cause.render import cause_block
 
     explained = explain(run_dir, lambda _: slurm).last
-    if explained is not None and explained.cause is not None and explained.cause.kind is not Kind.CANCELLED:
+    if explained is not None and explained.cause is not None and explained.cause.kind is not FailureKind.CANCELLED:
         yield from cause_block(explained)
 
 

@@ -16,7 +16,8 @@ import torch
 from launcher import bridge
 from launcher.checkpoint import Checkpoints
 from launcher.config import load_run_config
-from launcher.events import log as events
+from launcher.control.emit import emit
+from launcher.events.schema import AnswersChecked, MomentReached, StepFinished
 from launcher.inference.pool import Pool
 from launcher.stopping import should_stop
 from launcher.testing.chaos.client import Asker
@@ -52,8 +53,8 @@ def main() -> None:
         publish(weights, model, step, asker)
         stop = await_engines(weights, model, worker) if step == steps else should_stop()
         if asker is not None:
-            events.emit("served", step=step, **asker.told())
-            events.emit("step", step=step, steps=steps, version=step * PUBLISHES, loss=0.0)
+            emit(AnswersChecked(step=step, **asker.told()))
+            emit(StepFinished(step=step, steps=steps, version=step * PUBLISHES, loss=0.0))
         say(worker, "mid-checkpoint", step)
         checkpoints.save(step)
         if stop and step < steps:
@@ -67,7 +68,7 @@ def main() -> None:
 def say(worker: Worker, moment: str, step: int) -> None:
     """Tells when to strike."""
     if worker.is_main:
-        events.emit("moment", moment=moment, step=step)
+        emit(MomentReached(moment=moment, step=step))
 
 
 def publish(weights: bridge.Bridge, model: torch.nn.Module, step: int, asker: Asker | None) -> None:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from launcher.config import load_run_config
-from launcher.events import log as events
+from launcher.control import emit as events
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from launcher import bridge
 from launcher.checkpoint import CheckpointError
 from launcher.config.schema import Config
-from launcher.events import log as events
+from launcher.control import emit as events
+from launcher.events.schema import CheckReported
 from launcher.inference.client import api_key, inference_urls
 from launcher.inference.client import engines as live_engines
 from launcher.stopping import should_stop
@@ -141,14 +142,12 @@ def finish(trainer: Trainer, engines: Engines, untrained: Mapping[int, Sequence[
         text = f"{result.text()} (tolerance {allowed}; training moved them by up to {moved:.2f})"
         ok = result.within(allowed)
         events.emit(
-            "check",
-            name=f"inference-{index} serves the trainer's weights",
-            ok=ok,
-            text=text,
-            url=url,
-            tolerance=allowed,
-            movement=moved,
-            **asdict(result),
+            CheckReported(
+                name=f"inference-{index} serves the trainer's weights",
+                ok=ok,
+                text=text,
+                extra={"url": url, "tolerance": allowed, "movement": moved, **asdict(result)},
+            )
         )
         print(f"check of inference-{index}: {'ok' if ok else 'FAILED'}: {text}", flush=True)
         if not ok:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.checkpoint import Checkpoints
-from launcher.events import log as events
+from launcher.control import emit as events
 from launcher.stopping import should_stop
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from launcher.events.log import emit
+from launcher.control.emit import emit
 
 STEPS = 4
 

@@ -71,8 +71,8 @@ def test_a_run_survives_its_engine_its_trainer_and_an_engine_that_hangs(launcher
     cut = next(index for index, event in enumerate(all_events(job, "step")) if event["time"] > again["time"])
     assert steps[:cut] == list(range(1, steps[cut - 1] + 1))
     assert steps[cut:] == list(range(begin + 1, 11))
-    assert [event["restart"] for event in all_events(job, "restart", what="engine")] == [1, 2]
-    assert [event["restart"] for event in all_events(job, "restart", what="trainer")] == [1]
+    assert [event["restart_count"] for event in all_events(job, "restart", what="engine")] == [1, 2]
+    assert [event["restart_count"] for event in all_events(job, "restart", what="trainer")] == [1]
     assert all(check["ok"] for check in all_events(job, "check"))
 
 

@@ -60,7 +60,7 @@ def test_a_run_outlives_a_cut_that_heals_one_that_does_not_and_a_node_that_is_ki
     separated.cut("rack0n02")
     wait_until(lambda: events(job, "spare"), "the spare to take the place of the node that was cut off", 30)
     (spare,) = events(job, "spare")
-    assert (spare["hostname"], spare["takes"], spare["role"]) == ("rack1n02", 1, "inference")
+    assert (spare["hostname"], spare["slot"], spare["role"]) == ("rack1n02", 1, "inference")
     (lost,) = events(job, "node_lost")
     assert (lost["hostname"], lost["role"]) == ("rack0n02", "inference")
 

@@ -7,7 +7,6 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +14,7 @@ from launcher.common.errors import ConfigError
 from launcher.common.run_dir import create, missing_directories, read_submission, remove
 from launcher.config import compose, load_run_config
 from launcher.events.log import EventLog, EventWriter
+from launcher.events.schema import Event, UnknownEvent
 from launcher.layout import plan
 
 
@@ -56,9 +56,9 @@ def test_an_event_log_whose_writer_was_killed_goes_on_on_a_new_line(tmp_path: Pa
     path = tmp_path / "events.jsonl"
     path.write_text('{"event": "a"}\n{"eve')
     log = EventLog(path)
-    log.append({"event": "b"})
+    log.append(UnknownEvent(time=1.0, kind_name="b"))
     log.close()
-    assert path.read_text() == '{"event": "a"}\n{"eve\n{"event":"b"}\n'
+    assert path.read_text() == '{"event": "a"}\n{"eve\n{"time":1.0,"event":"b"}\n'
 
 
 class FullDisk(EventLog):
@@ -68,7 +68,7 @@ class FullDisk(EventLog):
         super().__init__(path)
         self.calls = 0
 
-    def append(self, event: dict[str, Any]) -> None:
+    def append(self, event: Event) -> None:
         self.calls += 1
         if self.calls == 2:
             os.write(self._file.fileno(), b'{"event":"b')
@@ -85,10 +85,15 @@ def test_events_wait_for_a_disk_that_is_full_and_hold_up_nobody(
     path = tmp_path / "events.jsonl"
     writer = EventWriter(log := FullDisk(path))
     for name in "abc":
-        writer.append({"event": name})
+        writer.append(UnknownEvent(time=1.0, kind_name=name))
     deadline = time.monotonic() + 20
     while log.calls < 6:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     writer.close()
-    assert path.read_text().splitlines() == ['{"event":"a"}', '{"event":"b', '{"event":"b"}', '{"event":"c"}']
+    assert path.read_text().splitlines() == [
+        '{"time":1.0,"event":"a"}',
+        '{"event":"b',
+        '{"time":1.0,"event":"b"}',
+        '{"time":1.0,"event":"c"}',
+    ]

@@ -12,6 +12,7 @@ from launcher.control.phase import Phase
 from launcher.control.state import JobState
 from launcher.control.stopping import Stopping, StopStage
 from launcher.control.values import ALL_URLS, MODEL_READY, STOP_SEEN, STORE, replica_key
+from launcher.events.serialize import event_to_dict
 from launcher.layout import plan
 from launcher.stopping import FILE_VARIABLE, is_asked, should_stop
 
@@ -29,7 +30,7 @@ class Run:
         config = Config(layout=LayoutConfig(nodes=2, inference_nodes=1, gpus_per_node=1, device="cpu"))
         self.state = JobState(
             plan(config),
-            self.events.append,
+            lambda event: self.events.append(event_to_dict(event)),
             start_timeout_s=300,
             lease_timeout_s=1e9,
             stopping=Stopping(stop_timeout_s=60, write_timeout_s=300),

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from typing import Any
 
@@ -19,6 +19,8 @@ from launcher.config import Config, LayoutConfig
 from launcher.control.client import ControlClient
 from launcher.control.server import ControlServer
 from launcher.control.state import ALL_URLS, JobState, Phase, replica_key
+from launcher.events.schema import Event
+from launcher.events.serialize import event_to_dict
 from launcher.layout import Layout, plan
 from launcher.preflight.aggregate import Gate
 from launcher.preflight.model import Finding, Report
@@ -45,9 +47,13 @@ def events() -> list[dict[str, Any]]:
     return []
 
 
+def into(events: list[dict[str, Any]]) -> Callable[[Event], None]:
+    return lambda event: events.append(event_to_dict(event))
+
+
 @pytest.fixture
 def state(events: list[dict[str, Any]]) -> JobState:
-    return JobState(layout(), events.append, start_timeout_s=60, lease_timeout_s=10)
+    return JobState(layout(), into(events), start_timeout_s=60, lease_timeout_s=10)
 
 
 @pytest.fixture
@@ -118,7 +124,7 @@ def test_a_cancelled_run_stays_cancelled(state: JobState) -> None:
 
 def test_a_silent_node_is_a_failure_that_names_it(events: list[dict[str, Any]]) -> None:
     clock = Clock()
-    state = JobState(layout(), events.append, start_timeout_s=60, lease_timeout_s=10, clock=clock)
+    state = JobState(layout(), into(events), start_timeout_s=60, lease_timeout_s=10, clock=clock)
     up(state)
     clock.now += 9
     for rank in (0, 2, 3):
@@ -136,7 +142,14 @@ def test_a_silent_node_is_a_failure_that_names_it(events: list[dict[str, Any]]) 
 
 def gated(events: list[dict[str, Any]], **options: Any) -> JobState:
     gate = Gate([f"node-000{rank}" for rank in range(4)])
-    return JobState(layout(), events.append, start_timeout_s=60, lease_timeout_s=1000, gate=gate, **options)
+    return JobState(
+        layout(),
+        into(events),
+        start_timeout_s=60,
+        lease_timeout_s=1000,
+        gate=gate,
+        **options,
+    )
 
 
 def report(rank: int, *, ok: bool = True) -> Report:
@@ -193,7 +206,7 @@ def test_a_node_that_never_says_what_it_found_is_bad(events: list[dict[str, Any]
 
 def test_a_node_that_left_may_be_silent(events: list[dict[str, Any]]) -> None:
     clock = Clock()
-    state = JobState(layout(), events.append, start_timeout_s=60, lease_timeout_s=10, clock=clock)
+    state = JobState(layout(), into(events), start_timeout_s=60, lease_timeout_s=10, clock=clock)
     up(state)
     state.node_gone(2)
     clock.now += 11
@@ -205,7 +218,13 @@ def test_a_node_that_left_may_be_silent(events: list[dict[str, Any]]) -> None:
 
 def test_nodes_that_never_report_are_named(events: list[dict[str, Any]]) -> None:
     clock = Clock()
-    state = JobState(layout(), events.append, start_timeout_s=60, lease_timeout_s=100, clock=clock)
+    state = JobState(
+        layout(),
+        into(events),
+        start_timeout_s=60,
+        lease_timeout_s=100,
+        clock=clock,
+    )
     state.hello(0, "host-0", "x")
     state.hello(2, "host-2", "x")
     clock.now += 61

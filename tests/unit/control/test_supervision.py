@@ -12,6 +12,8 @@ from launcher.control.phase import Phase
 from launcher.control.policy import Restarts, is_from_outside
 from launcher.control.state import ALL_URLS, MODEL_READY, STORE, JobState, replica_key
 from launcher.control.values import CONNECTED, INCARNATION, store_key
+from launcher.events.schema import StepFinished
+from launcher.events.serialize import event_to_dict
 from launcher.layout import Role, plan
 from launcher.preflight.aggregate import Gate
 from launcher.preflight.model import Finding, Report
@@ -47,7 +49,7 @@ class Run:
         self.layout = plan(config)
         self.state = JobState(
             self.layout,
-            self.events.append,
+            lambda event: self.events.append(event_to_dict(event)),
             start_timeout_s=60,
             lease_timeout_s=10,
             restart=restart,
@@ -147,7 +149,12 @@ def test_an_engine_that_ends_starts_again_after_a_pause_and_nobody_else_does() -
     run.is_ready(0)
     assert run.pool == [0, 1]
     (restart,) = run.told("restart")
-    assert (restart["what"], restart["replica"], restart["restart"], restart["of"]) == ("engine", 0, 1, 3)
+    assert (restart["what"], restart.get("replica"), restart["restart_count"], restart["max_restarts"]) == (
+        "engine",
+        0,
+        1,
+        3,
+    )
     assert (restart["delay_s"], restart["reason"]) == (1.0, "engine 0 ended with -9")
     assert [event["state"] for event in run.told("replica", replica=0)] == ["restarting", "ready"]
 
@@ -292,7 +299,12 @@ def test_trainers_start_again_together_and_engines_stay() -> None:
     assert (run.trainer_order(0).runs, run.trainer_order(0).store) == (True, "10.0.0.0:4321")
     assert [run.engine_order(2, 0).start, run.engine_order(3, 1).start] == [0, 0]
     (restart,) = run.told("restart")
-    assert (restart["what"], restart["replica"], restart["restart"], restart["of"]) == ("trainer", None, 1, 3)
+    assert (restart["what"], restart.get("replica"), restart["restart_count"], restart["max_restarts"]) == (
+        "trainer",
+        None,
+        1,
+        3,
+    )
     # The other rank, which was a victim, tells of its own end now.
     run.trainer_ends(0, RAISED, start=0)
     assert len(run.told("restart")) == 1
@@ -309,7 +321,7 @@ def test_trainers_that_fail_too_often_end_the_run_with_the_last_reason() -> None
         run.passes(30)
         run.trainer_ends(0)
     assert run.phase is Phase.FAILED
-    assert [event["restart"] for event in run.told("restart")] == [1, 2]
+    assert [event["restart_count"] for event in run.told("restart")] == [1, 2]
 
 
 def test_restarts_of_trainers_long_ago_do_not_count() -> None:
@@ -362,7 +374,7 @@ def test_a_program_that_fails_by_itself_right_away_is_not_tried_again() -> None:
     assert later.phase is Phase.RUNNING
     stepped = Run(nodes=2, inference_nodes=1)
     stepped.trainer_order(0)
-    stepped.state.emit("step", step=1)
+    stepped.state.emit(StepFinished(step=1))
     stepped.trainer_ends(0, RAISED)
     assert stepped.phase is Phase.RUNNING
 
@@ -403,7 +415,7 @@ def test_steps_that_do_not_come_are_a_failure_only_from_the_first_one_on() -> No
     run = Run(restart=RestartConfig(step_timeout_s=20))
     run.passes(300)
     assert not run.told("restart")
-    run.state.emit("step", step=1)
+    run.state.emit(StepFinished(step=1))
     run.passes(19)
     assert not run.told("restart")
     run.passes(3)
@@ -421,7 +433,7 @@ def test_a_spare_takes_the_place_of_a_lost_trainer_node() -> None:
     run.loses(1)
     assert run.phase is Phase.RUNNING
     (spare,) = run.told("spare")
-    assert (spare["node_rank"], spare["hostname"], spare["takes"], spare["role"]) == (4, "host-4", 1, "trainer")
+    assert (spare["node_rank"], spare["hostname"], spare["slot"], spare["role"]) == (4, "host-4", 1, "trainer")
     assert run.state.orders(4).place == 1
     assert run.trainer_order(4) == run.trainer_order(0)
     assert run.trainer_order(4).start == 1

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from launcher.cli import main
-from launcher.events.failure_kinds import Kind, Retry
+from launcher.events.failure_kinds import FailureKind as Kind
+from launcher.events.failure_kinds import Retry
 from launcher.observe.root_cause.candidate import Suspect
 from launcher.observe.root_cause.explain import Explanation, explain
 from launcher.observe.root_cause.find_root_cause import judge
@@ -314,7 +315,7 @@ def test_the_command_prints_it_and_json(run: Recorded, capsys: pytest.CaptureFix
     assert "kind        import error" in capsys.readouterr().out
     assert main(["why", str(run.path), "--offline", "--json"]) == 0
     (attempt,) = json.loads(capsys.readouterr().out)["attempts"]
-    assert (attempt["cause"]["kind"], attempt["retry"]) == ("import error", Retry.NO)
+    assert (attempt["cause"]["kind"], attempt["retry"]) == ("import_error", Retry.NO)
 
 
 def test_a_directory_without_attempts_has_nothing_to_explain(

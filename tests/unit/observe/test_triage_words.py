@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.events.failure_kinds import ADVICE, Kind
+from launcher.events.failure_kinds import ADVICE
+from launcher.events.failure_kinds import FailureKind as Kind
 from launcher.events.log_rules import RULES, SLURM_STATES, classify
 from launcher.events.log_tail import recorded, trouble_of
 
@@ -15,7 +16,11 @@ LOGS = Path(__file__).parents[1] / "triage_logs"
 
 WANTED: dict[str, tuple[Kind, bool, str]] = {
     "cuda-assert": (Kind.CRASHED, False, "device-side assert triggered"),
-    "cuda-oom": (Kind.GPU_MEMORY, False, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 4.00 GiB."),
+    "cuda-oom": (
+        Kind.GPU_MEMORY,
+        False,
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 4.00 GiB.",
+    ),
     "enospc": (Kind.DISK, False, "OSError: [Errno 28] No space left on device"),
     "enospc_st": (Kind.DISK, False, "No space left on device (os error 28)"),
     "enospc_torch": (Kind.DISK, False, "unexpected pos 576 vs 534"),
@@ -33,7 +38,11 @@ WANTED: dict[str, tuple[Kind, bool, str]] = {
     "port_store": (Kind.PORT, False, "failed to listen on any local network address"),
     "store_get": (Kind.NCCL_TIMEOUT, True, "wait timeout after 1000ms, keys: /x"),
     "store_refused": (Kind.NCCL_TIMEOUT, True, "The client socket has timed out after 1000ms"),
-    "store_timeout": (Kind.NCCL_TIMEOUT, True, "Timed out after 2 seconds waiting for clients. 1/2 clients joined."),
+    "store_timeout": (
+        Kind.NCCL_TIMEOUT,
+        True,
+        "Timed out after 2 seconds waiting for clients. 1/2 clients joined.",
+    ),
     # The cause stands 130 lines above the end, in another process of the engine.
     "vllm-kv": (Kind.HOST_MEMORY, False, "ValueError: Available memory on node 0 (12.34/17.09 GiB)"),
     "vllm-killworker": (Kind.KILLED, False, "Worker proc VllmWorker-0 died unexpectedly"),
