@@ -48,14 +48,28 @@ def claim(run_dir: Path) -> int:
 
 
 def record_begin(run_dir: Path, attempt: int, job_id: str | None) -> None:
-    """Node 0 has started."""
+    """Node 0 has started. What it shows about the attempt before is corrected in that one's record."""
     write_atomically(attempt_dir(run_dir, attempt) / BEGIN, {"job_id": job_id})
+    before = next((n for n in range(attempt - 1, 0, -1) if _read(attempt_dir(run_dir, n) / BEGIN) is not None), None)
+    if before is None or job_id is None or (_read(attempt_dir(run_dir, before) / BEGIN) or {}).get("job_id") != job_id:
+        return
+    end = _read(attempt_dir(run_dir, before) / END)
+    if end is not None and end["end"] == End.STOPPED and not end.get("is_requeued", False):
+        # It ended without requeueing the job, and here is the job's next attempt: SLURM preempted it, and killed it
+        # before that was known.
+        record_end(run_dir, before, End.PREEMPTED)
 
 
-def record_end(run_dir: Path, attempt: int, end: End) -> None:
-    """How the attempt ends, so far as is known now; a later call corrects an earlier one. On a full disk it is lost."""
+def record_end(run_dir: Path, attempt: int, end: End, *, is_requeued: bool = False) -> None:
+    """How the attempt ends, so far as is known now; a later call corrects an earlier one. On a full disk it is lost.
+
+    Args:
+        is_requeued: the attempt, which was stopped on request, requeues its job itself; else the next attempt shows
+            that SLURM, or a person, did.
+    """
     with contextlib.suppress(OSError):
-        write_atomically(attempt_dir(run_dir, attempt) / END, {"end": end.value})
+        record = {"end": end.value, **({"is_requeued": True} if is_requeued else {})}
+        write_atomically(attempt_dir(run_dir, attempt) / END, record)
 
 
 def ends(run_dir: Path, attempt: int, job_id: str | None) -> Counter[End]:

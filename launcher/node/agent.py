@@ -34,7 +34,7 @@ from launcher.node.finalize import check_limits, conclude
 from launcher.node.heartbeat import Beats
 from launcher.node.node_environment import NodeEnvironment, check_allocation, node_environment, own_address
 from launcher.node.outbox import Outbox
-from launcher.node.signal_policy import Judge
+from launcher.node.signal_policy import SignalPolicy
 from launcher.node.stop_request import StopRequest
 from launcher.node.supervisor import Supervisor
 from launcher.preflight.aggregate import Gate
@@ -69,14 +69,16 @@ def run(run_dir: Path, stop: StopRequest, guard: int) -> int:
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     address = own_address(node)
     token = token_from_environment()
+    policy: SignalPolicy | None = None
     with ExitStack() as cleanup:
         if node.node_rank == 0:
             record_begin(run_dir, node.attempt, node.job_id)
             check_limits(config, run_dir, node)
             check_allocation(node, config.layout)
             layout = plan(config, node.hostnames)
+            policy = SignalPolicy(config, run_dir, node)
             control = _serve_control(
-                config, layout, node, run_dir=run_dir, address=address, token=token, cleanup=cleanup
+                config, layout, node, policy, run_dir=run_dir, address=address, token=token, cleanup=cleanup
             )
         else:
             # The other way round: what this node finds wrong, it tells node 0.
@@ -120,13 +122,16 @@ def run(run_dir: Path, stop: StopRequest, guard: int) -> int:
         outbox = Outbox(ControlClient(control, token))
         cleanup.callback(outbox.close)
         Supervisor(context, outbox, beats).supervise(stop, POLL_S)
-        return conclude(context, client, node, began) if node.node_rank == 0 else 0
+        if policy is None:
+            return 0
+        return conclude(context, client, node, began, lambda: policy.reason)
 
 
 def _serve_control(
     config: Config,
     layout: Layout,
     node: NodeEnvironment,
+    policy: SignalPolicy,
     *,
     run_dir: Path,
     address: str,
@@ -140,8 +145,7 @@ def _serve_control(
     cleanup.callback(events.close)
     if (submission := read_submission(run_dir)) is not None:
         events.append(make_event("submitted", {**submission, "job_id": node.job_id}, float(submission["time"])))
-    judge = Judge(config, run_dir, node)
-    cleanup.callback(judge.close)
+    cleanup.callback(policy.close)
     state = JobState(
         layout,
         events.append,
@@ -155,7 +159,7 @@ def _serve_control(
         stopping=Stopping(
             stop_timeout_s=config.checkpoint.stop_timeout_s, write_timeout_s=config.checkpoint.write_timeout_s
         ),
-        on_signal=judge.hear,
+        on_signal=policy.handle,
     )
     cleanup.callback(lambda: remember(state.bad_nodes, config.preflight, run_dir))
     state.emit(
@@ -175,7 +179,7 @@ def _serve_control(
     server = ControlServer(state, sock, token)
     server.start()
     cleanup.callback(server.close)
-    judge.start(ControlClient(control, token))
+    policy.start(ControlClient(control, token))
     write_atomically(directory / CONTROL, {"control": control})
     return control
 

@@ -101,7 +101,7 @@ def _last_word(config: Config, run_dir: Path, node: NodeEnvironment, failure: di
         close_log(path, failure, {"outcome": "failed"})
         return False
     record_end(run_dir, node.attempt, end)
-    problem = queue_again(config, run_dir, node, end)
+    problem, end = queue_again(config, run_dir, node, end)
     if problem is not None:
         close_log(path, failure, {"outcome": "failed", "reason": problem})
         return False

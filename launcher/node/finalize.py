@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from launcher.control.client import ControlClient
 from launcher.control.phase import Phase
 from launcher.node.context import NodeContext
 from launcher.node.node_environment import NodeEnvironment
-from launcher.node.signal_policy import Reason
+from launcher.node.signal_policy import StopReason
 from launcher.slurm.job_signals import cancel_own_job, node_removed_from_job, requeue, signal_cause
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.1
 GONE_TIMEOUT_S = 10.0
 CANCELLED_CODE = 130
+LOOKUP_TIMEOUT_S = 30.0
+"""Longest wait for SLURM's answer whether it has queued the job again by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +89,17 @@ def check_limits(config: Config, run_dir: Path, node: NodeEnvironment) -> None:
         raise ProcessFailure(f"{words} HINT: `launcher resume {run_dir}` goes on, and counts from zero.")
 
 
-def conclude(context: NodeContext, client: ControlClient, node: NodeEnvironment, began: float) -> int:
-    """Waits until the others have left, and says how it all ended.
+def conclude(
+    context: NodeContext,
+    client: ControlClient,
+    node: NodeEnvironment,
+    began: float,
+    stop_reason: Callable[[], StopReason | None],
+) -> int:
+    """Waits until the others have left, records how the attempt ended, and requeues the job if that is due.
+
+    Args:
+        stop_reason: the best known reason of a stop; SLURM may have given it only after the stop had begun.
 
     Returns:
         Node 0's exit code, which is the run's.
@@ -98,11 +110,11 @@ def conclude(context: NodeContext, client: ControlClient, node: NodeEnvironment,
         time.sleep(POLL_S)
         reply = client.call("get", keys=[])
     phase, failure = Phase(reply["phase"]), reply["failure"] or {}
-    end = _end(phase, reply["stopping"])
+    end = _end(phase, stop_reason() or (StopReason(reply["stopping"]) if reply["stopping"] else None))
     record_end(context.run_dir, context.attempt, end)
     outcome, fields = _outcome(phase), {}
     if phase is Phase.STOPPED or failure.get("requeue"):
-        problem = queue_again(context.config, context.run_dir, node, end)
+        problem, end = queue_again(context.config, context.run_dir, node, end)
         if problem is None:
             outcome = "requeued"
             client.call("event", event="requeued", fields={"reason": end.value, "attempt": context.attempt + 1})
@@ -118,9 +130,9 @@ def conclude(context: NodeContext, client: ControlClient, node: NodeEnvironment,
     return _exit_code(outcome, failure)
 
 
-def _end(phase: Phase, stopping: str) -> End:
+def _end(phase: Phase, reason: StopReason | None) -> End:
     if phase is Phase.STOPPED:
-        return Reason(stopping).end
+        return End.STOPPED if reason is None else reason.end
     known = {Phase.FINISHED: End.COMPLETED, Phase.CANCELLED: End.CANCELLED}
     return known.get(phase, End.FAILED)
 
@@ -138,25 +150,34 @@ def _exit_code(outcome: str, failure: dict[str, Any]) -> int:
     return int(failure.get("launcher_exit_code", CANCELLED_CODE if outcome == "cancelled" else 5))
 
 
-def queue_again(config: Config, run_dir: Path, node: NodeEnvironment, end: End) -> str | None:
-    """Sees to it that SLURM starts the job again; None if it will, else why not.
+def queue_again(config: Config, run_dir: Path, node: NodeEnvironment, end: End) -> tuple[str | None, End]:
+    """Sees to it that SLURM starts the job again.
 
     Args:
         end: how this attempt, which is not counted yet, ends.
+
+    Returns:
+        None if SLURM will start it, else why not; and how the attempt ended, which SLURM may know better.
     """
     if node.is_local:
-        return "nothing queues a run of this machine again"
-    told = signal_cause(0)
-    if told is not None and told.is_requeued:
-        return None
+        return "nothing queues a run of this machine again", end
+    now = signal_cause(0, timeout_s=LOOKUP_TIMEOUT_S)
+    if now is not None and now.is_requeued:
+        if end is End.STOPPED:
+            # The stop was the beginning of a preemption for which SLURM had no explanation at first.
+            end = End.PREEMPTED
+            record_end(run_dir, node.attempt, end)
+        return None, end
     if not isinstance(config.cluster, SlurmClusterConfig) or not config.cluster.requeue:
-        return "`cluster.requeue` is false"
+        return "`cluster.requeue` is false", end
     counted = ends(run_dir, node.attempt, node.job_id)
     counted[end] += 1
     if (words := passed_limit(config, counted)) is not None:
-        return words
+        return words, end
+    if end is End.STOPPED:
+        record_end(run_dir, node.attempt, end, is_requeued=True)
     problem = requeue()
     if problem is not None:
         logger.error("the job cannot be queued again: %s", problem)
-        return f"`scontrol requeue` failed: {problem}"
-    return None
+        return f"`scontrol requeue` failed: {problem}", end
+    return None, end

@@ -1,4 +1,4 @@
-"""What a signal to this run means, and what follows: decided by node 0, whoever received it."""
+"""What a signal to this run means, and what follows: decided on node 0, whichever node received it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from launcher.common.attempts import End, record_end
+from launcher.common.errors import ControlError
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.control.client import ControlClient
 from launcher.node.node_environment import NodeEnvironment
@@ -18,91 +19,157 @@ from launcher.slurm.job_signals import SignalCause, signal_cause
 
 logger = logging.getLogger(__name__)
 
+PROVISIONAL_S = 2.0
+"""Longest wait for SLURM before the stop begins with what is known; SLURM may kill the job 5 s after its signal."""
 
-class Reason(StrEnum):
+LOOKUP_TIMEOUT_S = 60.0
+"""An answer that comes later than :data:`PROVISIONAL_S` still corrects the reason."""
+
+
+class StopReason(StrEnum):
     """Why a run is to stop after a checkpoint."""
 
-    TIME_LIMIT = "time limit"
-    PREEMPTION = "preemption"
-    REQUEUE = "requeue"
     REQUEST = "request"
+    REQUEUE = "requeue"
+    PREEMPTION = "preemption"
+    TIME_LIMIT = "time limit"
 
     @property
     def end(self) -> End:
         """What the attempt counts as."""
-        if self is Reason.TIME_LIMIT:
+        if self is StopReason.TIME_LIMIT:
             return End.TIMED_OUT
-        return End.STOPPED if self is Reason.REQUEST else End.PREEMPTED
+        return End.STOPPED if self is StopReason.REQUEST else End.PREEMPTED
+
+    def replaces(self, other: StopReason | None) -> bool:
+        """Whether this is better known than ``other``.
+
+        A request is what remains when SLURM gives no other reason, and a requeue what a preemption looks like before
+        SLURM says more.
+        """
+        return other is None or _CERTAINTY[self] > _CERTAINTY[other]
 
 
-def decide(name: str, find_cause: Callable[[], SignalCause | None] | None) -> Reason | None:
-    """What follows a signal: a stop after a checkpoint, for this reason; or, None, the end at once.
+_CERTAINTY = {
+    StopReason.REQUEST: 0,
+    StopReason.REQUEUE: 1,
+    StopReason.PREEMPTION: 2,
+    StopReason.TIME_LIMIT: 2,
+}
+
+
+def decide(name: str, now: SignalCause | None) -> StopReason | None:
+    """What follows a signal on SLURM: a stop after a checkpoint, for this reason; or, None, the end at once.
 
     Args:
-        name: of the signal: SIGUSR2 asks for a stop with a checkpoint, the others for the end.
-        find_cause: asks SLURM what it is about to do; None outside of SLURM.
+        name: of the signal: SIGUSR2 requests a stop with a checkpoint, the others the end.
+        now: what SLURM is about to do; None if that is not known (yet).
     """
-    is_wish = name == signal.SIGUSR2.name
-    if find_cause is None:
-        return Reason.REQUEST if is_wish else None
-    told = find_cause()
-    logger.info("%s; SLURM says %s", name, told)
-    if told is None:
+    is_request = name == signal.SIGUSR2.name
+    if now is None:
         # Should it be a preemption, the checkpoint is what matters; should it be the end, SIGKILL comes soon.
-        return Reason.REQUEST if is_wish else Reason.REQUEUE
-    if told.is_requeued:
-        return Reason.PREEMPTION if is_wish else Reason.REQUEUE
-    if told.is_preempted:
-        return Reason.PREEMPTION
-    if told.is_out_of_time:
-        return Reason.TIME_LIMIT
-    return Reason.REQUEST if is_wish and not told.is_ending else None
+        return StopReason.REQUEST if is_request else StopReason.REQUEUE
+    if now.is_requeued:
+        return StopReason.PREEMPTION if is_request else StopReason.REQUEUE
+    if now.is_preempted:
+        return StopReason.PREEMPTION
+    if now.is_out_of_time:
+        return StopReason.TIME_LIMIT
+    return StopReason.REQUEST if is_request and not now.is_ending else None
 
 
-class Judge:
-    """Node 0's thread that decides, and tells the control service; asking SLURM may take seconds."""
+def decide_local(name: str) -> StopReason | None:
+    """The same outside of SLURM, where a signal means what it says."""
+    return StopReason.REQUEST if name == signal.SIGUSR2.name else None
+
+
+class SignalPolicy:
+    """Node 0's threads that decide, one for each kind of signal, because a lookup may take long.
+
+    The best known reason counts, not the first one: a preemption may begin with a SIGUSR2 for which SLURM has no
+    explanation yet, or to whose lookup it answers late.
+    """
 
     def __init__(self, config: Config, run_dir: Path, node: NodeEnvironment) -> None:
         self._run_dir = run_dir
         self._attempt = node.attempt
-        self._find_cause: Callable[[], SignalCause | None] | None = None
+        self._look_up: Callable[[], SignalCause | None] | None = None
         if not node.is_local:
             signal_s = config.cluster.signal_s if isinstance(config.cluster, SlurmClusterConfig) else 0
-            self._find_cause = lambda: signal_cause(signal_s)
-        self._heard: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+            self._look_up = lambda: signal_cause(signal_s, timeout_s=LOOKUP_TIMEOUT_S)
+        self._lock = threading.Lock()
+        self._waiting: list[str] = []
         self._known: set[str] = set()
+        self._reason: StopReason | None = None
         self._client: ControlClient | None = None
-        self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
+        self._is_closed = False
+
+    @property
+    def reason(self) -> StopReason | None:
+        """The best known reason of the stop; None while there is none."""
+        return self._reason
 
     def start(self, client: ControlClient) -> None:
-        """Begins to decide.
+        """Begins to decide; signals that came before are handled now.
 
         Args:
             client: nobody else's.
         """
-        self._client = client
-        self._thread.start()
+        with self._lock:
+            self._client = client
+            waiting, self._waiting = self._waiting, []
+        for name in waiting:
+            self._spawn(name)
 
-    def hear(self, name: str) -> None:
+    def handle(self, name: str) -> None:
         """A node has received a signal; the same one from another node changes nothing."""
-        if name not in self._known:
+        with self._lock:
+            if name in self._known:
+                return
             self._known.add(name)
-            self._heard.put(name)
+            if self._client is None:
+                self._waiting.append(name)
+                return
+        self._spawn(name)
 
     def close(self) -> None:
-        """Ends the thread."""
-        self._heard.put(None)
+        """From now on nothing is decided any more."""
+        self._is_closed = True
         if self._client is not None:
-            self._thread.join(timeout=1)
             self._client.close()
 
-    def _run(self) -> None:
-        assert self._client is not None
-        while (name := self._heard.get()) is not None:
-            reason = decide(name, self._find_cause)
-            if reason is None:
-                self._client.call("cancel", reason=name)
-            else:
-                # Now, because SLURM may not leave the time to do it later.
-                record_end(self._run_dir, self._attempt, reason.end)
-                self._client.call("stop", reason=reason.value)
+    def _spawn(self, name: str) -> None:
+        threading.Thread(target=self._decide, args=(name,), name=f"signal-{name}", daemon=True).start()
+
+    def _decide(self, name: str) -> None:
+        look_up = self._look_up
+        if look_up is None:
+            self._apply(name, decide_local(name))
+            return
+        answers: queue.SimpleQueue[SignalCause | None] = queue.SimpleQueue()
+        threading.Thread(target=lambda: answers.put(look_up()), name=f"lookup-{name}", daemon=True).start()
+        try:
+            now = answers.get(timeout=PROVISIONAL_S)
+        except queue.Empty:
+            logger.info("%s; no answer from SLURM within %g s", name, PROVISIONAL_S)
+            self._apply(name, decide(name, None))
+            now = answers.get()
+            if now is None:
+                return
+        logger.info("%s; SLURM: %s", name, now)
+        self._apply(name, decide(name, now))
+
+    def _apply(self, name: str, reason: StopReason | None) -> None:
+        with self._lock:
+            if self._is_closed or self._client is None:
+                return
+            try:
+                if reason is None:
+                    self._client.call("cancel", reason=name)
+                elif reason.replaces(self._reason):
+                    self._reason = reason
+                    # Now, because SLURM may not leave the time to do it later.
+                    record_end(self._run_dir, self._attempt, reason.end)
+                    self._client.call("stop", reason=reason.value)
+            except ControlError as error:
+                logger.warning("%s had no effect: %s", name, error)

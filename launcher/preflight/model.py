@@ -1,10 +1,19 @@
-"""What a check says, what a node reports, and what node 0 makes of all reports."""
+"""The names of the checks; what a check says, what a node reports, and what node 0 makes of all reports."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+ALONE = ("gpus", "cpus", "shm", "memlock", "nofile", "disk", "model", "ports", "slurm")
+"""Checks that a node makes by itself."""
+
+BETWEEN = ("names", "connect", "canary", "clock", "versions")
+"""Checks that take two nodes."""
+
+NAMES = (*ALONE, *BETWEEN)
+"""What ``preflight.skip`` may hold, and what tables and events call the checks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

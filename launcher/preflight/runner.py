@@ -13,26 +13,36 @@ from launcher.control.client import ControlClient
 from launcher.control.phase import Phase
 from launcher.preflight import canary as canaries
 from launcher.preflight.canary import Canary
+from launcher.preflight.checks import (
+    WARNING,
+    check_cpus,
+    check_disk,
+    check_memlock,
+    check_model,
+    check_nofile,
+    check_ports,
+    check_shm,
+    check_slurm,
+)
 from launcher.preflight.clock import clock_offset, skew_complaint
-from launcher.preflight.disk import check_disk, check_model
 from launcher.preflight.facts import facts
 from launcher.preflight.gpus import check_gpus, hardware_facts
-from launcher.preflight.limits import check_memlock, check_nofile, check_shm
 from launcher.preflight.model import Complaint, Finding, Report
 from launcher.preflight.network import Peer, Probe, connect, peer_from_json, resolve
-from launcher.preflight.ports import check_ports
 from launcher.preflight.site import Site, network_stack, peers_of
 
 logger = logging.getLogger(__name__)
 
 CHECKS: Mapping[str, Callable[[Site], Finding]] = {
     "gpus": check_gpus,
+    "cpus": check_cpus,
     "shm": check_shm,
     "memlock": check_memlock,
     "nofile": check_nofile,
     "disk": check_disk,
     "model": check_model,
     "ports": check_ports,
+    "slurm": check_slurm,
 }
 """What a node checks alone, by name."""
 
@@ -92,6 +102,9 @@ class Preflight:
         begin = time.monotonic()
         findings = self._gather(begin)
         seconds = time.monotonic() - begin
+        for finding in findings:
+            if finding.text.startswith(WARNING):
+                logger.warning("%s: %s", finding.name, finding.text.removeprefix(WARNING))
         if self._wait_past(Phase.STARTING) is not Phase.CHECKING:
             return
         begin = time.monotonic()

@@ -21,7 +21,9 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 
+from launcher.slurm.batch_script import run_outside
 from launcher.slurm.client import call
 from launcher.slurm.nodelist import expand_nodelist
 from launcher.slurm.times import parse_timestamp
@@ -48,22 +50,18 @@ class SignalCause:
     """SLURM is ending the job's processes; without one of the above: it was cancelled."""
 
 
-def signal_cause(signal_s: int, environ: Mapping[str, str] = os.environ) -> SignalCause | None:
-    """From ``scontrol show job``; None if that fails.
+def signal_cause(
+    signal_s: int, environ: Mapping[str, str] = os.environ, *, timeout_s: float = CALL_TIMEOUT_S
+) -> SignalCause | None:
+    """From ``scontrol show job``; None if that fails, or takes longer than ``timeout_s``.
 
     Args:
         signal_s: seconds before the time limit at which SLURM was to send SIGUSR2.
     """
-    job_id = environ.get("SLURM_JOB_ID", "")
-    try:
-        done = call(["scontrol", "show", "job", "--oneliner", job_id], CALL_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
+    line = _show_job(environ, timeout_s)
+    if line is None:
         return None
-    if done.returncode != 0 or "JobId=" not in done.stdout:
-        return None
-    return read_signal_cause(
-        done.stdout.splitlines()[0], int(environ.get("SLURM_RESTART_COUNT", "0")), signal_s, time.time()
-    )
+    return read_signal_cause(line, int(environ.get("SLURM_RESTART_COUNT", "0")), signal_s, time.time())
 
 
 def read_signal_cause(line: str, restarts: int, signal_s: int, now: float) -> SignalCause:
@@ -92,13 +90,8 @@ def node_removed_from_job(hostname: str, environ: Mapping[str, str] = os.environ
 
     False if ``scontrol`` fails.
     """
-    try:
-        done = call(["scontrol", "show", "job", "--oneliner", environ.get("SLURM_JOB_ID", "")], CALL_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        return False
-    if done.returncode != 0 or "JobId=" not in done.stdout:
-        return False
-    return read_node_removed(done.stdout.splitlines()[0], hostname, int(environ.get("SLURM_RESTART_COUNT", "0")))
+    line = _show_job(environ, CALL_TIMEOUT_S)
+    return False if line is None else read_node_removed(line, hostname, int(environ.get("SLURM_RESTART_COUNT", "0")))
 
 
 def read_node_removed(line: str, hostname: str, restarts: int) -> bool | None:
@@ -120,7 +113,7 @@ def requeue(environ: Mapping[str, str] = os.environ) -> str | None:
     task = environ.get("SLURM_ARRAY_TASK_ID", "")
     job_id = f"{job_id}_{task}" if job_id and task else environ.get("SLURM_HET_JOB_ID") or environ["SLURM_JOB_ID"]
     try:
-        done = call(["scontrol", "requeue", job_id], CALL_TIMEOUT_S)
+        done = _run("requeue", job_id, CALL_TIMEOUT_S, environ)
     except subprocess.TimeoutExpired:
         problem = f"`scontrol requeue` did not answer within {CALL_TIMEOUT_S:g} s"
     else:
@@ -135,7 +128,62 @@ def requeue(environ: Mapping[str, str] = os.environ) -> str | None:
 def cancel_own_job(environ: Mapping[str, str] = os.environ) -> None:
     """Cancels this process's own job: the only way to end one whose batch script SLURM has lost."""
     with contextlib.suppress(subprocess.TimeoutExpired):
-        call(["scancel", environ["SLURM_JOB_ID"]], CALL_TIMEOUT_S)
+        _run("cancel", environ["SLURM_JOB_ID"], CALL_TIMEOUT_S, environ)
+
+
+class Reach(Enum):
+    """How this process reaches SLURM's controller."""
+
+    HERE = auto()
+    JOB_SCRIPT = auto()
+    """Through the job script, which runs outside of this process's image."""
+
+    LATE = auto()
+    """Not in time; it may be busy."""
+
+    NOT = auto()
+
+
+def reach_slurm(timeout_s: float, environ: Mapping[str, str] = os.environ) -> Reach:
+    """Tries to look this process's job up."""
+    job_id = environ.get("SLURM_JOB_ID", "")
+    try:
+        if call([*COMMANDS["show"], job_id], timeout_s).returncode == 0:
+            return Reach.HERE
+        outside = run_outside("show", job_id, timeout_s, environ)
+    except subprocess.TimeoutExpired:
+        return Reach.LATE
+    return Reach.JOB_SCRIPT if outside is not None and outside.returncode == 0 else Reach.NOT
+
+
+COMMANDS = {
+    "show": ("scontrol", "show", "job", "--oneliner"),
+    "requeue": ("scontrol", "requeue"),
+    "cancel": ("scancel",),
+}
+"""What a node needs of SLURM about its own job; the job script knows the same names."""
+
+
+def _run(verb: str, job_id: str, timeout_s: float, environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Runs one of SLURM's commands here or, where they are missing or do not work, through the job script.
+
+    Raises:
+        subprocess.TimeoutExpired: no answer in time.
+    """
+    done = call([*COMMANDS[verb], job_id], timeout_s)
+    if done.returncode == 0:
+        return done
+    outside = run_outside(verb, job_id, timeout_s, environ)
+    return done if outside is None else outside
+
+
+def _show_job(environ: Mapping[str, str], timeout_s: float) -> str | None:
+    """The line of ``scontrol show job --oneliner`` about this process's job; None if there is no answer."""
+    try:
+        done = _run("show", environ.get("SLURM_JOB_ID", ""), timeout_s, environ)
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout.splitlines()[0] if done.returncode == 0 and "JobId=" in done.stdout else None
 
 
 def _values(line: str) -> dict[str, str]:

@@ -4,95 +4,68 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from launcher.testing.slurm_cluster.cluster import SlurmCluster
-from tests.integration.jobs.launched import ROOT
+from tests.integration.jobs.followed import START_S, Run, saving_program
 
 pytestmark = [pytest.mark.slurm, pytest.mark.engine]
 
 STEPS = 40
-START_S = 150
-"""Longest wait for an attempt's next step: the requeue, imports and an engine that starts beside it on two cores."""
+SLOW_S = 6
+"""How long SLURM's commands take on the nodes of a site with a busy controller: longer than a stop can wait for them,
+and so long that the job may be killed before their second answer."""
 
 
-class Run:
-    """A run that is followed by ``python -m launcher``, attempt after attempt."""
-
-    def __init__(self, cluster: SlurmCluster, folder: Path, *overrides: str) -> None:
-        self.cluster = cluster
-        self._output = folder / "output.txt"
-        words = [f"output_dir={folder / 'runs'}", "+cluster=slurm", "cluster.wait=true", "cluster.mem=4G", *overrides]
-        with self._output.open("w") as output:
-            self.launcher = subprocess.Popen(
-                [*cluster.login, sys.executable, "-m", "launcher", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=cluster.env | {"PYTHONPATH": str(ROOT)},
-            )
-        self.wait(lambda: "run directory" in self.output, "a run directory")
-
-    @property
-    def output(self) -> str:
-        return self._output.read_text()
-
-    @property
-    def job_id(self) -> str:
-        return self.output.partition("submitted job ")[2].split()[0]
-
-    @property
-    def path(self) -> Path:
-        return Path(self.output.partition("run directory ")[2].split()[0])
-
-    def events(self, attempt: int) -> list[dict[str, Any]]:
-        path = self.path / "attempts" / str(attempt) / "events.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
-    def find(self, attempt: int, event: str, **fields: Any) -> list[dict[str, Any]]:
-        wanted = {"event": event, **fields}.items()
-        return [e for e in self.events(attempt) if wanted <= e.items()]
-
-    def end(self, attempt: int) -> str:
-        return str(json.loads((self.path / "attempts" / str(attempt) / "end.json").read_text())["end"])
-
-    def wait(self, is_there: Callable[[], bool], what: str, timeout_s: float = START_S) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not is_there():
-            over = self.launcher.poll() is not None or time.monotonic() > deadline
-            assert not over, f"no {what}:\n{self.output}\n{self.logs()}"
-            time.sleep(0.05)
-
-    def wait_steps(self, attempt: int, count: int) -> None:
-        self.wait(lambda: len(self.find(attempt, "step")) >= count, f"step {count} of attempt {attempt}")
-
-    def logs(self) -> str:
-        logs = sorted(self.path.glob("attempts/*/logs/[at]*.log")) if "run directory" in self.output else []
-        return "\n".join(f"== {log}\n" + "\n".join(log.read_text().splitlines()[-15:]) for log in logs)
+def slow_commands(folder: Path) -> str:
+    """``cluster.setup`` that puts slow ``scontrol`` and ``squeue`` in front of the real ones, on the nodes alone."""
+    folder.mkdir()
+    for name in ("scontrol", "squeue"):
+        script = folder / name
+        script.write_text(f'#!/bin/bash\nsleep {SLOW_S}\nPATH=${{PATH#*:}} exec {name} "$@"\n')
+        script.chmod(0o755)
+    return f"cluster.setup=['export PATH={folder}:$PATH']"
 
 
-def test_a_run_resumes_from_attempt_to_attempt(slurm: SlurmCluster, tmp_path: Path, model: Path) -> None:
-    """Asked to stop, again and again while it saves; preempted; requeued by an administrator; then it finishes."""
-    program = ["python", "-m", "tests.integration.jobs.stopping_trainer", str(STEPS), "0.3", "100"]
-    run = Run(
-        slurm,
-        tmp_path,
-        f"model.path={model}",
-        "layout.nodes=3",
-        "checkpoint.every_steps=5",
-        "cluster.exclusive=true",
-        f"trainer.command={json.dumps(program)}",
-    )
+@contextmanager
+def following(cluster: SlurmCluster, folder: Path, model: Path, *overrides: str) -> Iterator[Run]:
+    """A run of three nodes with checkpoints, which is over when the block is."""
+    shape = (f"model.path={model}", "layout.nodes=3", "checkpoint.every_steps=5", "cluster.exclusive=true")
+    run = Run(cluster, folder, *shape, saving_program(STEPS), *overrides)
     try:
-        # A stop, asked for three times: before, while and after the checkpoint is written.
+        yield run
+    finally:
+        run.launcher.kill()
+        run.launcher.wait()
+        cluster.cancel_all()
+
+
+def check_resumed_and_completed(run: Run, attempt: int) -> None:
+    """The attempt went on where the one before had saved; no step was lost, none was done twice in what counts."""
+    assert run.launcher.wait(2 * START_S) == 0, run.output + run.logs()
+    (resumed,) = run.find(attempt, "resumed")
+    assert resumed["step"] == run.find(attempt, "step")[0]["step"] - 1
+    random.seed(7)
+    import torch
+
+    weight = torch.zeros(1)
+    for _ in range(STEPS):
+        weight += random.random()
+    expected = {"weight": float(weight).hex(), "attempt": str(attempt)}
+    assert json.loads((run.path / "result.json").read_text()) == expected
+    assert run.find(attempt, "finished")[0]["outcome"] == run.end(attempt) == "completed"
+    assert run.cluster.job_state(run.job_id) == "COMPLETED"
+    run.cluster.wait_empty()
+    assert f"attempt {attempt}" in run.output
+
+
+def test_a_stop_that_is_requested_again_and_again_saves_once(slurm: SlurmCluster, tmp_path: Path, model: Path) -> None:
+    """Before, and while the checkpoint is written."""
+    with following(slurm, tmp_path, model) as run:
         run.wait_steps(1, 7)
         slurm.run(["scancel", "--signal=USR2", run.job_id])
         run.wait(lambda: bool(run.find(1, "stopping")), "stopping")
@@ -104,43 +77,50 @@ def test_a_run_resumes_from_attempt_to_attempt(slurm: SlurmCluster, tmp_path: Pa
         assert len(run.find(1, "stopping")) == 1
         assert run.find(1, "finished")[0]["outcome"] == "requeued"
         assert run.end(1) == "stopped"
-        # A preemption: SLURM itself queues the job again.
-        run.wait_steps(2, 3)
-        (resumed,) = run.find(2, "resumed")
-        assert resumed["step"] == run.find(1, "step")[-1]["step"] == run.find(2, "step")[0]["step"] - 1
-        urgent = ["--partition=urgent", "--nodes=4", "--exclusive", "--wrap=sleep 1", "--output=/dev/null"]
-        slurm.run(["sbatch", *urgent])
-        run.wait_steps(3, 3)
-        assert run.end(2) == "preempted"
-        assert run.find(2, "stopping")[0]["reason"] in ("preemption", "requeue")
-        # An administrator's requeue.
-        slurm.run(["scontrol", "requeue", run.job_id])
-        assert run.launcher.wait(2 * START_S) == 0, run.output + run.logs()
-        assert run.end(3) == "preempted"
-    finally:
-        run.launcher.kill()
-        run.launcher.wait()
-        slurm.cancel_all()
-    random.seed(7)
-    expected = 0.0
-    import torch
+        check_resumed_and_completed(run, 2)
+    assert run.end(1) == "stopped"
+    assert run.find(2, "resumed")[0]["step"] == run.find(1, "step")[-1]["step"]
 
-    weight = torch.zeros(1)
-    for _ in range(STEPS):
-        weight += random.random()
-    expected = float(weight)
-    # No step was lost, none was done twice in what counts.
-    assert json.loads((run.path / "result.json").read_text()) == {"weight": expected.hex(), "attempt": "4"}
-    assert run.find(4, "finished")[0]["outcome"] == run.end(4) == "completed"
-    assert slurm.job_state(run.job_id) == "COMPLETED"
-    slurm.wait_empty()
-    assert "attempt 4" in run.output
+
+def preempt(cluster: SlurmCluster) -> None:
+    """Queues a job of a higher priority that needs every node for a moment."""
+    urgent = ["--partition=urgent", "--nodes=4", "--exclusive", "--wrap=sleep 1", "--output=/dev/null"]
+    cluster.run(["sbatch", *urgent])
+
+
+def test_a_preempted_run_resumes(slurm: SlurmCluster, tmp_path: Path, model: Path) -> None:
+    """SLURM itself queues the job again."""
+    with following(slurm, tmp_path, model) as run:
+        run.wait_steps(1, 7)
+        preempt(slurm)
+        run.wait_steps(2, 3)
+        assert run.end(1) == "preempted"
+        assert run.find(1, "stopping")[0]["reason"] in ("preemption", "requeue")
+        check_resumed_and_completed(run, 2)
+
+
+def test_a_preemption_counts_as_one_where_slurm_answers_late(slurm: SlurmCluster, tmp_path: Path, model: Path) -> None:
+    """The stop begins before its reason is known; what is known at the end counts."""
+    with following(slurm, tmp_path, model, slow_commands(tmp_path / "slow")) as run:
+        run.wait_steps(1, 7)
+        preempt(slurm)
+        run.wait_steps(2, 3)
+        assert run.end(1) == "preempted"
+        check_resumed_and_completed(run, 2)
+    assert run.end(1) == "preempted"
+
+
+def test_an_administrators_requeue_resumes(slurm: SlurmCluster, tmp_path: Path, model: Path) -> None:
+    with following(slurm, tmp_path, model) as run:
+        run.wait_steps(1, 7)
+        slurm.run(["scontrol", "requeue", run.job_id])
+        check_resumed_and_completed(run, 2)
+    assert run.end(1) == "preempted"
 
 
 def test_a_job_that_has_lost_its_first_node_is_queued_again(slurm: SlurmCluster, tmp_path: Path, model: Path) -> None:
     """SLURM itself would end it (a node that is set down) or let it run on, without its script (one that is silent)."""
-    program = ["python", "-m", "tests.integration.jobs.stopping_trainer", str(STEPS), "0.3", "100"]
-    run = Run(slurm, tmp_path, f"model.path={model}", "layout.nodes=3", f"trainer.command={json.dumps(program)}")
+    run = Run(slurm, tmp_path, f"model.path={model}", "layout.nodes=3", saving_program(STEPS))
     lost = ""
     try:
         run.wait(lambda: bool(run.find(1, "process", role="inference", state="started")), "engine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from dataclasses import replace
@@ -14,8 +15,16 @@ from launcher.config.schema import Config, LayoutConfig
 from launcher.layout import plan
 from launcher.preflight import canary
 from launcher.preflight.canary import Canary
+from launcher.preflight.checks import (
+    check_cpus,
+    check_disk,
+    check_memlock,
+    check_model,
+    check_nofile,
+    check_ports,
+    check_shm,
+)
 from launcher.preflight.clock import clock_offset, skew_complaint
-from launcher.preflight.disk import check_disk, check_model
 from launcher.preflight.facts import code_digest, facts
 from launcher.preflight.gpus import (
     count_trouble,
@@ -25,10 +34,8 @@ from launcher.preflight.gpus import (
     parse_processes,
     visible,
 )
-from launcher.preflight.limits import check_memlock, check_nofile, check_shm
-from launcher.preflight.names import ALONE
+from launcher.preflight.model import ALONE
 from launcher.preflight.network import Peer, Probe, connect, peer_from_json, resolve
-from launcher.preflight.ports import check_ports
 from launcher.preflight.runner import CHECKS
 from launcher.preflight.site import Site
 
@@ -60,6 +67,27 @@ def site(tmp_path: Path) -> Site:
         scratch=tmp_path,
         is_simulated=True,
     )
+
+
+@pytest.mark.parametrize(
+    ("processes", "ok", "beginning"),
+    [
+        (1, True, "1 CPUs for 1 processes"),
+        (4, True, "warning: 1 CPUs for 4 processes: set `cluster.cpus_per_task`"),
+        (8, False, "1 CPUs for 8 processes: set `cluster.cpus_per_task`"),
+    ],
+)
+def test_slurms_default_of_one_cpu_is_too_few(site: Site, processes: int, ok: bool, beginning: str) -> None:
+    layout = plan(Config(layout=LayoutConfig(device="cpu", gpus_per_node=processes)))
+    before = os.sched_getaffinity(0)
+    assert len(before) < (os.cpu_count() or 1) or len(before) > 1, "on one CPU nothing can be bound to fewer"
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        found = check_cpus(replace(site, layout=layout, node=layout.nodes[0]))
+    finally:
+        os.sched_setaffinity(0, before)
+    assert found.ok is ok
+    assert found.text.startswith(beginning)
 
 
 def test_the_names_that_can_be_skipped_are_the_checks_there_are() -> None:

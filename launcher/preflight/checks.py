@@ -1,0 +1,137 @@
+"""What one node checks by itself, beside its GPUs: limits of the kernel, disks, ports, CPUs and SLURM's commands."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from pathlib import Path
+
+from launcher.common.ports import hold_port
+from launcher.preflight.model import Finding
+from launcher.preflight.site import Site
+from launcher.slurm.job_signals import Reach, reach_slurm
+
+GB = 1 << 30
+SHM = Path("/dev/shm")
+INFINIBAND = Path("/sys/class/infiniband")
+WARNING = "warning: "
+"""How the text of a finding begins that fails nobody, but that a person should read."""
+
+MOST_PROCESSES_PER_CPU = 4
+"""Bound to fewer CPUs than this allows, ranks and their threads starve each other, and time-outs follow."""
+
+REQUEUERS = 4
+"""Nodes, from the first one on, that may have to requeue the job; the others leave the controller alone."""
+
+
+def check_shm(site: Site) -> Finding:
+    """``/dev/shm`` has room: engines and NCCL share memory there, and containers often leave 64 MB."""
+    wanted = site.config.preflight.min_shm_gb
+    status = os.statvfs(SHM)
+    free = status.f_bavail * status.f_frsize / GB
+    ok = free >= wanted and os.access(SHM, os.W_OK)
+    hint = "" if ok else f", `preflight.min_shm_gb` is {wanted:g}"
+    return Finding(name="shm", ok=ok, text=f"{SHM} has {free:.2f} GB free{hint}")
+
+
+def check_memlock(site: Site) -> Finding:
+    """RDMA must lock its buffers; asked only where there is InfiniBand and GPUs use it."""
+    if site.config.layout.device != "cuda" or not (INFINIBAND.is_dir() and any(INFINIBAND.iterdir())):
+        return Finding(name="memlock", ok=True, text="not needed: no InfiniBand")
+    wanted = site.config.preflight.min_memlock_gb
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft == resource.RLIM_INFINITY:
+        return Finding(name="memlock", ok=True, text="unlimited")
+    ok = soft >= wanted * GB
+    hint = "" if ok else f", `preflight.min_memlock_gb` is {wanted:g} (`PropagateResourceLimits` of slurm.conf?)"
+    return Finding(name="memlock", ok=ok, text=f"{soft / GB:.3f} GB may be locked{hint}")
+
+
+def check_nofile(site: Site) -> Finding:
+    """Enough open files: an engine under load holds a socket per request."""
+    wanted = site.config.preflight.min_nofile
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ok = soft == resource.RLIM_INFINITY or soft >= wanted
+    hint = "" if ok else f", `preflight.min_nofile` is {wanted} (`ulimit -n`)"
+    return Finding(name="nofile", ok=ok, text=f"{soft} open files{hint}")
+
+
+def check_disk(site: Site) -> Finding:
+    """The run directory and the scratch directory have room, and can be written."""
+    wanted = site.config.preflight.min_disk_gb
+    words = []
+    ok = True
+    for path in (site.run_dir, site.scratch):
+        free = shutil.disk_usage(path).free / GB
+        writable = os.access(path, os.W_OK)
+        is_enough = free >= wanted
+        ok = ok and writable and is_enough
+        trouble = "" if is_enough else f", `preflight.min_disk_gb` is {wanted:g}"
+        words.append(f"{path} has {free:.1f} GB free{trouble}{'' if writable else ', cannot be written'}")
+    return Finding(name="disk", ok=ok, text="; ".join(words))
+
+
+def check_model(site: Site) -> Finding:
+    """The model's directory is here, and its files can be read."""
+    if site.model_path is None:
+        return Finding(name="model", ok=True, text="made in the run")
+    files = [site.model_path / "config.json", *sorted(site.model_path.glob("*.safetensors"))[:1]]
+    try:
+        for file in files:
+            _read_byte(file)
+    except OSError as error:
+        return Finding(
+            name="model", ok=False, text=f"`model.path` cannot be read here: {error.strerror}, {error.filename}"
+        )
+    return Finding(name="model", ok=True, text=str(site.model_path))
+
+
+def _read_byte(path: Path) -> None:
+    with path.open("rb") as file:
+        file.read(1)
+
+
+def check_ports(site: Site) -> Finding:
+    """Each engine's planned port can be listened on; a taken one is a failure only with ``inference.strict_ports``."""
+    mine = [replica.port for replica in site.layout.replicas if replica.node_ranks[0] == site.node.node_rank]
+    taken = []
+    for port in mine:
+        try:
+            hold_port(site.address, port).close()
+        except OSError as error:
+            taken.append(f"port {port} on {site.address}: {error.strerror}")
+    if not taken:
+        return Finding(name="ports", ok=True, text=f"{len(mine)} can be listened on" if mine else "none planned")
+    if site.config.inference.strict_ports:
+        return Finding(name="ports", ok=False, text=f"{'; '.join(taken)} (`inference.strict_ports` is true)")
+    return Finding(name="ports", ok=True, text=f"{'; '.join(taken)}; the engine will serve on another one")
+
+
+def check_cpus(site: Site) -> Finding:
+    """Enough CPUs for the processes of this node: SLURM gives a task one CPU unless a job requests more."""
+    cpus, processes = len(os.sched_getaffinity(0)), len(site.node.processes)
+    text = f"{cpus} CPUs for {processes} processes"
+    if processes == 0 or cpus >= processes:
+        return Finding(name="cpus", ok=True, text=text)
+    hint = "set `cluster.cpus_per_task`, or `cluster.exclusive=true`"
+    # On a machine that has no more there is nothing to set.
+    is_bound = cpus < (os.cpu_count() or cpus)
+    is_fatal = is_bound and cpus * MOST_PROCESSES_PER_CPU < processes
+    prefix = WARNING if is_bound and not is_fatal else ""
+    return Finding(name="cpus", ok=not is_fatal, text=f"{prefix}{text}{f': {hint}' if is_bound else ''}")
+
+
+def check_slurm(site: Site) -> Finding:
+    """The job can be looked up, and so be requeued when it is to stop. An image may have none of SLURM's commands."""
+    if site.is_simulated or site.node.node_rank >= REQUEUERS:
+        return Finding(name="slurm", ok=True, text="not needed here")
+    reach = reach_slurm(site.config.preflight.timeout_s / 2)
+    texts = {
+        Reach.HERE: "SLURM's commands work here",
+        Reach.JOB_SCRIPT: "SLURM's commands work through the job script, for as long as its node lives",
+        Reach.LATE: f"{WARNING}SLURM's controller has not answered in time",
+        Reach.NOT: f"{WARNING}SLURM's commands do not work here: this job cannot requeue itself, nor tell a preemption"
+        " from a cancellation",
+    }
+    return Finding(name="slurm", ok=True, text=texts[reach])
