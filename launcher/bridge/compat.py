@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from launcher.bridge.settings import BridgeSettings, settings_from_environment
-from launcher.bridge.trainer.api import Bridge
+from launcher.bridge.settings import BridgeSettings
+from launcher.bridge.trainer.api import Bridge, connect
 from launcher.bridge.trainer.report import UpdateReport
 from launcher.common.errors import BridgeError, TransferError
 from launcher.common.keys import token_from_environment
@@ -82,7 +82,7 @@ class VLLMWeightBridge:
             TransferError: an engine does not answer.
         """
         if self._bridge is None:
-            bridge = Bridge(self._settings())
+            bridge = connect(self._settings(), ready_timeout_s=self.config.timeout_seconds)
             versions = [info["version"] for info in bridge.info()]
             self._version = max((version for version in versions if version is not None), default=0)
             self._bridge = bridge
@@ -141,9 +141,9 @@ class VLLMWeightBridge:
             raise BridgeError("The bridge is not initialised. HINT: call `initialize()` first.")
         return self._bridge
 
-    def _settings(self) -> BridgeSettings:
+    def _settings(self) -> BridgeSettings | None:
         if self.config.init_method == "env://" and "LAUNCHER_RUN_DIR" in os.environ:
-            return settings_from_environment()
+            return None
         return BridgeSettings(
             urls=(self.config.vllm_api_url,),
             token=token_from_environment(),

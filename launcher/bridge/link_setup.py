@@ -38,7 +38,7 @@ class JoinSettings:
 
     transport: str
     mode: str
-    """One of :class:`launcher.bridge.mode.Mode`."""
+    """One of :class:`launcher.bridge.settings.Mode`."""
 
     places: tuple[Place, ...]
     """Of every trainer rank."""

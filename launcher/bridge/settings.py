@@ -1,90 +1,109 @@
-"""How a trainer rank reaches the engines."""
+"""How a trainer rank reaches the engines, and what an update costs. Imports no torch."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
-from launcher.bridge.mode import Mode, UpdateKind
-from launcher.common.keys import token_from_environment
-
 ROUND_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
-"""By where the trainer's weights lie. On CPUs small enough for caches; on GPUs so large that what each message costs on
-the host, where it is packed, hides behind the copy."""
+"""By the type of the device that holds the trainer's weights. On CPUs small enough for caches; on GPUs so large that
+the cost of a message on the host, where it is packed, hides behind the copy."""
+
+
+class Mode(StrEnum):
+    """Where an engine's worker receives a version: it costs memory, or it costs time."""
+
+    SHADOW = "shadow"
+    """Beside the live weights, in a copy on their device. The engine decodes until they are written."""
+
+    HOST_SHADOW = "host_shadow"
+    """Beside the live weights, in host memory, pinned if they are on a GPU. As ``shadow``, but writing takes longer."""
+
+    INPLACE = "inplace"
+    """Into the live weights. No copy, but the engine is paused from the first byte on, and one that does not get the
+    last byte answers nothing until a whole version has arrived.
+    """
+
+
+class UpdateKind(StrEnum):
+    """How much of a version is sent."""
+
+    FULL = "full"
+    """Every element."""
+
+    DELTA = "delta"
+    """What has changed since the version that the replica has committed; everything to one that has none, or another.
+    Each trainer rank keeps a copy of its shards, in the type in which they are sent.
+    """
+
+
+MODES = tuple(mode.value for mode in Mode)
+UPDATES = tuple(kind.value for kind in UpdateKind)
+RELAYS = ("auto", "off")
+"""Values of ``relay``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BridgeSettings:
-    """How to reach the engines; :func:`launcher.bridge.connect` reads it from the environment of a run."""
+    """How to reach the engines. In a run :func:`launcher.bridge.connect` makes it from the run's configuration; without
+    one, every trainer rank makes the same, except for ``address`` and ``location``.
+    """
 
-    urls: tuple[str, ...]
+    urls: tuple[str, ...] = ()
+    """Base URLs of the engines (``http://host:port``), by index of the replica. Unused where a discovery is given."""
+
     token: str
+    """The engines' ``LAUNCHER_TOKEN``. The key of their bridge routes is derived from it; the token itself is never
+    sent."""
+
     address: str = "127.0.0.1"
-    """Of this host, as the engines reach it."""
+    """Address of this host, as the engines' hosts and the other trainer ranks reach it."""
 
     transport: str = "auto"
-    """How messages travel; ``auto`` picks for every pair of a trainer rank and a worker."""
+    """How messages are sent; ``auto`` picks for every pair of a trainer rank and a worker."""
 
     relay: str = "auto"
-    """Whether replicas pass weights on to each other: ``auto``, where they are more than the trainer's nodes can feed
-    at a time, or ``off``."""
+    """Whether replicas send weights on to other replicas: ``auto``, where there are more of them than the trainer's
+    nodes can feed at a time, or ``off``."""
 
     directory: Path | None = None
-    """That trainer and engines share; ``filesystem`` needs it."""
+    """A directory that trainer and engines share; the transport ``filesystem`` needs it."""
 
     mode: str = Mode.SHADOW.value
-    """Where the engines receive a version: ``shadow``, ``host_shadow`` or ``inplace``."""
+    """Where the engines receive a version: ``shadow``, ``host_shadow`` or ``inplace``; see :class:`Mode`."""
 
     update: str = UpdateKind.FULL.value
-    """How much of a version travels: ``full`` or ``delta``."""
+    """How much of a version is sent: ``full`` or ``delta``; see :class:`UpdateKind`."""
 
     timeout_s: float = 300.0
-    """Deadline of joining and of each update."""
+    """Deadline in seconds of connecting to a replica, of sending a version, and of a commit."""
 
     verify: bool = True
-    """Compare a digest of what was sent with one of what arrived before any engine commits."""
+    """Compare a checksum of what was sent with one of what arrived before any engine commits."""
 
     min_replicas: int | None = None
-    """Replicas that must take a version for it to count as published; all of them if None."""
+    """Replicas that must take a version for it to count as published; one for each URL if None."""
 
     round_bytes: int | None = None
-    """Most bytes that an engine's worker takes in one round; it stages two rounds at a time. None: what is quick,
+    """Most bytes that an engine's worker takes in one round; it stages two rounds at a time. None for
     :data:`ROUND_BYTES`."""
 
-    is_live: bool = False
-    """The run's control service says which replicas there are; ``urls`` are not looked at."""
-
-    incarnation: int = 0
-    """How often the run's trainers have been restarted. Versions are ordered by it first."""
+    restart_count: int = 0
+    """How often the trainers were restarted. An engine orders versions by it first, and refuses requests of trainers
+    that were restarted since."""
 
     journal: Path | None = None
-    """Without a run, whose event log has them: a file to which rank 0 adds every commit, one JSON object a line."""
+    """A file to which rank 0 adds each commit as one line of JSON. In a run the event log has them."""
 
     reset_prefix_cache: bool = True
+    """Whether a commit drops what the engine computed from the old weights, running requests' keys and values included.
+    With False answers may mix versions in a way that no header shows."""
+
     location: tuple[int, int] = (0, 0)
-    """Node and GPU of this rank."""
+    """Node and GPU of this rank, as numbers; the planner prefers senders on the node of the receiver."""
 
-
-def settings_from_environment() -> BridgeSettings:
-    """The settings that the agent and the run's configuration give."""
-    from launcher.config import load_run_config
-
-    config = load_run_config(Path(os.environ["LAUNCHER_RUN_DIR"]))
-    return BridgeSettings(
-        urls=(),
-        is_live=True,
-        incarnation=int(os.environ.get("LAUNCHER_RESTART", "0")),
-        min_replicas=config.inference.min_replicas,
-        token=token_from_environment(),
-        address=os.environ.get("LAUNCHER_ADDRESS", "127.0.0.1"),
-        transport=config.bridge.transport,
-        relay=config.bridge.relay,
-        directory=Path(config.bridge.directory or Path(os.environ["LAUNCHER_RUN_DIR"]) / "bridge"),
-        mode=config.bridge.mode,
-        update=config.bridge.update,
-        timeout_s=config.bridge.timeout_s,
-        verify=config.bridge.verify,
-        reset_prefix_cache=config.bridge.reset_prefix_cache,
-        location=(int(os.environ.get("LAUNCHER_NODE_RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))),
-    )
+    @property
+    def wanted_replicas(self) -> int:
+        """How many replicas must take a version."""
+        return len(self.urls) if self.min_replicas is None else self.min_replicas

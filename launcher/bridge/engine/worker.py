@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from launcher.bridge.engine.receiver import WeightReceiver
-from launcher.bridge.mode import Mode
 from launcher.bridge.negotiation import TrainerFacts, replica_plan
 from launcher.bridge.plan import fingerprints
+from launcher.bridge.settings import Mode
 from launcher.bridge.transport.base import Meeting, Pair
 from launcher.bridge.transport.choose import Place, choose, choose_all, here
 from launcher.bridge.weightmap import Binding

@@ -4,43 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 
 from launcher.bridge.adapter import adapter_of, adapter_weights
-from launcher.bridge.settings import BridgeSettings, settings_from_environment
+from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer import rank_group as collective
-from launcher.bridge.trainer import startup
 from launcher.bridge.trainer.background import Publisher, Update
+from launcher.bridge.trainer.discovery import FixedReplicas, ReplicaDiscovery
 from launcher.bridge.trainer.module_state import Weight, weights
 from launcher.bridge.trainer.parallel import in_parallel
-from launcher.bridge.trainer.publisher import Channel, device_of
+from launcher.bridge.trainer.publisher import Channel, OnPhase, device_of
 from launcher.bridge.trainer.report import UpdateReport
-from launcher.inference.client import wait_ready
+
+RUN_MODULE = "launcher.inference.bridge_run"
+"""Makes the bridge of a run."""
 
 
 def connect(settings: BridgeSettings | None = None, *, ready_timeout_s: float = 600.0) -> Bridge:
-    """The bridge of the run that this process is a trainer rank of. Every trainer rank calls it.
+    """A bridge to the engines. Every trainer rank calls it, after ``torch.distributed.init_process_group`` if there is
+    more than one, from the main thread.
 
-    Rank 0 waits until all engines are healthy.
+    In a run, which ``settings=None`` stands for, rank 0 first waits until all engines are ready. Without a run, the
+    engines at ``settings.urls`` must be up; nothing is sent to them before the first version.
 
     Args:
-        settings: for use without the launcher; from the environment if None.
-        ready_timeout_s: longest wait for the engines.
+        settings: how to reach the engines without a run; None for the run that this process belongs to.
+        ready_timeout_s: in a run, longest wait for the engines.
 
     Raises:
         ControlError: an engine is not ready in time.
-        LauncherError: this process is not a trainer of a run.
+        LauncherError: ``settings`` is None, and this process is not a trainer of a run.
+        RendezvousTimeout: not every trainer rank calls it in time.
     """
     if settings is None:
-        settings = settings_from_environment()
-        if collective.world()[0] == 0:
-            with startup.phase("wait for engines", when=True):
-                wait_ready(ready_timeout_s)
-    bridge = Bridge(settings)
-    bridge.begin()
+        # By name: the bridge is a library that knows no run; what a run adds lies in a package above it.
+        bridge: Bridge = import_module(RUN_MODULE).connect(ready_timeout_s)
+    else:
+        bridge = Bridge(settings)
+    bridge.announce()
     return bridge
 
 
@@ -49,13 +54,28 @@ class Bridge:
 
     Each trainer rank sends its own shards straight to the engine workers that need them. A version is received beside
     the live weights, compared end to end, and only then written; a replica that fails on the way keeps what it has.
+
+    Args:
+        settings: how to reach the engines.
+        discovery: which replicas there are; those at ``settings.urls`` if None.
+        on_phase: called on this rank when a phase of the start-up begins or ends.
+
+    Raises:
+        RendezvousTimeout: not every trainer rank makes it in time.
     """
 
-    def __init__(self, settings: BridgeSettings) -> None:
+    def __init__(
+        self,
+        settings: BridgeSettings,
+        discovery: ReplicaDiscovery | None = None,
+        *,
+        on_phase: OnPhase | None = None,
+    ) -> None:
         self._settings = settings
+        self._discovery = discovery or FixedReplicas(settings.urls, settings.journal)
         self._ranks = collective.Ranks(settings.address, settings.timeout_s)
         self._publisher = Publisher()
-        self._channel = Channel(settings, self._ranks)
+        self._channel = Channel(settings, self._ranks, self._discovery, on_phase=on_phase)
         self._adapters: dict[str, Channel] = {}
 
     @property
@@ -143,7 +163,7 @@ class Bridge:
         if channel is None or channel.adapter != described:
             if channel is not None:
                 channel.close()
-            channel = self._adapters[name] = Channel(self._settings, self._ranks, described)
+            channel = self._adapters[name] = Channel(self._settings, self._ranks, self._discovery, described)
         # An engine whose own weights were never replaced waits for nothing else.
         return channel.publish(adapter_weights(adapter, peft_name), None, version, releases=self.version is None)
 
@@ -168,10 +188,10 @@ class Bridge:
         releases = self.version is None
         return taken + sum(channel.rejoin(channel.held, releases=releases) for channel in self._adapters.values())
 
-    def begin(self) -> None:
-        """Tells the run that weights will come; every trainer rank calls it."""
+    def announce(self) -> None:
+        """Announces that weights will be published: replicas that are restarted from now on wait for them."""
         if self._ranks.rank == 0:
-            self._channel.replicas.members.connected()
+            self._discovery.announce()
 
     def info(self) -> list[dict[str, Any]]:
         """What each healthy replica says of itself: its version, its state. Rank 0 only; empty elsewhere.
@@ -184,8 +204,7 @@ class Bridge:
             return []
         timeout_s = self._settings.timeout_s
         # Whatever has been published so far: before the first version no replica is joined yet.
-        members = self._channel.replicas.members
-        replicas = [members.client(known) for known in members.ready()]
+        replicas = [self._channel.replicas.client(info) for info in self._channel.replicas.ready()]
         return in_parallel([partial(replica.call, "info", timeout_s=timeout_s) for replica in replicas])
 
     def close(self) -> None:
@@ -195,6 +214,7 @@ class Bridge:
         self._publisher.close()
         for channel in (self._channel, *self._adapters.values()):
             channel.close()
+        self._discovery.close()
 
 
 def _owners(held: Sequence[Weight], names: Sequence[str] | None) -> frozenset[str] | None:

@@ -12,15 +12,18 @@ from launcher.bridge.adapter import Adapter
 from launcher.bridge.negotiation import TrainerFacts
 from launcher.bridge.plan import Location
 from launcher.bridge.settings import ROUND_BYTES, BridgeSettings
-from launcher.bridge.trainer import startup
-from launcher.bridge.trainer.discovery import too_few
+from launcher.bridge.trainer.discovery import Commit, ReplicaDiscovery
 from launcher.bridge.trainer.module_state import Weight, described, manifest, shardings
 from launcher.bridge.trainer.rank_group import Ranks
 from launcher.bridge.trainer.replica_set import Replicas
 from launcher.bridge.trainer.report import UpdateReport
 from launcher.bridge.trainer.transaction import Offer, Outcome
+from launcher.common.errors import TransferError
 
 logger = logging.getLogger(__name__)
+
+OnPhase = Callable[[str, str], None]
+"""Called with the name of a phase of the start-up and ``begin`` or ``end``: ``groups``, then ``first sync``."""
 
 
 class Channel:
@@ -30,11 +33,20 @@ class Channel:
         adapter: what is sent; None for the model's weights.
     """
 
-    def __init__(self, settings: BridgeSettings, ranks: Ranks, adapter: Adapter | None = None) -> None:
+    def __init__(
+        self,
+        settings: BridgeSettings,
+        ranks: Ranks,
+        discovery: ReplicaDiscovery,
+        adapter: Adapter | None = None,
+        on_phase: OnPhase | None = None,
+    ) -> None:
         self._settings = settings
         self._ranks = ranks
         self.adapter = adapter
-        self.replicas = Replicas(settings, ranks, None if adapter is None else adapter.name)
+        self._discovery = discovery
+        self._on_phase = on_phase
+        self.replicas = Replicas(settings, ranks, discovery, None if adapter is None else adapter.name)
         self.held: Sequence[Weight] = ()
         """What was published last."""
 
@@ -66,10 +78,9 @@ class Channel:
             TransferError: fewer replicas than wanted serve it.
         """
         self.replicas.served = {}
-        is_first = self.adapter is None and self._ranks.rank == 0 and self.version is None
         self.held = held
         report = self._bring(held, only, version, releases)
-        startup.first_sync("end", when=is_first)
+        self._mark("first sync", "end")
         self.version = version
         # Not before: a replica that comes back is sent the weights once more.
         read()
@@ -86,20 +97,19 @@ class Channel:
         replicas = self.replicas
         before = dict(replicas.served)
         replicas.refresh()
-        if replicas.lacking() or len(replicas.served) < replicas.members.min_replicas:
+        if replicas.lacking() or len(replicas.served) < self._settings.wanted_replicas:
             self._bring(held, None, self.version, releases)
         return sum(before.get(index) != generation for index, generation in replicas.served.items())
 
     def close(self) -> None:
         """Says goodbye; the replicas go on serving what they have."""
         self.replicas.leave()
-        self.replicas.members.close()
 
     def _bring(self, held: Sequence[Weight], only: frozenset[str] | None, version: int, releases: bool) -> UpdateReport:
         """Offers a version to all replicas that lack it, again to those that come back, until enough serve it."""
         begin = time.monotonic()
         self._device = device_of(held)
-        replicas, members = self.replicas, self.replicas.members
+        replicas, wanted = self.replicas, self._settings.wanted_replicas
         replicas.direct = set()
         given_up: dict[int, str] = {}
         tries: dict[tuple[int, int], int] = {}
@@ -108,7 +118,9 @@ class Channel:
             replicas.refresh()
             for replica in replicas.known:
                 if replica.index not in replicas.served:
-                    tries[replica.index, replica.generation] = tries.get((replica.index, replica.generation), 0) + 1
+                    tries[replica.index, replica.info.restart_count] = (
+                        tries.get((replica.index, replica.info.restart_count), 0) + 1
+                    )
             outcome = self._offer(held, only, version, releases, given_up)
             total_bytes, pause_s = total_bytes + outcome.bytes, max(pause_s, outcome.pause_s)
             compared, changed = compared + outcome.compared, changed + outcome.changed
@@ -118,18 +130,25 @@ class Channel:
                 given_up = {i: text for i, text in outcome.failures.items() if i not in outcome.again}
                 continue
             given_up = {}
-            if len(replicas.served) >= members.min_replicas:
+            if len(replicas.served) >= wanted:
                 break
             if not replicas.wait_for_another(tries):
                 known = len(replicas.known)
-                raise too_few(version, len(replicas.served), known, members.min_replicas, outcome.failures)
+                raise too_few(version, len(replicas.served), known, wanted, outcome.failures)
         for text in outcome.failures.values():
             logger.warning("version %d: %s", version, text)
         seconds = time.monotonic() - begin
         density = changed / compared if compared else None
         if self._ranks.rank == 0:
-            fields = {"seconds": seconds, "bytes": total_bytes, "density": density}
-            members.published(version, replicas.served, fields)
+            commit = Commit(
+                version=version,
+                adapter=None if self.adapter is None else self.adapter.name,
+                replicas=replicas.served,
+                seconds=seconds,
+                bytes=total_bytes,
+                density=density,
+            )
+            self._discovery.record(commit)
         # Whoever has returned from here finds the pool up to date.
         seconds = float(self._ranks.share(seconds))
         return UpdateReport(
@@ -152,10 +171,10 @@ class Channel:
         """Offers a version once to every replica that lacks it, after joining those that are not joined."""
         failures = dict(given_up)
         joined_before = set(self.replicas.joined)
-        is_first = self.adapter is None and self._ranks.rank == 0 and self.version is None
-        with startup.phase("groups", when=is_first):
-            self.replicas.join_missing(self._facts(held), self._device, failures)
-        startup.first_sync("begin", when=is_first)
+        self._mark("groups", "begin")
+        self.replicas.join_missing(self._facts(held), self._device, failures)
+        self._mark("groups", "end")
+        self._mark("first sync", "begin")
         if set(self.replicas.joined) - joined_before:
             only = None  # whoever is new knows nothing of the other tensors
         offer = Offer(
@@ -169,6 +188,11 @@ class Channel:
             settings=self._settings,
         )
         return offer.make(failures)
+
+    def _mark(self, phase: str, state: str) -> None:
+        """A phase of the start-up begins or ends; nothing after the first version of the model's weights."""
+        if self._on_phase is not None and self.adapter is None and self.version is None:
+            self._on_phase(phase, state)
 
     def _facts(self, held: Sequence[Weight]) -> TrainerFacts:
         """What the engines must know; the same object as long as the tensors are, and lie, as before."""
@@ -186,6 +210,13 @@ class Channel:
             )
             self._known = (description, facts)
         return self._known[1]
+
+
+def too_few(version: int, served: int, known: int, wanted: int, failures: Mapping[int, str]) -> TransferError:
+    """The error when not enough replicas took a version."""
+    return TransferError(
+        f"Version {version} was taken by {served} of {known} replicas, but {wanted} must: {' '.join(failures.values())}"
+    )
 
 
 def device_of(held: Sequence[Weight]) -> torch.device:

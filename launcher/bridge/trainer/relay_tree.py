@@ -9,9 +9,6 @@ from launcher.bridge.negotiation import TrainerFacts
 from launcher.bridge.plan.dtypes import ITEMSIZE
 from launcher.bridge.plan.relay import choose_relays
 
-RELAYS = ("auto", "off")
-"""``bridge.relay``."""
-
 
 def parents(facts: TrainerFacts, workers: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[int, int]:
     """For each replica that another one relays to, that one.

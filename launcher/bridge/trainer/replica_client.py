@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from launcher.bridge.trainer.discovery import ReplicaInfo
 from launcher.common import http
 from launcher.common.errors import TransferError
 
@@ -13,29 +14,26 @@ class ReplicaClient:
     """Calls the bridge routes of one engine.
 
     Args:
-        url: base URL of the engine.
+        info: of the replica; it has a URL.
         key: the run's bridge key.
-        generation: which start of the engine this is.
-        incarnation: how often the trainers have been restarted; an engine refuses those older than it has seen.
+        restart_count: how often the trainers were restarted; an engine refuses those older than it has seen.
         adapter: name of the adapter that all calls are about; None for the model's weights.
     """
 
     def __init__(
         self,
-        index: int,
-        url: str,
+        info: ReplicaInfo,
         key: str,
         *,
-        generation: int = 0,
-        incarnation: int = 0,
+        restart_count: int = 0,
         adapter: str | None = None,
     ) -> None:
-        self.index = index
-        self.url = url
-        self.generation = generation
+        self.info = info
+        self.index = info.index
+        self.url = info.url
         self._key = key
         self._about = (
-            {"incarnation": incarnation} if adapter is None else {"incarnation": incarnation, "adapter": adapter}
+            {"incarnation": restart_count} if adapter is None else {"incarnation": restart_count, "adapter": adapter}
         )
 
     def call(self, route: str, body: dict[str, Any] | None = None, *, timeout_s: float) -> dict[str, Any]:

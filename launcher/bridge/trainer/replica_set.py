@@ -15,18 +15,26 @@ from launcher.bridge import link_setup as joining
 from launcher.bridge.codec.delta.base import Base
 from launcher.bridge.negotiation import TrainerFacts
 from launcher.bridge.settings import BridgeSettings
-from launcher.bridge.trainer.discovery import Known, Membership
-from launcher.bridge.trainer.parallel import in_parallel
+from launcher.bridge.trainer.discovery import ReplicaDiscovery, ReplicaInfo
+from launcher.bridge.trainer.parallel import LOOK_S, in_parallel
 from launcher.bridge.trainer.rank_group import Ranks
 from launcher.bridge.trainer.relay_tree import levels, parents
 from launcher.bridge.trainer.replica_client import ReplicaClient
 from launcher.bridge.trainer.replica_sender import RelayedSender, ReplicaSender
 from launcher.bridge.transport.choose import Place, here
+from launcher.common.codec import from_builtins, to_builtins
 from launcher.common.errors import LauncherError, TransferError
+from launcher.common.keys import bridge_key
 
 T = TypeVar("T")
 GOODBYE_TIMEOUT_S = 10.0
 ASK_S = 5.0
+SLICE_S = 20.0
+"""Rank 0 waits for engines in slices: the other ranks wait for it in an operation that may have a deadline."""
+
+TRIES = 2
+"""How often one start of a replica is offered the same version."""
+
 GRACE_S = 1.0
 """Over a deadline, for a call to say itself that it is over."""
 
@@ -38,11 +46,14 @@ class Replicas:
         adapter: name of the adapter that is sent to them; None for the model's weights.
     """
 
-    def __init__(self, settings: BridgeSettings, ranks: Ranks, adapter: str | None = None) -> None:
+    def __init__(
+        self, settings: BridgeSettings, ranks: Ranks, discovery: ReplicaDiscovery, adapter: str | None = None
+    ) -> None:
         self._settings = settings
         self._ranks = ranks
         self._adapter = adapter
-        self.members = Membership(settings, adapter)
+        self._discovery = discovery
+        self._key = bridge_key(settings.token)
         self.known: list[ReplicaClient] = []
         self.joined: dict[int, ReplicaSender] = {}
         self.served: dict[int, int] = {}
@@ -63,13 +74,10 @@ class Replicas:
 
     def refresh(self) -> None:
         """Learns which replicas there are now; what is gone, or was restarted, is not joined any more."""
-        found = self.members.ready() if self._ranks.rank == 0 else []
-        shared = self._ranks.share([[known.replica, known.generation, known.url] for known in found])
-        now = [Known(replica=index, generation=generation, url=url) for index, generation, url in shared]
-        same = {(replica.index, replica.generation, replica.url): replica for replica in self.known}
-        self.known = [
-            same.get((known.replica, known.generation, known.url)) or self.members.client(known) for known in now
-        ]
+        found = self.ready() if self._ranks.rank == 0 else []
+        now = from_builtins(self._ranks.share(to_builtins(found)), list[ReplicaInfo])
+        same = {replica.info: replica for replica in self.known}
+        self.known = [same.get(info) or self.client(info) for info in now]
         kept = {replica.index for replica in self.known if replica in same.values()}
         self.drop({index: "" for index in self.joined if index not in kept})
         self.served = {index: generation for index, generation in self.served.items() if index in kept}
@@ -77,14 +85,63 @@ class Replicas:
     def wait_for_another(self, tries: Mapping[tuple[int, int], int]) -> bool:
         """Waits until a replica can be offered the version that is being sent; False if none will come."""
         while True:
-            answer = self.members.wait_for_another(self.served, tries) if self._ranks.rank == 0 else None
+            answer = self._wait_for_another(tries) if self._ranks.rank == 0 else None
             answer = self._ranks.share(answer)
             if answer is not None:
                 return bool(answer)
 
+    def ready(self) -> list[ReplicaInfo]:
+        """Rank 0: the replicas that answer.
+
+        Raises:
+            LauncherError: the discovery fails.
+        """
+        return [info for info in self._discovery.replicas() if info.is_ready]
+
+    def client(self, info: ReplicaInfo) -> ReplicaClient:
+        """The requests to a replica."""
+        return ReplicaClient(info, self._key, restart_count=self._settings.restart_count, adapter=self._adapter)
+
+    def _wait_for_another(self, tries: Mapping[tuple[int, int], int]) -> bool | None:
+        """Rank 0: waits a while for a replica that can still be offered the version.
+
+        Args:
+            tries: how often each start of each replica was offered it.
+
+        Returns:
+            True if there is one, None if one may still come, False if none will. That takes a while to say when an
+            engine does not answer: the run may not have noticed yet that it is gone.
+        """
+        if not self._discovery.is_dynamic:
+            return False
+
+        def can_take(found: Sequence[ReplicaInfo]) -> bool:
+            return any(
+                info.is_ready
+                and self.served.get(info.index) != info.restart_count
+                and tries.get((info.index, info.restart_count), 0) < TRIES
+                for info in found
+            )
+
+        found = self._discovery.replicas()
+        if not can_take(found) and all(self._has_it_or_refuses(info) for info in found):
+            return False
+        if self._discovery.wait(can_take, SLICE_S):
+            return True
+        return False if all(info.is_ready for info in self._discovery.replicas()) else None
+
+    def _has_it_or_refuses(self, info: ReplicaInfo) -> bool:
+        if not info.is_ready or self.served.get(info.index) == info.restart_count:
+            return info.is_ready
+        try:
+            self.client(info).call("info", timeout_s=LOOK_S)
+        except TransferError:
+            return False
+        return True
+
     def lacking(self) -> list[ReplicaClient]:
         """Replicas that do not serve the version."""
-        return [replica for replica in self.known if self.served.get(replica.index) != replica.generation]
+        return [replica for replica in self.known if self.served.get(replica.index) != replica.info.restart_count]
 
     def asked(self, failures: Mapping[int, str]) -> list[ReplicaClient]:
         """Replicas that are joined, have not failed, and do not serve the version yet."""
@@ -282,7 +339,7 @@ class Replicas:
         """
 
         def attempt(replica: ReplicaClient) -> T | LauncherError:
-            why_stop = partial(self.members.why_gone, replica)
+            why_stop = partial(self._discovery.failure_reason, replica.info)
             try:
                 return in_parallel([partial(call, replica)], timeout_s=timeout_s, why_stop=why_stop)[0]
             except LauncherError as error:

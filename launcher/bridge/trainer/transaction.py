@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from launcher.bridge.mode import UpdateKind
-from launcher.bridge.settings import BridgeSettings
+from launcher.bridge.settings import BridgeSettings, UpdateKind
 from launcher.bridge.trainer.module_state import Weight
 from launcher.bridge.trainer.rank_group import Ranks
 from launcher.bridge.trainer.replica_client import ReplicaClient
@@ -104,7 +103,7 @@ class Offer:
         words = self.ranks.share(words)
         failures = {int(index): text for index, text in words["failures"].items()}
         self.replicas.drop(failures)
-        generations = {replica.index: replica.generation for replica in self.replicas.known}
+        generations = {replica.index: replica.info.restart_count for replica in self.replicas.known}
         self.replicas.served |= {index: generations[index] for index in words["served"]}
         self._committed(words["served"])
         return Outcome(

@@ -10,8 +10,8 @@ import torch
 
 from launcher.bridge.engine.worker import Worker
 from launcher.bridge.manifest import Manifest
-from launcher.bridge.mode import Mode
 from launcher.bridge.plan import Box
+from launcher.bridge.settings import Mode
 from launcher.bridge.weightmap import Binding, Bound, Copy, Way
 from launcher.common.errors import BridgeError
 

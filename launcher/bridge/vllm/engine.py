@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any
 
-from launcher.bridge.mode import Mode
+from launcher.bridge.settings import Mode
 from launcher.bridge.vllm.pause import pause, settled
 from launcher.bridge.vllm.served import Served
 

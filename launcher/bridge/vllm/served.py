@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.bridge.mode import Mode
+from launcher.bridge.settings import Mode
 from launcher.bridge.vllm.spans import VersionSpans
 
 ORIGIN = "launcher-bridge"

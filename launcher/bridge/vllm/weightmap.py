@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.bridge.manifest import Manifest
-from launcher.bridge.mode import Mode
+from launcher.bridge.settings import Mode
 from launcher.bridge.weightmap.bind import bind
 from launcher.bridge.weightmap.model import Binding, Way
 from launcher.bridge.weightmap.rules import Place, Rule

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from launcher.bridge.manifest import Manifest
-    from launcher.bridge.mode import Mode
+    from launcher.bridge.settings import Mode
     from launcher.bridge.weightmap import Binding, Writer
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from launcher.bridge.mode import Mode
 from launcher.bridge.plan import Box
+from launcher.bridge.settings import Mode
 from launcher.bridge.weightmap.model import Binding, Bound, Copy, Way
 from launcher.bridge.weightmap.names import Views, checkpoint_views
 from launcher.bridge.weightmap.needs import asides, direct, staged_name

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from launcher.bridge.mode import MODES, UPDATES
+from launcher.bridge.settings import MODES, UPDATES
 from launcher.bridge.transport.choose import TRANSPORTS
 from launcher.config.schema import Config
 

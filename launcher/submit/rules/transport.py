@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from launcher.bridge.mode import UpdateKind
+from launcher.bridge.settings import UpdateKind
 from launcher.bridge.transport.choose import ON_GPU_MEMORY, ON_ONE_HOST
 from launcher.config.schema import Config
 

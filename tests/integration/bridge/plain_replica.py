@@ -18,7 +18,7 @@ import uvicorn
 
 from launcher.bridge.engine.worker import Worker
 from launcher.bridge.manifest import Manifest
-from launcher.bridge.mode import Mode
+from launcher.bridge.settings import Mode
 from launcher.bridge.vllm.middleware import BridgeMiddleware
 from launcher.bridge.weightmap import Binding, Writer
 from launcher.bridge.weightmap.bind import bind

@@ -23,7 +23,7 @@ from torch import nn
 from launcher.bridge.codec.checksum import digest
 from launcher.bridge.engine.worker import Worker
 from launcher.bridge.manifest import Entry, Manifest
-from launcher.bridge.mode import Mode
+from launcher.bridge.settings import Mode
 from launcher.bridge.vllm.middleware import BridgeMiddleware
 from launcher.bridge.weightmap import Binding, Writer
 from launcher.bridge.weightmap.bind import bind

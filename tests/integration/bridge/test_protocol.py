@@ -61,10 +61,10 @@ def test_a_trainer_lost_at_every_step_leaves_whole_versions_and_is_not_listened_
     versions = itertools.count(1)
     with Scene(nodes=(1, 2), settings={"round_bytes": 4096, "min_replicas": 2, "timeout_s": 60.0}) as scene:
         before = 0.0
-        incarnations = itertools.count(1)
+        restarts = itertools.count(1)
         for state in PUBLISHING:
             # A new one, which has not joined.
-            scene.start_trainer(incarnation=next(incarnations))
+            scene.start_trainer(restart_count=next(restarts))
             (trainer,) = scene.trainers
             lost = next(versions)
             fault(trainer, state, number, count=3 if state == "sending" else 0)
@@ -75,7 +75,7 @@ def test_a_trainer_lost_at_every_step_leaves_whole_versions_and_is_not_listened_
             # Those that are started in its place take no notice of how far it came.
             if number == signal.SIGSTOP:
                 scene.trainers.clear()
-            scene.start_trainer(incarnation=next(incarnations))
+            scene.start_trainer(restart_count=next(restarts))
             now = next(versions)
             assert scene.publish(now)["replicas"] == 2
             if number == signal.SIGSTOP:

@@ -17,6 +17,7 @@ from launcher.bridge.manifest import Entry
 from launcher.bridge.negotiation import TrainerFacts, replica_plan
 from launcher.bridge.plan import Box, Location, Sharding, fingerprints, first_difference
 from launcher.bridge.plan.sharding import fsdp, replicated
+from launcher.bridge.trainer.discovery import ReplicaInfo
 from launcher.bridge.trainer.replica_client import ReplicaClient
 from launcher.bridge.transport.choose import here
 from launcher.bridge.weightmap import Binding, Bound, Copy, Way
@@ -306,5 +307,5 @@ def test_joining_ends_with_the_name_of_the_first_tensor_that_the_sides_differ_in
         adapter=None,
     )
     with pytest.raises(TransferError, match=r"another plan than the trainer; they first differ in `beta`"):
-        join(ReplicaClient(0, engine, "key"), ours, [worker_of(ours)], address, settings)
+        join(ReplicaClient(ReplicaInfo(index=0, url=engine), "key"), ours, [worker_of(ours)], address, settings)
     del store

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from launcher.bridge.compat import BridgeConfig, VLLMWeightBridge
-from launcher.bridge.mode import MODES, UPDATES
-from launcher.bridge.settings import BridgeSettings
+from launcher.bridge.settings import MODES, UPDATES, BridgeSettings
 from launcher.bridge.trainer.api import Bridge
 from launcher.common.errors import TransferError
 from launcher.common.keys import TOKEN_VARIABLE

@@ -16,9 +16,9 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 import launcher.bridge.vllm.plain_linear  # noqa: F401  registers the method
 from launcher.bridge.codec.pack import pack, unpack
 from launcher.bridge.manifest import Entry, Manifest
-from launcher.bridge.mode import Mode
 from launcher.bridge.plan import Engine, Location, Receiver, TensorSpec, place, reshard
 from launcher.bridge.plan.sharding import fsdp
+from launcher.bridge.settings import Mode
 from launcher.bridge.vllm.weightmap import bind_worker, live_tensors, loader, writer
 from launcher.bridge.vllm.weightmap import place as worker_place
 from launcher.bridge.weightmap import Binding, Way, Writer, apply, bind, needs, parse_rules

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from launcher.bridge.mode import Mode
+from launcher.bridge.settings import Mode
 from launcher.common.keys import api_key, bridge_key
 from tests.integration.engine.answers import check_answers, spanning
 from tests.integration.engine.load_program import Client

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from launcher.bridge.manifest import Entry, Manifest
-from launcher.bridge.mode import Mode
 from launcher.bridge.plan import Box
+from launcher.bridge.settings import Mode
 from launcher.bridge.weightmap import Binding, Way, Writer, apply, bind, needs
 from launcher.common.errors import BridgeError
 

@@ -13,7 +13,9 @@ import pytest
 
 from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer.api import Bridge
-from launcher.bridge.trainer.discovery import Membership
+from launcher.bridge.trainer.discovery import Commit, FixedReplicas
+from launcher.bridge.trainer.rank_group import Ranks
+from launcher.bridge.trainer.replica_set import Replicas
 from launcher.common.errors import ControlError, TransferError
 from launcher.common.keys import TOKEN_VARIABLE, new_token
 from launcher.common.ports import hold_free_port, port_of
@@ -21,6 +23,7 @@ from launcher.config import Config, LayoutConfig
 from launcher.control.client import ADDRESS_VARIABLE, ControlClient
 from launcher.control.server import ControlServer
 from launcher.control.state import JobState
+from launcher.inference.bridge_run import RunReplicas
 from launcher.inference.pool import Pool
 from launcher.layout import plan
 
@@ -89,35 +92,37 @@ def test_who_waits_for_engines_learns_of_them_at_once_and_is_told_what_is_missin
 
 
 def test_a_replica_that_is_talked_to_is_given_up_when_the_run_has_lost_it(control: ControlClient) -> None:
-    members = Membership(BridgeSettings(urls=(), token=TOKEN, is_live=True, min_replicas=1))
-    first, second = (members.client(known) for known in members.ready())
-    assert members.why_gone(first) is None
-    engine_ends(control, 0, 0)
-    members._asked_at = float("-inf")
-    assert members.why_gone(first) == "Replica 0 is lost: it is restarting."
-    assert members.why_gone(second) is None
-    members.close()
+    with closing(RunReplicas()) as found:
+        first, second = found.replicas()
+        assert found.failure_reason(first) is None
+        engine_ends(control, 0, 0)
+        found._latest_at = float("-inf")
+        assert found.failure_reason(first) == "Replica 0 is lost: it is restarting."
+        assert found.failure_reason(second) is None
+
+
+def commit(version: int, adapter: str | None, replicas: dict[int, int]) -> Commit:
+    return Commit(version=version, adapter=adapter, replicas=replicas, seconds=0.5, bytes=7, density=None)
+
+
+FIELDS = {"seconds": 0.5, "bytes": 7, "density": None}
 
 
 def test_every_commit_is_in_the_event_log(control: ControlClient) -> None:
-    settings = BridgeSettings(urls=(), token=TOKEN, is_live=True, min_replicas=1)
-    fields = {"seconds": 0.5, "bytes": 7, "density": None}
-    for adapter in (None, "style"):
-        members = Membership(settings, adapter)
-        members.published(3, {1: 0}, fields)
-        members.close()
-    found = [{k: v for k, v in event.items() if k != "time"} for event in LOG if "published" in event["event"]]
-    assert found == [
-        {"event": "published", "version": 3, "replicas": [1], "dropped": [0], **fields},
-        {"event": "adapter_published", "adapter": "style", "version": 3, "replicas": [1], **fields},
+    with closing(RunReplicas()) as found:
+        for adapter in (None, "style"):
+            found.record(commit(3, adapter, {1: 0}))
+    events = [{k: v for k, v in event.items() if k != "time"} for event in LOG if "published" in event["event"]]
+    assert events == [
+        {"event": "published", "version": 3, "replicas": [1], "dropped": [0], **FIELDS},
+        {"event": "adapter_published", "adapter": "style", "version": 3, "replicas": [1], **FIELDS},
     ]
 
 
 def test_every_commit_without_a_run_is_in_the_journal(tmp_path: Path) -> None:
-    settings = BridgeSettings(urls=("http://a", "http://b"), token=TOKEN, journal=tmp_path / "commits.jsonl")
-    fields = {"seconds": 0.5, "bytes": 7, "density": None}
+    replicas = FixedReplicas(("http://a", "http://b"), tmp_path / "commits.jsonl")
     for adapter, version in ((None, 3), ("style", 1), (None, 4)):
-        Membership(settings, adapter).published(version, {1: 0, 0: 0}, fields)
+        replicas.record(commit(version, adapter, {1: 0, 0: 0}))
     found = [json.loads(line) for line in (tmp_path / "commits.jsonl").read_text().splitlines()]
     assert [(line["event"], line.get("adapter"), line["version"], line["replicas"]) for line in found] == [
         ("published", None, 3, [0, 1]),
@@ -125,29 +130,31 @@ def test_every_commit_without_a_run_is_in_the_journal(tmp_path: Path) -> None:
         ("published", None, 4, [0, 1]),
     ]
     assert found[0]["time"] <= found[2]["time"]
-    assert {key: found[1][key] for key in fields} == fields
+    assert {key: found[1][key] for key in FIELDS} == FIELDS
 
 
 def test_a_version_waits_for_the_replica_that_comes_back(
     control: ControlClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.bridge.trainer.discovery.SLICE_S", 0.2)
-    members = Membership(BridgeSettings(urls=(), token=TOKEN, is_live=True, min_replicas=2))
+    monkeypatch.setattr("launcher.bridge.trainer.replica_set.SLICE_S", 0.2)
+    settings = BridgeSettings(token=TOKEN, min_replicas=2)
+    discovery = RunReplicas()
+    replicas = Replicas(settings, Ranks("127.0.0.1", 5.0), discovery)
     # Replica 1 has it; replica 0 was offered it twice, in vain, and the run has not noticed why.
-    served, tries = {1: 0}, {(0, 0): 2}
-    assert members.wait_for_another(served, tries) is False
+    replicas.served, tries = {1: 0}, {(0, 0): 2}
+    assert replicas._wait_for_another(tries) is False
     engine_ends(control, 0, 0)
-    assert members.wait_for_another(served, tries) is None
+    assert replicas._wait_for_another(tries) is None
     control.call("ready", replica=0, generation=1, url="http://0", seconds=1.0)
     Pool(control).wait(lambda found: found[0].generation == 1, timeout_s=30, what="the restart")
-    while members.wait_for_another(served, tries) is None:
+    while replicas._wait_for_another(tries) is None:
         control.call("ready", replica=0, generation=1, url="http://0", seconds=1.0)
-    assert members.wait_for_another(served, tries) is True
-    members.close()
+    assert replicas._wait_for_another(tries) is True
+    discovery.close()
 
 
 def test_a_bridge_that_has_published_nothing_asks_the_engines_that_are_there(control: ControlClient) -> None:
-    bridge = Bridge(BridgeSettings(urls=(), token=TOKEN, is_live=True, min_replicas=1, timeout_s=5))
+    bridge = Bridge(BridgeSettings(token=TOKEN, min_replicas=1, timeout_s=5), RunReplicas())
     with pytest.raises(TransferError, match=r"Replica [01] at http://[01] did not answer `info`"):
         bridge.info()
     bridge.close()
