@@ -77,11 +77,21 @@ class Checkpoints:
 
     @classmethod
     def of_run(cls, *, model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: Data | None = None) -> Self:
-        """Those of the run that this process belongs to, as its configuration's ``checkpoint`` wants them."""
+        """Those of the run that this process belongs to, as its configuration's ``checkpoint`` wants them.
+
+        Raises:
+            LauncherError: this process is not a trainer of a run.
+        """
         from launcher.common.run_dir import checkpoint_dir
         from launcher.config import load_run_config
 
-        run_dir = Path(os.environ["LAUNCHER_RUN_DIR"])
+        path = os.environ.get("LAUNCHER_RUN_DIR")
+        if not path:
+            raise LauncherError(
+                "`LAUNCHER_RUN_DIR` is not set: this process is not a trainer of a run. HINT: start the program through"
+                " `launcher` (`trainer.command`), or, without a run, call `Checkpoints(directory, ...)`."
+            )
+        run_dir = Path(path)
         config = load_run_config(run_dir)
         return cls(
             checkpoint_dir(config, run_dir),

@@ -42,7 +42,10 @@ class ControlClient:
         """
         address = os.environ.get(ADDRESS_VARIABLE, "")
         if not address:
-            raise ControlError(f"`{ADDRESS_VARIABLE}` is not set: this process was not started by a launcher agent.")
+            raise ControlError(
+                f"`{ADDRESS_VARIABLE}` is not set: this process belongs to no run. HINT: start the program through"
+                " `launcher` (`trainer.command`), whose agent sets the variable."
+            )
         return cls(address, token_from_environment())
 
     def call(self, op: str, *, timeout_s: float = CALL_TIMEOUT_S, **fields: Any) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from launcher.bridge.trainer.rank_group import world
 from launcher.common.errors import ControlError, LauncherError
 from launcher.common.keys import token_from_environment
 from launcher.config import load_run_config
+from launcher.control import emit as events
 from launcher.control.client import ControlClient
 from launcher.control.values import CONNECTED
-from launcher.events import log as events
 from launcher.inference.client import wait_ready
 from launcher.inference.pool import Member, Pool
 

@@ -8,9 +8,6 @@ import os
 from launcher.common.errors import LauncherError
 from launcher.inference.pool import Pool
 
-URLS_VARIABLE = "LAUNCHER_INFERENCE_URLS"
-"""URLs of all engines when the trainer was started."""
-
 API_KEY_VARIABLE = "LAUNCHER_INFERENCE_API_KEY"
 
 
@@ -43,7 +40,10 @@ def api_key() -> str:
     """
     value = os.environ.get(API_KEY_VARIABLE)
     if not value:
-        raise LauncherError(f"`{API_KEY_VARIABLE}` is not set: this process was not started as a trainer of a run.")
+        raise LauncherError(
+            f"`{API_KEY_VARIABLE}` is not set: this process is not a trainer of a run. HINT: start the program through"
+            " `launcher` (`trainer.command`), whose agent sets the variable."
+        )
     return value
 
 

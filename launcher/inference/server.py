@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--strict-port", action="store_true", help="fail if the planned port is taken")
     arguments, vllm_arguments = parser.parse_known_args(argv)
     log.configure(f"inference {arguments.replica}.{arguments.replica_rank}")
-    vllm_arguments = [*_model_arguments(), *vllm_arguments, *_master_arguments()]
     try:
+        vllm_arguments = [*_model_arguments(), *vllm_arguments, *_master_arguments()]
         if arguments.replica_rank > 0:
             _serve_headless(vllm_arguments)
         else:
@@ -55,8 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _from_agent(variable: str) -> str:
+    value = os.environ.get(variable)
+    if not value:
+        raise LauncherError(
+            f"`{variable}` is not set: a node's agent starts this program. HINT: an engine that is started by hand is"
+            " `vllm serve` with the arguments in `launcher.bridge.vllm.plugin`."
+        )
+    return value
+
+
 def _model_arguments() -> list[str]:
-    path = os.environ["LAUNCHER_MODEL_PATH"]
+    path = _from_agent("LAUNCHER_MODEL_PATH")
     return ["--model", path, "--worker-extension-cls", WORKER_EXTENSION]
 
 
@@ -70,9 +80,9 @@ def _master_arguments() -> list[str]:
 
 
 def _serve(replica: int, vllm_arguments: list[str], *, strict: bool) -> None:
-    name = os.environ["LAUNCHER_PROCESS"]
-    address = os.environ["LAUNCHER_ADDRESS"]
-    sock = _hold(address, int(os.environ["LAUNCHER_PORT"]), strict=strict)
+    name = _from_agent("LAUNCHER_PROCESS")
+    address = _from_agent("LAUNCHER_ADDRESS")
+    sock = _hold(address, int(_from_agent("LAUNCHER_PORT")), strict=strict)
     url = f"http://{address}:{port_of(sock)}"
     control = ControlClient.from_environment()
     control.put(f"replica/{replica}/url", url)

@@ -14,7 +14,7 @@ import torch
 from launcher import bridge, stopping
 from launcher.checkpoint.checkpoints import Checkpoints
 from launcher.common.errors import ControlError, LauncherError
-from launcher.events import log as events
+from launcher.control import emit as events
 from launcher.inference import client
 
 

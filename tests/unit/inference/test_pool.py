@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,12 +22,14 @@ from launcher.config import Config, LayoutConfig
 from launcher.control.client import ADDRESS_VARIABLE, ControlClient
 from launcher.control.server import ControlServer
 from launcher.control.state import JobState
+from launcher.events.schema import Event
+from launcher.events.serialize import event_to_dict
 from launcher.inference.bridge_run import RunReplicas
 from launcher.inference.pool import Pool
 from launcher.layout import plan
 
 TOKEN = new_token()
-LOG: list[dict[str, Any]] = []
+LOG: list[Event] = []
 """The events of the test that runs."""
 
 
@@ -112,10 +113,12 @@ def test_every_commit_is_in_the_event_log(control: ControlClient) -> None:
     with closing(RunReplicas()) as found:
         for adapter in (None, "style"):
             found.record(commit(3, adapter, {1: 0}))
-    events = [{k: v for k, v in event.items() if k != "time"} for event in LOG if "published" in event["event"]]
+    measured = {"seconds": 0.5, "bytes": 7}  # the log leaves out what is None
+    logged = [event_to_dict(event) for event in LOG]
+    events = [{k: v for k, v in event.items() if k != "time"} for event in logged if "published" in event["event"]]
     assert events == [
-        {"event": "published", "version": 3, "replicas": [1], "dropped": [0], **FIELDS},
-        {"event": "adapter_published", "adapter": "style", "version": 3, "replicas": [1], **FIELDS},
+        {"event": "published", "version": 3, "replicas": [1], "dropped": [0], **measured},
+        {"event": "adapter_published", "adapter": "style", "version": 3, "replicas": [1], **measured},
     ]
 
 
