@@ -66,3 +66,8 @@ def hold_free_port(address: str) -> socket.socket:
 def port_of(sock: socket.socket) -> int:
     """The port that a socket is bound to."""
     return int(sock.getsockname()[1])
+
+
+def url_host(address: str) -> str:
+    """An address as it stands in a URL: one of IPv6 in brackets."""
+    return f"[{address}]" if ":" in address else address

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from launcher.common import log
 from launcher.common.errors import EngineRefusal, LauncherError
-from launcher.common.ports import hold_free_port, hold_port, port_of
+from launcher.common.ports import hold_free_port, hold_port, port_of, url_host
 from launcher.control.client import ControlClient
 from launcher.control.emit import emit
 from launcher.events.schema import PhaseChanged
@@ -83,7 +83,7 @@ def _serve(replica: int, vllm_arguments: list[str], *, strict: bool) -> None:
     name = _from_agent("LAUNCHER_PROCESS")
     address = _from_agent("LAUNCHER_ADDRESS")
     sock = _hold(address, int(_from_agent("LAUNCHER_PORT")), strict=strict)
-    url = f"http://{address}:{port_of(sock)}"
+    url = f"http://{url_host(address)}:{port_of(sock)}"
     control = ControlClient.from_environment()
     control.put(f"replica/{replica}/url", url)
     control.close()

@@ -9,11 +9,15 @@ from launcher.common.keys import TOKEN_VARIABLE, api_key
 from launcher.control.client import ADDRESS_VARIABLE
 from launcher.layout import Process, Role
 from launcher.node.context import SCRATCH_VARIABLE, NodeContext
+from launcher.node.devices import CUDA, visible_devices
 from launcher.node.exit_file import EXIT_FILE
 from launcher.stopping import FILE_VARIABLE
 
 # What the agent was told about itself; a worker that starts a run of its own must not inherit it.
 OWN = ("LAUNCHER_LOCAL_NODE_RANK", "LAUNCHER_LOCAL_HOSTNAMES", SCRATCH_VARIABLE, EXIT_FILE)
+
+# What srun's MPI plug-in says of the agent's task, to every rank of the node alike: an MPI library would believe it.
+MPI_PREFIXES = ("PMI_", "PMIX_", "SLURM_PMI_", "SLURM_PMIX_")
 
 
 def worker_environment(context: NodeContext, process: Process, runtime: Mapping[str, str]) -> dict[str, str]:
@@ -22,7 +26,7 @@ def worker_environment(context: NodeContext, process: Process, runtime: Mapping[
     Args:
         runtime: what depends on the role: rendezvous of the trainers, URLs of the engines.
     """
-    inherited = {name: value for name, value in os.environ.items() if name not in OWN}
+    inherited = {name: value for name, value in os.environ.items() if not _is_own(name)}
     environ = {
         **inherited,
         **context.config.cluster.env,
@@ -51,9 +55,9 @@ def worker_environment(context: NodeContext, process: Process, runtime: Mapping[
             environ["VLLM_RPC_BASE_PATH"] = scratch
     elif process.role is Role.TRAINER:
         environ["LAUNCHER_INFERENCE_API_KEY"] = api_key(context.token)
-    given = inherited.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if given != [""] and environ.get("CUDA_VISIBLE_DEVICES"):
-        # The layout counts from 0; the allocation may be GPUs 4 to 7 of a shared node.
-        planned = [int(index) for index in environ["CUDA_VISIBLE_DEVICES"].split(",")]
-        environ["CUDA_VISIBLE_DEVICES"] = ",".join(given[index] for index in planned)
-    return environ
+    devices, foreign = visible_devices(process.env.get(CUDA, ""), inherited)
+    return {name: value for name, value in (environ | devices).items() if name not in foreign}
+
+
+def _is_own(name: str) -> bool:
+    return name in OWN or name.startswith(MPI_PREFIXES)

@@ -6,14 +6,18 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from launcher.common.attempts import ATTEMPT_VARIABLE
 from launcher.common.errors import AllocationError
 from launcher.config.schema import LayoutConfig
+from launcher.node.devices import count_gpus, count_visible
 from launcher.slurm.nodelist import expand_nodelist
 
 LOCAL_NODE_RANK = "LAUNCHER_LOCAL_NODE_RANK"
 LOCAL_HOSTNAMES = "LAUNCHER_LOCAL_HOSTNAMES"
+OUTSIDE = ("192.0.2.1", "2001:db8::1")
+"""Addresses that documentation uses, so that no network has them: one of IPv4, one of IPv6."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +53,7 @@ def node_environment(environ: Mapping[str, str] = os.environ) -> NodeEnvironment
         return NodeEnvironment(
             node_rank=int(environ[LOCAL_NODE_RANK]),
             hostnames=tuple(environ[LOCAL_HOSTNAMES].split(",")),
-            gpus=_visible_gpus(environ),
+            gpus=count_visible(environ),
             job_id=None,
             attempt=int(environ.get(ATTEMPT_VARIABLE, "1")),
             is_local=True,
@@ -89,7 +93,8 @@ def own_address(node: NodeEnvironment) -> str:
     """An address of this node that its peers can reach.
 
     ``LAUNCHER_ADDRESS`` wins, for nodes with several networks. Else what the node's name in the nodelist resolves to,
-    if it is an address of this machine; else the one that this machine would use to reach another host.
+    if it is an address of this machine; else the one that this machine would use to reach another host. IPv6 counts
+    where there is no IPv4.
     """
     if chosen := os.environ.get("LAUNCHER_ADDRESS"):
         return chosen
@@ -98,10 +103,11 @@ def own_address(node: NodeEnvironment) -> str:
     names = [os.environ.get("SLURMD_NODENAME", node.hostname), socket.gethostname()]
     resolved = [address for name in names for address in _resolve(name) if _is_mine(address)]
     for address in resolved:
-        if not address.startswith("127.0."):
+        if not ip_address(address).is_loopback:
             return address
-    if outgoing := _outgoing_address():
-        return outgoing
+    for probe in OUTSIDE:
+        if outgoing := _outgoing_address(probe):
+            return outgoing
     return resolved[0] if resolved else "127.0.0.1"
 
 
@@ -110,7 +116,7 @@ def _slurm(environ: Mapping[str, str]) -> NodeEnvironment:
     return NodeEnvironment(
         node_rank=int(environ["SLURM_NODEID"]),
         hostnames=hostnames,
-        gpus=_slurm_gpus(environ),
+        gpus=count_gpus(environ),
         job_id=_job_id(environ),
         # A step of a person's own has no job script that took a number for all nodes.
         attempt=int(environ.get(ATTEMPT_VARIABLE) or int(environ.get("SLURM_RESTART_COUNT", "0")) + 1),
@@ -137,42 +143,36 @@ def _job_id(environ: Mapping[str, str]) -> str:
     return environ["SLURM_JOB_ID"]
 
 
-def _slurm_gpus(environ: Mapping[str, str]) -> int | None:
-    if "SLURM_GPUS_ON_NODE" in environ:
-        return int(environ["SLURM_GPUS_ON_NODE"])
-    for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
-        if environ.get(name):
-            return len(environ[name].split(","))
-    return _visible_gpus(environ)
-
-
-def _visible_gpus(environ: Mapping[str, str]) -> int | None:
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    return None if visible is None else len([gpu for gpu in visible.split(",") if gpu])
-
-
 def _resolve(name: str) -> list[str]:
+    """Addresses of a name; those of IPv4 first, because some programs know no others."""
     try:
-        found = socket.getaddrinfo(name, None, family=socket.AF_INET, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except OSError:
         return []
-    return [str(info[4][0]) for info in found]
+    # An address with a scope (``fe80::1%eth0``) means nothing on another node.
+    addresses = [(family, str(address[0])) for family, _, _, _, address in found if "%" not in str(address[0])]
+    known = [address for family, address in addresses if family == socket.AF_INET]
+    return list(dict.fromkeys([*known, *(address for family, address in addresses if family == socket.AF_INET6)]))
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _is_mine(address: str) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        try:
+    try:
+        with socket.socket(_family(address), socket.SOCK_STREAM) as probe:
             probe.bind((address, 0))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
 
 
-def _outgoing_address() -> str | None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            # Connecting a datagram socket sends nothing, it only asks the routing table (for documentation's address).
-            probe.connect(("192.0.2.1", 9))
-        except OSError:
-            return None
-        return str(probe.getsockname()[0])
+def _outgoing_address(outside: str) -> str | None:
+    try:
+        with socket.socket(_family(outside), socket.SOCK_DGRAM) as probe:
+            # Connecting a datagram socket sends nothing: it only consults the routing table.
+            probe.connect((outside, 9))
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None

@@ -21,13 +21,31 @@ from launcher.node.shared_memory import FOLDER, used
 
 PREFIX = "launcher-"
 RECORD = "guard.json"
+SHORT = "/tmp"
+SOCKET_PATH_BYTES = 107
+"""Longest path of a Unix socket (``unix(7)``: 108 with the zero at its end)."""
+
+SOCKET_NAME_BYTES = 45
+"""A slash and an UUID, as vLLM names its sockets, and some room for others."""
 
 
 def make_scratch() -> Path:
-    """A directory for sockets and the like of one node: short, because a socket's path may have 107 characters only."""
-    scratch = Path(tempfile.mkdtemp(prefix=PREFIX))
+    """A directory of this user alone for sockets and the like of one node.
+
+    A socket's path may have 107 bytes only, and vLLM adds 37 to that of the directory: where ``TMPDIR`` is too long
+    for that, as a site's folder per job may be, ``/tmp`` is used.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_short_folder()))
     record(scratch, {})
     return scratch
+
+
+def _short_folder() -> str:
+    folder = tempfile.gettempdir()
+    name_bytes = len(PREFIX) + 8  # what mkdtemp adds
+    if len(os.fsencode(folder)) + 1 + name_bytes + SOCKET_NAME_BYTES <= SOCKET_PATH_BYTES:
+        return folder
+    return SHORT if os.access(SHORT, os.W_OK) else folder
 
 
 def record(scratch: Path, memory: Mapping[str, int]) -> None:
@@ -46,7 +64,8 @@ def sweep(folder: Path | None = None, shared: Path = FOLDER) -> list[str]:
     """
     removed = []
     around = look_around()
-    for scratch in (folder or Path(tempfile.gettempdir())).glob(f"{PREFIX}*"):
+    folders = {Path(tempfile.gettempdir()), Path(_short_folder())} if folder is None else {folder}
+    for scratch in [path for place in folders for path in place.glob(f"{PREFIX}*")]:
         try:
             left: dict[str, Any] = json.loads((scratch / RECORD).read_text())
             is_mine = scratch.stat().st_uid == os.getuid() and _here().items() <= left.items()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -30,7 +32,12 @@ class Remembered:
 def default_memory() -> Path:
     """``launcher`` in the user's cache directory (``XDG_CACHE_HOME``), which clusters share between their nodes."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(cache) if cache.startswith("/") else Path.home() / ".cache") / "launcher"
+    if cache.startswith("/"):
+        return Path(cache) / "launcher"
+    try:
+        return Path.home() / ".cache" / "launcher"
+    except RuntimeError:  # neither HOME nor an entry of the user: then it is remembered on this node alone
+        return Path(tempfile.gettempdir()) / f"launcher-cache-{os.getuid()}"
 
 
 class NodeMemory:
@@ -64,7 +71,8 @@ class NodeMemory:
             if entry.expires > now:
                 found.append(entry)
             else:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # on a read-only home it stays, and counts no more
+                    path.unlink(missing_ok=True)
         return sorted(found, key=lambda entry: (entry.cluster, entry.node))
 
     def forget(self, node: str, cluster: str | None = None) -> int:

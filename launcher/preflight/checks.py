@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.common.ports import hold_port
@@ -15,6 +17,11 @@ from launcher.slurm.job_signals import Reach, reach_slurm
 GB = 1 << 30
 SHM = Path("/dev/shm")
 INFINIBAND = Path("/sys/class/infiniband")
+MIN_INODES = 1000
+"""A run writes a few hundred files."""
+
+PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+NOBODY = 3
 WARNING = "warning: "
 """How the text of a finding begins that fails nobody, but that a person should read."""
 
@@ -58,18 +65,50 @@ def check_nofile(site: Site) -> Finding:
 
 
 def check_disk(site: Site) -> Finding:
-    """The run directory and the scratch directory have room, and can be written."""
+    """The run directory and the scratch directory have room, and take a file: quotas are known only by trying."""
     wanted = site.config.preflight.min_disk_gb
     words = []
     ok = True
     for path in (site.run_dir, site.scratch):
         free = shutil.disk_usage(path).free / GB
-        writable = os.access(path, os.W_OK)
+        problem = write_problem(path)
         is_enough = free >= wanted
-        ok = ok and writable and is_enough
+        ok = ok and problem is None and is_enough
         trouble = "" if is_enough else f", `preflight.min_disk_gb` is {wanted:g}"
-        words.append(f"{path} has {free:.1f} GB free{trouble}{'' if writable else ', cannot be written'}")
+        words.append(
+            f"{path} has {free:.1f} GB free{trouble}{'' if problem is None else f', cannot be written: {problem}'}"
+        )
+    if (home := home_problem()) is not None:
+        words.append(home)
+        words[0] = words[0] if not ok else f"{WARNING}{words[0]}"
     return Finding(name="disk", ok=ok, text="; ".join(words))
+
+
+def write_problem(directory: Path) -> str | None:
+    """Why a new file cannot be written: no space, no inodes, a quota of either, a read-only filesystem; or None."""
+    status = os.statvfs(directory)
+    if status.f_files and status.f_favail < MIN_INODES:
+        return f"{status.f_favail} inodes left of {status.f_files}"
+    try:
+        with tempfile.NamedTemporaryFile(dir=directory, prefix=".launcher-check-") as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def home_problem(environ: Mapping[str, str] = os.environ) -> str | None:
+    """What is wrong with the home directory, where many programs keep caches and some refuse to start; or None."""
+    home = environ.get("HOME", "")
+    if not home:
+        return "`HOME` is not set"
+    path = Path(home)
+    if not path.is_dir():
+        return f"the home directory {home} is not here"
+    problem = write_problem(path)
+    return None if problem is None else f"the home directory {home} cannot be written: {problem}"
 
 
 def check_model(site: Site) -> Finding:
@@ -135,3 +174,22 @@ def check_slurm(site: Site) -> Finding:
         " from a cancellation",
     }
     return Finding(name="slurm", ok=True, text=texts[reach])
+
+
+def check_ptrace(site: Site) -> Finding:
+    """Processes of one node may open each other's file descriptors, as CUDA IPC does for expandable segments."""
+    if site.config.layout.device != "cuda" or len(site.node.processes) < 2:
+        return Finding(name="ptrace", ok=True, text="not needed here")
+    return ptrace_finding(PTRACE_SCOPE)
+
+
+def ptrace_finding(path: Path) -> Finding:
+    """From the kernel's setting (Yama): 0 allows it, 1 to 3 only to ancestors, to root or to nobody."""
+    try:
+        scope = int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return Finding(name="ptrace", ok=True, text="not restricted")
+    if scope == 0 or (scope < NOBODY and os.geteuid() == 0):
+        return Finding(name="ptrace", ok=True, text=f"ptrace_scope is {scope}")
+    hint = "CUDA IPC between processes needs 0 for memory of `expandable_segments`"
+    return Finding(name="ptrace", ok=True, text=f"{WARNING}kernel.yama.ptrace_scope is {scope}: {hint}")

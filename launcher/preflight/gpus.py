@@ -63,6 +63,12 @@ def check_gpus(site: Site) -> Finding:
     gpus = visible(parse_gpus(_query("gpu", GPU_FIELDS, timeout_s)), os.environ.get("CUDA_VISIBLE_DEVICES"))
     processes = parse_processes(_query("compute-apps", PROCESS_FIELDS, timeout_s))
     limit = site.config.preflight.max_gpu_memory_used
+    mig = mig_devices(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if mig:
+        troubles = [*error_troubles(gpus, kernel_log())]
+        if len(mig) < site.layout.gpus_per_node:
+            troubles.append(f"{len(mig)} of {site.layout.gpus_per_node} planned MIG devices are there")
+        return Finding(name="gpus", ok=not troubles, text="; ".join(troubles) or f"{len(mig)} MIG devices")
     troubles = [
         *count_trouble(gpus, site.layout.gpus_per_node),
         *memory_troubles(gpus, processes, limit),
@@ -90,6 +96,11 @@ def visible(gpus: Sequence[Gpu], chosen: str | None) -> list[Gpu]:
         return list(gpus)
     # Where SLURM confines a job to its devices, the tool counts them anew from 0, and so does the variable.
     return [gpu for gpu in gpus if any(word == str(gpu.index) or gpu.uuid.startswith(word) for word in words)]
+
+
+def mig_devices(chosen: str | None) -> list[str]:
+    """The parts of GPUs (MIG) that ``CUDA_VISIBLE_DEVICES`` names, also in the older form ``MIG-GPU-UUID/1/0``."""
+    return [word for word in (chosen or "").split(",") if word.startswith("MIG-")]
 
 
 def count_trouble(gpus: Sequence[Gpu], planned: int) -> Iterable[str]:

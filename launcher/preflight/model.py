@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-ALONE = ("gpus", "cpus", "shm", "memlock", "nofile", "disk", "model", "ports", "slurm")
+ALONE = ("gpus", "cpus", "shm", "memlock", "nofile", "disk", "model", "ports", "ptrace", "slurm")
 """Checks that a node makes by itself."""
 
 BETWEEN = ("names", "connect", "canary", "clock", "versions")

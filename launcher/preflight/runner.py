@@ -21,6 +21,7 @@ from launcher.preflight.checks import (
     check_model,
     check_nofile,
     check_ports,
+    check_ptrace,
     check_shm,
     check_slurm,
 )
@@ -42,6 +43,7 @@ CHECKS: Mapping[str, Callable[[Site], Finding]] = {
     "disk": check_disk,
     "model": check_model,
     "ports": check_ports,
+    "ptrace": check_ptrace,
     "slurm": check_slurm,
 }
 """What a node checks alone, by name."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +25,9 @@ from launcher.preflight.checks import (
     check_nofile,
     check_ports,
     check_shm,
+    home_problem,
+    ptrace_finding,
+    write_problem,
 )
 from launcher.preflight.clock import clock_offset, skew_complaint
 from launcher.preflight.facts import code_digest, facts
@@ -30,6 +35,7 @@ from launcher.preflight.gpus import (
     count_trouble,
     error_troubles,
     memory_troubles,
+    mig_devices,
     parse_gpus,
     parse_processes,
     visible,
@@ -223,3 +229,52 @@ def test_a_probe_that_never_answers_is_given_up() -> None:
         complaint = connect(peer(mute.getsockname()[1]), timeout_s=0.2)
     assert complaint is not None
     assert "no answer within 0.2 s" in complaint.text
+
+
+def test_mig_devices_are_counted_and_not_taken_for_missing_gpus() -> None:
+    assert mig_devices("MIG-aaaa,MIG-GPU-11111111-aaaa/1/0") == ["MIG-aaaa", "MIG-GPU-11111111-aaaa/1/0"]
+    assert mig_devices("0,1") == mig_devices(None) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of its own with a handful of inodes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=8", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode and not os.environ.get("CI"):
+        pytest.skip(f"this machine cannot mount a filesystem: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_without_inodes_a_full_one_and_a_read_only_one(small_disk: Path) -> None:
+    assert write_problem(small_disk) == "7 inodes left of 8"
+    subprocess.run(["mount", "-o", "remount,size=8k,nr_inodes=100000", str(small_disk)], check=True)
+    assert write_problem(small_disk) is None
+    (small_disk / "full").write_bytes(bytes(8192))
+    assert write_problem(small_disk) == "No space left on device"
+    assert home_problem({"HOME": str(small_disk)}) == (
+        f"the home directory {small_disk} cannot be written: No space left on device"
+    )
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert write_problem(small_disk) == "Read-only file system"
+
+
+def test_a_home_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert home_problem({}) == "`HOME` is not set"
+    assert home_problem({"HOME": str(tmp_path / "absent")}) == f"the home directory {tmp_path}/absent is not here"
+    assert home_problem({"HOME": str(tmp_path)}) is None
+
+
+@pytest.mark.parametrize(
+    ("scope", "text"),
+    [("0\n", "ptrace_scope is 0"), ("3\n", "warning: kernel.yama.ptrace_scope is 3: CUDA IPC"), ("", "not restricted")],
+)
+def test_where_processes_may_not_open_each_others_descriptors(tmp_path: Path, scope: str, text: str) -> None:
+    (tmp_path / "scope").write_text(scope)
+    found = ptrace_finding(tmp_path / "scope")
+    assert found.ok
+    assert found.text.startswith(text)
