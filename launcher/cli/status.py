@@ -7,12 +7,10 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from launcher.cli.parser import CommandParser
-from launcher.events.loading import new_state
-from launcher.events.reader import EventReader, attempts
+from launcher.events.loading import RunFollower
 from launcher.events.run_state import RunState
 from launcher.observe.find import LAST, add_run_argument, find_run
 from launcher.observe.terminal.status_lines import replica_states, status_lines
@@ -36,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     run = find_run(options.run, options.output_dir)
     watch = RunWatch(run)
-    reader = _Reader(run)
+    reader = RunFollower(run)
     reader.read()
     if options.json:
         print(json.dumps(as_data(watch, reader.state), indent=1))
@@ -44,39 +42,19 @@ def main(arguments: Sequence[str]) -> int:
         print(run.name)
         for label, text in status_lines(watch.status, reader.state, watch.problem, now=time.time()):
             print(f"  {label:<11} {text}")
-        for happening in reader.state.supervision.happenings[-4:]:
-            at = time.strftime("%b %d %H:%M:%S", time.localtime(happening.time))
-            print(f"  {at}  {happening.text}")
+        for entry in reader.state.timeline[-4:]:
+            at = time.strftime("%b %d %H:%M:%S", time.localtime(entry.time))
+            print(f"  {at}  {entry.text}")
     else:
         _live(watch, reader)
     return 0
-
-
-class _Reader:
-    """Folds the events of all attempts, as far as they are written."""
-
-    def __init__(self, run: Path) -> None:
-        self._run = run
-        self._reader = EventReader(run, 1)
-        self._attempt = 1
-        self.state = new_state(run)
-
-    def read(self) -> None:
-        """Reads what is new."""
-        for event in self._reader.read():
-            self.state.apply(event)
-        for attempt in attempts(self._run):
-            if attempt > self._attempt:
-                self._reader, self._attempt = EventReader(self._run, attempt), attempt
-                for event in self._reader.read():
-                    self.state.apply(event)
 
 
 def as_data(watch: RunWatch, state: RunState) -> dict[str, Any]:
     """Everything that is shown, as JSON; times are unix seconds."""
     from launcher.cli.runs import as_data as run_data
 
-    status, supervision = watch.status, state.supervision
+    status = watch.status
     return {
         **run_data(status),
         "problem": watch.problem,
@@ -87,18 +65,18 @@ def as_data(watch: RunWatch, state: RunState) -> dict[str, Any]:
             for node, hostname in sorted(state.nodes_up.items())
         },
         "replicas": [
-            {"replica": replica, "state": word, "version": supervision.versions.get(replica)}
+            {"replica": replica, "state": word, "version": state.versions.get(replica)}
             for replica, word in replica_states(state).items()
         ],
         "step_s": state.step_seconds(),
         "tokens_per_s": state.steps[-1].tokens_per_s if state.steps else None,
-        "checkpoint_step": supervision.checkpoint,
-        "restarts": supervision.restarts,
-        "lost_nodes": supervision.lost_nodes,
-        "spares": supervision.spares,
-        "preflight": supervision.preflight,
+        "checkpoint_step": state.checkpoint_step,
+        "restarts": state.restarts,
+        "lost_nodes": state.lost_nodes,
+        "spares": state.spares,
+        "preflight": state.preflight,
         "past_attempts": [
-            {"attempt": past.attempt, "outcome": past.outcome, "step": past.step} for past in supervision.past
+            {"attempt": past.attempt, "outcome": past.outcome, "step": past.step} for past in state.past_attempts
         ],
         "failure": state.failure.message if state.failure is not None else None,
     }
@@ -108,7 +86,7 @@ def _is_terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
-def _live(watch: RunWatch, reader: _Reader) -> None:
+def _live(watch: RunWatch, reader: RunFollower) -> None:
     from rich.console import Console, Group
     from rich.live import Live
     from rich.table import Table

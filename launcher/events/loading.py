@@ -1,9 +1,10 @@
-"""Reads a run directory into a state."""
+"""Reads the state of a run from its directory, once or as it grows."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from launcher.events.fold import apply_event
 from launcher.events.reader import EventReader, attempts
 from launcher.events.run_state import ENGINE, NODES, RunState
 
@@ -41,5 +42,33 @@ def load_state(run_dir: Path, attempt: int | None = None) -> RunState:
     state = new_state(run_dir)
     for n in [attempt] if attempt is not None else attempts(run_dir):
         for event in EventReader(run_dir, n).read():
-            state.apply(event)
+            apply_event(state, event)
     return state
+
+
+class RunFollower:
+    """The state of a run over all of its attempts, as far as they are written."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.attempt = 1
+        """The attempt that was read last."""
+
+        self.state = new_state(run_dir)
+        self._run_dir = run_dir
+        self._reader = EventReader(run_dir, 1)
+
+    def read(self) -> bool:
+        """Folds what is new; whether there was something. Never waits."""
+        is_news = self._fold()
+        for attempt in attempts(self._run_dir):
+            if attempt > self.attempt:
+                self._reader, self.attempt = EventReader(self._run_dir, attempt), attempt
+                is_news = self._fold() or is_news
+        return is_news
+
+    def _fold(self) -> bool:
+        is_news = False
+        for event in self._reader.read():
+            is_news = True
+            apply_event(self.state, event)
+        return is_news

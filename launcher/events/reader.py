@@ -1,4 +1,4 @@
-"""Reads a run's event log as it grows."""
+"""Reads a run's event logs as they grow."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-EVENTS = "events.jsonl"
+from launcher.common.run_dir import EVENTS, attempt_dir
+from launcher.events.schema import Event
+from launcher.events.serialize import event_from_dict
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class EventReader:
         """The attempt that is read; None until there is one."""
         return self._attempt
 
-    def read(self) -> Iterator[dict[str, Any]]:
+    def read(self) -> Iterator[Event]:
         """Yields the complete lines written since the last call; nothing when the log is not there yet. Never waits."""
         # What is newest is looked up before reading: an attempt's log is final once the next one exists.
         newest = None if self._is_pinned else max((n for n in attempts(self._run_dir) if n > self._after), default=None)
@@ -46,7 +47,7 @@ class EventReader:
             self._attempt = min(n for n in attempts(self._run_dir) if n > self._attempt)
             self._offset, self._partial = 0, b""
 
-    def _read_lines(self) -> Iterator[dict[str, Any]]:
+    def _read_lines(self) -> Iterator[Event]:
         path = events_path(self._run_dir, self._attempt or 0)
         try:
             # Opened anew each time: a network filesystem shows another host's writes only after an open.
@@ -58,14 +59,17 @@ class EventReader:
         self._offset += len(data)
         *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
-            event = _parse(line, path)
+            event = parse_event(line)
             if event is not None:
                 yield event
+            elif line.strip():
+                # A node that dies while writing leaves such a line; what comes after it still counts.
+                logger.warning("%s: a line is not an event and was left out: %.80r", path, line)
 
 
 def events_path(run_dir: Path, attempt: int) -> Path:
     """Where an attempt's event log lies."""
-    return run_dir / "attempts" / str(attempt) / EVENTS
+    return attempt_dir(run_dir, attempt) / EVENTS
 
 
 def attempts(run_dir: Path) -> list[int]:
@@ -74,15 +78,19 @@ def attempts(run_dir: Path) -> list[int]:
     return sorted(int(path.parent.name) for path in folder.glob(f"*/{EVENTS}") if path.parent.name.isdecimal())
 
 
-def _parse(line: bytes, path: Path) -> dict[str, Any] | None:
-    if not line.strip():
-        return None
+def read_events(path: Path) -> list[Event]:
+    """The events of one log that nobody writes any more, or of its part that is complete; none if it doesn't exist."""
     try:
-        event = json.loads(line)
+        data = path.read_bytes()
+    except OSError:
+        return []
+    return [event for line in data.splitlines() if (event := parse_event(line)) is not None]
+
+
+def parse_event(line: bytes) -> Event | None:
+    """The event of one line; None for a line that its writer could not finish, and for anything else."""
+    try:
+        data = json.loads(line)
     except ValueError:  # also a UnicodeDecodeError
-        event = None
-    if not isinstance(event, dict):
-        # A node that dies while writing leaves such a line; what comes after it still counts.
-        logger.warning("%s: a line is not an event and was left out: %.80r", path, line)
         return None
-    return event
+    return event_from_dict(data) if isinstance(data, dict) else None

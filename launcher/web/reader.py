@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.events.loading import new_state
-from launcher.events.reader import EventReader, attempts
-from launcher.events.records import PhaseGroup
-from launcher.events.run_state import RunState
+from launcher.events.loading import RunFollower
+from launcher.events.run_state import PhaseGroup, RunState
 from launcher.layout.model import Layout
 from launcher.observe.layouts import layout_of
 from launcher.observe.run_status import RunStatus, statuses
 from launcher.observe.run_summary import digest
 from launcher.observe.terminal.plain import failure_text
 from launcher.observe.terminal.status_lines import replica_states, status_lines
-from launcher.web.processes import ProcessStates
+from launcher.web.processes import process_letters
 
 FIGURES = ("reward", "loss", "tokens_per_s", "sync_s", "mismatch")
 MOST_BARS = 24
 """Up to so many processes have bars of their own in the waterfall; of more, each phase has one."""
 
-MOST_HAPPENINGS = 300
-MOST_VERSIONS = 60
+MOST_ENTRIES = 300
 STATUS_EVERY_S = 2.0
 BELIEVED_S = 300.0
 
@@ -37,54 +33,31 @@ class RunReader:
         self.number = 0
         """Grows with every change."""
 
-        self._reader = EventReader(run, 1)
+        self._follower = RunFollower(run)
         self._attempt = 1
-        self.state: RunState = new_state(run)
         self._layout: Layout = layout_of(run)
-        self._processes = ProcessStates(self._layout)
-        self._took: list[tuple[int, frozenset[int]]] = []
         self._status: RunStatus = self._look()
         self._looked = time.monotonic()
 
+    @property
+    def state(self) -> RunState:
+        """Of the newest attempt, as far as it is read."""
+        return self._follower.state
+
     def update(self) -> bool:
         """Reads what is new; True if there was something."""
-        is_news = self._read()
-        for attempt in attempts(self.run):
-            if attempt > self._attempt:
-                self._reader, self._attempt = EventReader(self.run, attempt), attempt
-                self._layout = layout_of(self.run)
-                self._processes = ProcessStates(self._layout)
-                self._took = []
-                is_news = self._read() or is_news
+        is_news = self._follower.read()
+        if self._follower.attempt != self._attempt:
+            self._attempt, self._layout = self._follower.attempt, layout_of(self.run)
         if time.monotonic() - self._looked >= STATUS_EVERY_S:
             before, self._status, self._looked = self._status, self._look(), time.monotonic()
             is_news = is_news or (before.word, before.job) != (self._status.word, self._status.job)
         self.number += is_news
         return is_news
 
-    def _read(self) -> bool:
-        is_news = False
-        for event in self._reader.read():
-            is_news = True
-            self.state.apply(event)
-            self._processes.apply(event)
-            self._version(event)
-        return is_news
-
     def _look(self) -> RunStatus:
         (status,), _ = statuses([digest(self.run)], is_asking=False)
         return status
-
-    def _version(self, event: Mapping[str, Any]) -> None:
-        """Which replicas took which version, for the last of them."""
-        if event.get("event") == "published":
-            took, version = event.get("replicas"), event.get("version")
-        elif event.get("event") == "step" and not self.state.supervision.has_published:
-            took, version = list(self.state.engines), event.get("version")
-        else:
-            return
-        if isinstance(version, int) and isinstance(took, list):
-            self._took = [*self._took, (version, frozenset(took))][-MOST_VERSIONS:]
 
     def layout(self) -> dict[str, Any]:
         """What stays the same during an attempt: nodes with their processes."""
@@ -123,12 +96,12 @@ class RunReader:
             "facts": [list(line) for line in status_lines(status, state, None, now=now) if line[0] != "state"],
             "up": sorted(state.nodes_up),
             "hostnames": dict(state.nodes_up),
-            "lost": sorted(set(state.supervision.lost_nodes) - set(state.supervision.spares)),
-            "processes": self._processes.text(),
+            "lost": sorted(set(state.lost_nodes) - set(state.spares)),
+            "processes": process_letters(self._layout, state),
             "replicas": self._replicas(),
             "versions": [
                 [version, [replica for replica in range(state.replicas or 0) if replica not in took]]
-                for version, took in self._took
+                for version, took in state.recent_versions
             ],
             "waterfall": waterfall(state),
             "startup_s": state.startup_seconds(),
@@ -153,7 +126,7 @@ class RunReader:
         return self._status.is_certain or is_told
 
     def _replicas(self) -> list[list[Any]]:
-        versions = self.state.supervision.versions
+        versions = self.state.versions
         return [[replica, word, versions.get(replica)] for replica, word in replica_states(self.state).items()]
 
     def _failure(self) -> dict[str, Any] | None:
@@ -198,7 +171,7 @@ def _folded(group: PhaseGroup) -> dict[str, Any]:
 
 def timeline(state: RunState) -> list[list[Any]]:
     """What happened, in order: time, kind, text, whether it is bad."""
-    found = [[h.time, h.kind, h.text, h.is_bad] for h in state.supervision.happenings[-MOST_HAPPENINGS:]]
+    found = [[entry.time, entry.kind, entry.text, entry.is_bad] for entry in state.timeline[-MOST_ENTRIES:]]
     if state.began_at is not None:
         found.append([state.began_at, "submitted", f"submitted to {state.cluster or 'the cluster'}", False])
     if state.first_step_at is not None:

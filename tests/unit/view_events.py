@@ -8,6 +8,10 @@ import random
 from pathlib import Path
 from typing import Any
 
+from launcher.events.fold import apply_event
+from launcher.events.run_state import RunState
+from launcher.events.serialize import event_from_dict
+
 T0 = 1_767_225_600.0
 """2026-01-01 00:00:00 UTC."""
 
@@ -114,3 +118,10 @@ def write(run_dir: Path, events: Events, attempt: int = 1) -> Path:
     with path.open("a") as file:
         file.writelines(json.dumps(event) + "\n" for event in events)
     return path
+
+
+def apply(state: RunState, event: dict[str, Any]) -> None:
+    """Folds one event as it stands in a log."""
+    found = event_from_dict(event)
+    if found is not None:
+        apply_event(state, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -245,6 +246,29 @@ class FailureReported(Event):
 
     bad_nodes: list[str] = field(default_factory=list)
     """Hostnames of the nodes whose preflight failed."""
+
+    @property
+    def where(self) -> str:
+        """``inference 1 on node 3 (gpu-07)``, with what is known."""
+        parts = [" ".join(str(x) for x in (self.role, self.rank) if x is not None)]
+        if self.node_rank is not None:
+            parts.append(f"on node {self.node_rank}")
+        if self.hostname is not None:
+            parts.append(f"({self.hostname})")
+        return " ".join(part for part in parts if part)
+
+    @property
+    def how(self) -> str:
+        """``exit code 1`` or ``signal 9 (SIGKILL)``; empty when the process did not end."""
+        return "" if self.exit_code is None else describe_exit(self.exit_code)
+
+
+def describe_exit(code: int) -> str:
+    """``exit code 1``, or ``signal 9 (SIGKILL)`` for -9."""
+    if code >= 0:
+        return f"exit code {code}"
+    names = {int(signum): signum.name for signum in signal.Signals}
+    return f"signal {-code} ({names.get(-code, '?')})"
 
 
 @event_kind("stopping")

@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from launcher.common.text import by_number, duration
-from launcher.events.records import Phase
-from launcher.events.run_state import ENGINE, FIRST_STEP, JOB, LAUNCH, NODES, QUEUE, RunState
+from launcher.events.run_state import ENGINE, FIRST_STEP, JOB, LAUNCH, NODES, QUEUE, RunState, StartupPhase
 from launcher.observe.plots.palette import GREY, INK, PALE_GREY, SEQUENCE, clean, text_on
 
 MOST_ROWS_PER_ROLE = 8
@@ -25,7 +24,7 @@ class Row:
     """One process, its phases in lanes so that none covers another."""
 
     label: str
-    lanes: tuple[tuple[Phase, ...], ...]
+    lanes: tuple[tuple[StartupPhase, ...], ...]
 
 
 def draw_startup(state: RunState, *, title: str) -> Figure:
@@ -73,14 +72,14 @@ def _colours(names: list[str]) -> dict[str, str]:
     return waits | {name: SEQUENCE[i % len(SEQUENCE)] for i, name in enumerate(rest)}
 
 
-def _without_envelopes(phases: list[Phase]) -> list[Phase]:
+def _without_envelopes(phases: list[StartupPhase]) -> list[StartupPhase]:
     """Leaves out the whole start of an engine that reports its stages."""
     detailed = {phase.who for phase in phases if phase.name != ENGINE}
     return [phase for phase in phases if phase.name != ENGINE or phase.who not in detailed]
 
 
-def _rows(phases: list[Phase], stop: float) -> tuple[list[Row], list[str]]:
-    by_who: dict[str, list[Phase]] = {}
+def _rows(phases: list[StartupPhase], stop: float) -> tuple[list[Row], list[str]]:
+    by_who: dict[str, list[StartupPhase]] = {}
     for phase in phases:
         by_who.setdefault(phase.who, []).append(phase)
     by_role: dict[str, list[str]] = {}
@@ -98,8 +97,8 @@ def _rows(phases: list[Phase], stop: float) -> tuple[list[Row], list[str]]:
     return rows, notes
 
 
-def _lanes(phases: list[Phase], stop: float) -> tuple[tuple[Phase, ...], ...]:
-    lanes: list[list[Phase]] = []
+def _lanes(phases: list[StartupPhase], stop: float) -> tuple[tuple[StartupPhase, ...], ...]:
+    lanes: list[list[StartupPhase]] = []
     for phase in sorted(phases, key=lambda p: p.begin):
         lane = next((lane for lane in lanes if _end(lane[-1], stop) <= phase.begin + 1e-6), None)
         if lane is None:
@@ -110,7 +109,13 @@ def _lanes(phases: list[Phase], stop: float) -> tuple[tuple[Phase, ...], ...]:
 
 
 def _draw_lane(
-    axes: Axes, lane: tuple[Phase, ...], y: float, origin: float, stop: float, span: float, colours: dict[str, str]
+    axes: Axes,
+    lane: tuple[StartupPhase, ...],
+    y: float,
+    origin: float,
+    stop: float,
+    span: float,
+    colours: dict[str, str],
 ) -> None:
     for phase in lane:
         begin, end = phase.begin - origin, _end(phase, stop) - origin
@@ -143,5 +148,5 @@ def _draw_end(axes: Axes, state: RunState, at: float) -> None:
         axes.text(at, -0.55, text, ha="right" if is_late else "left", va="center", fontsize=9, color=INK, weight="bold")
 
 
-def _end(phase: Phase, stop: float) -> float:
+def _end(phase: StartupPhase, stop: float) -> float:
     return stop if phase.end is None else min(phase.end, stop)

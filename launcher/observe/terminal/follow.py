@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from launcher.events.fold import apply_event
 from launcher.events.loading import new_state
 from launcher.events.reader import EventReader
 from launcher.events.run_state import RunState
@@ -56,7 +57,7 @@ def follow(
             is_news = False
             for event in reader.read():
                 is_news = True
-                state.apply(event)
+                apply_event(state, event)
             display.update(state)
             now = time.monotonic()
             if is_news:

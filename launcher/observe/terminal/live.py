@@ -14,14 +14,13 @@ from rich.text import Text
 
 from launcher.common.text import clock as ticking
 from launcher.common.text import counted, duration, listed, sparkline
-from launcher.events.records import PhaseGroup
-from launcher.events.run_state import ENGINE, JOB, NODES, RunState
+from launcher.events.run_state import ENGINE, JOB, NODES, PhaseGroup, RunState
 from launcher.observe.terminal.plain import failure_text, step_figures
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 SPINNER_ASCII = "|/-\\"
 LABELS = {NODES: "nodes up", ENGINE: "replicas ready"}
-HAPPENINGS_SHOWN = 4
+ENTRIES_SHOWN = 4
 SHORTEST_WAIT_SHOWN_S = 2.0
 """A phase that has lasted this long names the processes it waits for."""
 
@@ -147,11 +146,11 @@ def _training(state: RunState, width: int, ascii_only: bool) -> Iterator[Rendera
 
 
 def _supervised(state: RunState, ascii_only: bool) -> Iterator[RenderableType]:
-    """The last few things that supervision did, with their time."""
-    for happening in state.supervision.happenings[-HAPPENINGS_SHOWN:]:
-        at = time.strftime("%H:%M:%S", time.localtime(happening.time))
-        style = "yellow" if happening.is_bad else "dim"
-        yield Text(f"{at}  {happening.text}", style, no_wrap=True, overflow=_cut(ascii_only))
+    """The last entries of the timeline."""
+    for entry in state.timeline[-ENTRIES_SHOWN:]:
+        at = time.strftime("%H:%M:%S", time.localtime(entry.time))
+        style = "yellow" if entry.is_bad else "dim"
+        yield Text(f"{at}  {entry.text}", style, no_wrap=True, overflow=_cut(ascii_only))
 
 
 def _eta(state: RunState) -> str:

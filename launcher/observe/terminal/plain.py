@@ -7,8 +7,18 @@ from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from launcher.common.text import counted, duration, listed, number
-from launcher.events.records import Failure, Phase, PhaseGroup, Step
-from launcher.events.run_state import ENGINE, FIRST_STEP, JOB, LAUNCH, NODES, QUEUE, RunState
+from launcher.events.run_state import (
+    ENGINE,
+    FIRST_STEP,
+    JOB,
+    LAUNCH,
+    NODES,
+    QUEUE,
+    PhaseGroup,
+    RunState,
+    StartupPhase,
+)
+from launcher.events.schema import FailureReported, StepFinished
 
 REMIND_EVERY_S = 15.0
 QUEUE_REMIND_EVERY_S = 60.0
@@ -28,8 +38,8 @@ class PlainDisplay:
         self._stream = stream
         self._clock = clock
         self._step_time = 0.0
-        self._step_line: Step | None = None
-        self._happenings = 0
+        self._step_line: StepFinished | None = None
+        self._timeline_seen = 0
         self._began_at: float | None = None
         self._forget()
 
@@ -57,7 +67,7 @@ class PlainDisplay:
     def _forget(self) -> None:
         self._attempt: int | None = None
         self._has_submitted = False
-        self._untold: list[Phase] = []
+        self._untold: list[StartupPhase] = []
         self._phases_seen = 0
         self._engines: set[int] = set()
         self._reminded: dict[str, int] = {}
@@ -71,7 +81,7 @@ class PlainDisplay:
             yield self._began_at or 0.0, f"submitted to {state.cluster}{job}, run directory {state.run_dir}"
         self._untold += state.phases[self._phases_seen :]
         self._phases_seen = len(state.phases)
-        by_name: dict[str, list[Phase]] = {}
+        by_name: dict[str, list[StartupPhase]] = {}
         for phase in self._untold:
             by_name.setdefault(phase.name, []).append(phase)
         self._untold = []
@@ -90,9 +100,9 @@ class PlainDisplay:
         yield from self._replicas(state)
 
     def _supervised(self, state: RunState) -> Iterator[tuple[float, str]]:
-        new = state.supervision.happenings[self._happenings :]
-        self._happenings += len(new)
-        yield from ((happening.time, happening.text) for happening in new)
+        new = state.timeline[self._timeline_seen :]
+        self._timeline_seen += len(new)
+        yield from ((entry.time, entry.text) for entry in new)
 
     def _replicas(self, state: RunState) -> Iterator[tuple[float, str]]:
         ready = {p.who: p for p in state.phases if p.name == ENGINE and p.end is not None} if state.engines else {}
@@ -107,7 +117,7 @@ class PlainDisplay:
         for replica in self._engines - state.engines.keys():
             self._engines.discard(replica)
             # Of one that is lost or dropped there is a line already, with the reason.
-            if state.draining_at is None and replica not in state.supervision.replica_states:
+            if state.draining_at is None and replica not in state.replica_states:
                 yield state.last_at, f"replicas ready {len(self._engines)}/{total}: inference-{replica} has ended"
 
     def _training(self, state: RunState) -> Iterator[tuple[float, str]]:
@@ -163,7 +173,7 @@ class PlainDisplay:
         self._stream.write(f"{time.strftime('%H:%M:%S', time.localtime(at))}  {line}\n")
 
 
-def failure_text(failure: Failure) -> str:
+def failure_text(failure: FailureReported) -> str:
     """One line: the message, and what it does not say itself of where and how."""
     more = [part for part in (failure.where, failure.how) if part and part not in failure.message]
     return failure.message + (f" [{', '.join(more)}]" if more else "")
@@ -183,7 +193,7 @@ def _attempt_text(state: RunState) -> str:
     return ": ".join([text, ", ".join(shares)]) if shares else text
 
 
-def _ended_text(name: str, phases: list[Phase], state: RunState) -> str:
+def _ended_text(name: str, phases: list[StartupPhase], state: RunState) -> str:
     took = duration(max((p.end or p.begin) - p.begin for p in phases))
     if name == NODES:
         return f"{counted(len(state.nodes_up), 'node')} up after {took}"
@@ -211,13 +221,13 @@ def _every(step_s: float | None) -> int:
     return every
 
 
-def _step_text(step: Step, planned: int | None) -> str:
+def _step_text(step: StepFinished, planned: int | None) -> str:
     parts = [f"step {step.step}/{planned}" if planned is not None else f"step {step.step}"]
     parts += step_figures(step)
     return "  ".join(parts)
 
 
-def step_figures(step: Step) -> list[str]:
+def step_figures(step: StepFinished) -> list[str]:
     """``reward 0.512``, ``loss 0.031``, ...: those that the step has."""
     figures = []
     if step.reward is not None:

@@ -28,15 +28,14 @@ def status_lines(status: RunStatus, state: RunState, problem: str | None, *, now
     yield "job", _job(status, now) + (f"   ({problem})" if problem else "")
     if run.nodes is not None:
         yield "nodes", _nodes(run.nodes, state)
-    supervision = state.supervision
-    if supervision.preflight:
-        bad = [state.nodes_up.get(node, f"node {node}") for node, ok in supervision.preflight.items() if not ok]
-        passed = sum(supervision.preflight.values())
+    if state.preflight:
+        bad = [state.nodes_up.get(node, f"node {node}") for node, ok in state.preflight.items() if not ok]
+        passed = sum(state.preflight.values())
         yield "preflight", f"passed on {passed}" + (f", FAILED on {_names(bad)}" if bad else "")
     if state.replicas:
         yield "replicas", _replicas(state)
-    if supervision.versions:
-        yield "versions", _versions(supervision.versions)
+    if state.versions:
+        yield "versions", _versions(state.versions)
     if state.steps:
         step = state.steps[-1]
         planned = f"/{state.steps_planned}" if state.steps_planned else ""
@@ -51,16 +50,16 @@ def status_lines(status: RunStatus, state: RunState, problem: str | None, *, now
                 ]
             ),
         )
-    if supervision.checkpoint is not None:
-        yield "checkpoint", f"of step {supervision.checkpoint}"
-    if supervision.restarts:
-        yield "restarts", ", ".join(f"{what} {count}" for what, count in supervision.restarts.items())
-    if supervision.lost_nodes or supervision.spares:
-        yield "lost", _lost(supervision.lost_nodes, supervision.spares)
+    if state.checkpoint_step is not None:
+        yield "checkpoint", f"of step {state.checkpoint_step}"
+    if state.restarts:
+        yield "restarts", ", ".join(f"{what} {count}" for what, count in state.restarts.items())
+    if state.lost_nodes or state.spares:
+        yield "lost", _lost(state.lost_nodes, state.spares)
     if state.attempt is not None and state.attempt > 1:
         yield "attempts", _attempts(state)
-    if supervision.stopping is not None and not status.is_over:
-        yield "stopping", supervision.stopping
+    if state.stop_reason is not None and not status.is_over:
+        yield "stopping", state.stop_reason
     if state.failure is not None:
         yield "cause", failure_text(state.failure)
         if state.failure.log is not None:
@@ -98,7 +97,7 @@ def replica_states(state: RunState) -> dict[int, str]:
     """What each replica of the layout is doing."""
     found = {}
     for replica in range(state.replicas or 0):
-        told = state.supervision.replica_states.get(replica, STARTING)
+        told = state.replica_states.get(replica, STARTING)
         # A replica that was told ready and whose process has ended since is not; nor does one start when all is over.
         is_ended = told == READY or (told == STARTING and state.outcome is not None)
         found[replica] = READY if replica in state.engines else ("ended" if is_ended else told)
@@ -134,9 +133,9 @@ def _lost(lost: Mapping[int, str], spares: Mapping[int, str]) -> str:
 def _attempts(state: RunState) -> str:
     past = [
         f"{attempt.attempt} {attempt.outcome}" + (f" at step {attempt.step}" if attempt.step is not None else "")
-        for attempt in state.supervision.past
+        for attempt in state.past_attempts
     ]
-    resumed = f", resumed from step {state.supervision.resumed}" if state.supervision.resumed is not None else ""
+    resumed = f", resumed from step {state.resumed_step}" if state.resumed_step is not None else ""
     return "; ".join([*past, f"{state.attempt} now{resumed}"])
 
 

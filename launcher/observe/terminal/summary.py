@@ -14,6 +14,8 @@ from typing import Any
 from launcher.common.text import counted, duration, number
 from launcher.events.loading import load_state
 from launcher.events.run_state import RunState
+from launcher.events.schema import FailureReported
+from launcher.events.serialize import event_fields
 
 logger = logging.getLogger(__name__)
 
@@ -73,16 +75,21 @@ def gather(run_dir: Path, state: RunState) -> dict[str, Any]:
             "mean": _mean(_values(state, "mismatch")),
             "max": max(_values(state, "mismatch_max") or _values(state, "mismatch"), default=None),
         },
-        "restarts": dict(state.supervision.restarts),
-        "lost_nodes": list(state.supervision.lost_nodes.values()),
-        "checkpoint_step": state.supervision.checkpoint,
-        "past_attempts": [asdict(past) for past in state.supervision.past],
+        "restarts": dict(state.restarts),
+        "lost_nodes": list(state.lost_nodes.values()),
+        "checkpoint_step": state.checkpoint_step,
+        "past_attempts": [asdict(past) for past in state.past_attempts],
         "tokens_per_s": _spread(_values(state, "tokens_per_s")),
-        "checks": [asdict(check) for check in state.checks],
-        "failure": asdict(state.failure) if state.failure is not None else None,
-        "failed_after_it": [asdict(failure) for failure in state.failures[1:]],
+        "checks": [event_fields(check) for check in state.checks],
+        "failure": _failure_facts(state.failure) if state.failure is not None else None,
+        "failed_after_it": [_failure_facts(failure) for failure in state.failures[1:]],
         "files": files(run_dir, state),
     }
+
+
+def _failure_facts(failure: FailureReported) -> dict[str, Any]:
+    code = failure.exit_code
+    return {**event_fields(failure), "signal": -code if code is not None and code < 0 else None}
 
 
 def files(run_dir: Path, state: RunState) -> dict[str, Any]:

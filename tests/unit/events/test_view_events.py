@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.events.reader import EventReader
+from launcher.events.serialize import event_from_dict
 from tests.unit import view_events
 
 
@@ -18,7 +19,7 @@ def test_nothing_before_the_log_exists(tmp_path: Path) -> None:
     reader = EventReader(tmp_path, 1)
     assert list(reader.read()) == []
     view_events.write(tmp_path, [{"time": 1.0, "event": "draining"}])
-    assert [event["event"] for event in reader.read()] == ["draining"]
+    assert [event.event_name for event in reader.read()] == ["draining"]
     assert list(reader.read()) == []
 
 
@@ -36,7 +37,7 @@ def test_every_event_once_however_the_bytes_arrive(tmp_path_factory: pytest.Temp
         with path.open("ab") as file:
             file.write(data[begin:end])
         seen += list(reader.read())
-    assert seen == events
+    assert seen == [event_from_dict(event) for event in events]
 
 
 def test_a_torn_line_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -44,7 +45,7 @@ def test_a_torn_line_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCapt
     with path.open("a") as file:
         file.write('{"time": 2.0, "ev\n[1]\n\n')
     view_events.write(tmp_path, [{"time": 3.0, "event": "finished"}])
-    assert [event["event"] for event in EventReader(tmp_path, 1).read()] == ["draining", "finished"]
+    assert [event.event_name for event in EventReader(tmp_path, 1).read()] == ["draining", "finished"]
     assert len(caplog.records) == 2
 
 
@@ -59,10 +60,10 @@ def test_moves_on_to_the_next_attempt(tmp_path: Path) -> None:
     reader = EventReader(tmp_path)
     assert list(reader.read()) == []
     view_events.write(tmp_path, [{"time": 1.0, "event": "a"}], attempt=1)
-    assert [event["event"] for event in reader.read()] == ["a"]
+    assert [event.event_name for event in reader.read()] == ["a"]
     view_events.write(tmp_path, [{"time": 2.0, "event": "b"}], attempt=1)
     view_events.write(tmp_path, [{"time": 3.0, "event": "c"}], attempt=2)
-    assert [event["event"] for event in [*reader.read(), *reader.read()]] == ["b", "c"]
+    assert [event.event_name for event in [*reader.read(), *reader.read()]] == ["b", "c"]
     assert reader.attempt == 2
 
 
@@ -70,4 +71,4 @@ def test_a_pinned_attempt_stays(tmp_path: Path) -> None:
     reader = EventReader(tmp_path, 1)
     view_events.write(tmp_path, [{"time": 1.0, "event": "a"}], attempt=1)
     view_events.write(tmp_path, [{"time": 3.0, "event": "c"}], attempt=2)
-    assert [event["event"] for event in [*reader.read(), *reader.read()]] == ["a"]
+    assert [event.event_name for event in [*reader.read(), *reader.read()]] == ["a"]

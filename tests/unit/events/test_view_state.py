@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from launcher.common.text import duration, listed, sparkline
 from launcher.events.loading import load_state, new_state
 from launcher.events.run_state import RunState
+from launcher.events.schema import EVENT_KINDS
 from tests.unit import view_events
 from tests.unit.view_events import T0
 
@@ -25,7 +26,7 @@ trainer: {steps: 60, command: null}
 def folded(events: list[dict[str, Any]]) -> RunState:
     state = RunState()
     for event in events:
-        state.apply(event)
+        view_events.apply(state, event)
     return state
 
 
@@ -53,14 +54,16 @@ def test_phases_have_begin_and_end_per_process() -> None:
 def test_the_stages_of_an_engine_end_when_it_is_ready() -> None:
     state = RunState()
     process = {"event": "process", "name": "inference-1", "role": "inference", "rank": 1}
-    state.apply({"time": 1.0, "state": "started", **process})
-    state.apply({"time": 2.0, "event": "phase", "phase": "load engine", "who": "inference-1", "state": "begin"})
-    state.apply({"time": 9.0, "event": "engine_ready", "replica": 1, "url": "http://a:1", "seconds": 8.0})
+    view_events.apply(state, {"time": 1.0, "state": "started", **process})
+    view_events.apply(
+        state, {"time": 2.0, "event": "phase", "phase": "load engine", "who": "inference-1", "state": "begin"}
+    )
+    view_events.apply(state, {"time": 9.0, "event": "engine_ready", "replica": 1, "url": "http://a:1", "seconds": 8.0})
     assert [(phase.name, phase.begin, phase.end) for phase in state.phases] == [
         ("engine", 1.0, 9.0),
         ("load engine", 2.0, 9.0),
     ]
-    state.apply({"time": 12.0, "state": "ended", **process})
+    view_events.apply(state, {"time": 12.0, "state": "ended", **process})
     assert state.engines == {}
 
 
@@ -122,7 +125,7 @@ def test_all_attempts_are_loaded_in_order(tmp_path: Path) -> None:
     assert len(load_state(tmp_path, 9).steps) == 5
 
 
-KINDS = [*(name.removeprefix("_on_") for name in dir(RunState) if name.startswith("_on_")), "unknown"]
+KINDS = [*EVENT_KINDS, "unknown"]
 FIELDS = ["step", "replica", "phase", "who", "state", "reward", "nodes", "rank", "exit_code", "signal", "tail", "role"]
 ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just(["a", 1])
 

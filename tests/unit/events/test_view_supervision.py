@@ -58,28 +58,28 @@ SECOND: Events = [
 def folded(events: Events) -> RunState:
     state = RunState(run_dir="runs/rl")
     for event in events:
-        state.apply(event)
+        view_events.apply(state, event)
     return state
 
 
 def test_what_is_counted() -> None:
-    supervision = folded(FIRST).supervision
-    assert supervision.versions == {0: 10, 1: 10, 3: 10}
-    assert supervision.replica_states == {2: "restarting"}
-    assert supervision.restarts == {"engine": 1, "trainer": 1}
-    assert supervision.lost_nodes == {1: "rack0n02"} and supervision.spares == {1: "rack0n05"}
-    assert supervision.checkpoint == 8 and supervision.stopping == "time limit"
+    state = folded(FIRST)
+    assert state.versions == {0: 10, 1: 10, 3: 10}
+    assert state.replica_states == {2: "restarting"}
+    assert state.restarts == {"engine": 1, "trainer": 1}
+    assert state.lost_nodes == {1: "rack0n02"} and state.spares == {1: "rack0n05"}
+    assert state.checkpoint_step == 8 and state.stop_reason == "time limit"
 
 
 def test_another_attempt_forgets_what_was_of_the_last_one() -> None:
-    supervision = folded([*FIRST, *SECOND]).supervision
-    assert supervision.restarts == {} and supervision.versions == {} and supervision.stopping is None
-    assert [(past.attempt, past.outcome, past.step) for past in supervision.past] == [(1, "requeued", 20)]
-    assert (supervision.resumed, supervision.checkpoint) == (8, 8)
+    state = folded([*FIRST, *SECOND])
+    assert state.restarts == {} and state.versions == {} and state.stop_reason is None
+    assert [(past.attempt, past.outcome, past.step) for past in state.past_attempts] == [(1, "requeued", 20)]
+    assert (state.resumed_step, state.checkpoint_step) == (8, 8)
 
 
 def test_without_published_events_the_steps_tell_the_version() -> None:
-    assert folded([*view_events.startup(replicas=2), *view_events.steps(3)]).supervision.versions == {0: 3, 1: 3}
+    assert folded([*view_events.startup(replicas=2), *view_events.steps(3)]).versions == {0: 3, 1: 3}
 
 
 def test_plain_lines_tell_each_once() -> None:
@@ -87,7 +87,7 @@ def test_plain_lines_tell_each_once() -> None:
     display, state = PlainDisplay(stream, clock=lambda: now), RunState(run_dir="runs/rl")
     for event in [*FIRST, *SECOND]:
         now = event["time"]
-        state.apply(event)
+        view_events.apply(state, event)
         display.update(state)
     lines = [line.partition("  ")[2] for line in stream.getvalue().splitlines()]
     for expected in (

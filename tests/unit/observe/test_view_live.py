@@ -30,7 +30,7 @@ def shown(events: view_events.Events, at: float, width: int, *, encoding: str = 
     state = RunState(run_dir="/scratch/someone/runs/rl-20260101-000000-ab12", deadlines={"engine": 600.0})
     for event in events:
         if event["time"] <= T0 + at:
-            state.apply(event)
+            view_events.apply(state, event)
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
     console = Console(file=file, width=width, force_terminal=True, color_system=None, highlight=False)
     console.print(picture(state, now=T0 + at, width=width, ascii_only=console.options.ascii_only))
@@ -81,7 +81,7 @@ def test_display_follows_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(display, LiveDisplay)
         state = RunState()
         for event in EVENTS:
-            state.apply(event)
+            view_events.apply(state, event)
             if event["event"] == "attempt":
                 display.update(state)
         display.update(state)

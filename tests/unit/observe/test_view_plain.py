@@ -36,7 +36,7 @@ def played(events: view_events.Events, *, until: float, every: float = 0.25) -> 
     left = list(events)
     while now <= T0 + until:
         while left and left[0]["time"] <= now:
-            state.apply(left.pop(0))
+            view_events.apply(state, left.pop(0))
         display.update(state)
         now += every
     display.close()

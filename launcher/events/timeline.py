@@ -1,0 +1,97 @@
+"""The line that an event has in a run's timeline: restarts, losses, checkpoints, stops; not steps and start-up."""
+
+from __future__ import annotations
+
+from launcher.common.text import counted, duration, size
+from launcher.events.run_state import RunState, TimelineEntry
+from launcher.events.schema import (
+    CheckpointChanged,
+    CheckpointLoaded,
+    Event,
+    JobRequeued,
+    NodeLost,
+    PreflightFinished,
+    ReplicaChanged,
+    RestartScheduled,
+    SpareAssigned,
+    StopRequested,
+    WeightsPublished,
+)
+
+
+def timeline_entry(state: RunState, event: Event) -> TimelineEntry | None:
+    """The entry of an event; None if it has none.
+
+    Args:
+        state: before the event.
+    """
+    found = _text(state, event)
+    if found is None:
+        return None
+    text, is_bad = found
+    return TimelineEntry(time=event.time, kind=event.event_name, text=text, is_bad=is_bad)
+
+
+def _text(state: RunState, event: Event) -> tuple[str, bool] | None:  # noqa: PLR0911  (one line per kind)
+    match event:
+        case RestartScheduled():
+            return _restart(event), True
+        case ReplicaChanged():
+            return _replica(state, event)
+        case NodeLost(node_rank=node):
+            where = f"{event.role or 'node'} node {node} ({event.hostname or f'node {node}'})"
+            return f"lost {where}{_because(event.reason)}", True
+        case SpareAssigned(slot=slot):
+            return f"spare {event.hostname or 'a spare'} takes the place of node {slot}", False
+        case PreflightFinished():
+            return _preflight(state, event)
+        case CheckpointChanged(state="failed"):
+            return f"the checkpoint of step {event.step} FAILED{_because(event.reason)}", True
+        case CheckpointChanged(state="end", step=int(step)):
+            took = f" in {duration(event.seconds)}" if event.seconds is not None else ""
+            weight = f", {size(event.bytes)}" if event.bytes is not None else ""
+            return f"checkpoint of step {step} saved{took}{weight}", False
+        case CheckpointLoaded():
+            return f"resumed from step {event.step}: {event.path}", False
+        case StopRequested():
+            late = "; no checkpoint was written in time" if event.overdue else ""
+            return f"stopping: {event.reason or 'requested'}{late}", event.overdue
+        case JobRequeued():
+            return f"requeued{_because(event.reason)}", False
+        case WeightsPublished(version=version, dropped=[_, *_]) if event.event_name == "published":
+            names = ", ".join(f"inference-{replica}" for replica in event.dropped)
+            return f"version {version} did not reach {names}", True
+    return None
+
+
+def _restart(event: RestartScheduled) -> str:
+    everything = "all trainers" if event.what == "trainer" else event.what
+    line = f"restarting {everything if event.replica is None else f'inference-{event.replica}'}"
+    if event.restart_count is not None:
+        limit = f" of {event.max_restarts}" if event.max_restarts is not None else ""
+        line += f" (restart {event.restart_count}{limit})"
+    line += f" in {duration(event.delay_s)}" if event.delay_s else ""
+    return f"{line}{_because(event.reason)}"
+
+
+def _replica(state: RunState, event: ReplicaChanged) -> tuple[str, bool] | None:
+    texts = {"lost": "is lost", "dropped": "is dropped for good", "ready": "is ready again"}
+    # The first time that a replica is ready has a line of its own, and a restart, too.
+    if event.state not in texts or (event.state == "ready" and event.replica not in state.replica_states):
+        return None
+    return f"inference-{event.replica} {texts[event.state]}{_because(event.reason)}", event.state != "ready"
+
+
+def _preflight(state: RunState, event: PreflightFinished) -> tuple[str, bool] | None:
+    if not event.ok:
+        failed = [check for check in event.checks if not check.get("ok")]
+        found = "; ".join(f"{check.get('name')}: {check.get('text')}" for check in failed) or "no reason recorded"
+        return f"preflight FAILED on node {event.node_rank} ({event.hostname}): {found}", True
+    passed = state.preflight | {event.node_rank: True}
+    if len(passed) == state.nodes and all(passed.values()):
+        return f"preflight passed on {counted(len(passed), 'node')}", False
+    return None
+
+
+def _because(reason: str | None) -> str:
+    return f": {reason}" if reason else ""
