@@ -65,8 +65,8 @@ def apply_event(state: RunState, event: Event) -> None:  # noqa: PLR0912  (one c
             _fold_node(state, event)
         case PhaseChanged(phase=name, who=who, state="begin"):
             _begin(state, name, who, event.time)
-            if name == FIRST_STEP and who in state.processes:
-                state.processes[who].status = ProcessStatus.RUNNING
+            if name == FIRST_STEP:
+                _record(state, who).status = ProcessStatus.RUNNING
         case PhaseChanged(phase=name, who=who):
             _end(state, name, who, event.time)
         case ProcessChanged():
@@ -238,11 +238,19 @@ def _took_version(state: RunState, version: int, replicas: list[int]) -> None:
 def _set_rank(state: RunState, role: str, rank: int, status: ProcessStatus) -> None:
     """Sets the status of a trainer rank, or of all parts of a replica."""
     if role == "trainer":
-        names = iter((f"trainer-{rank:04d}",))
-    else:
-        names = (f"inference-{rank}" + (f".{part}" if part else "") for part in count())
-    while (process := state.processes.get(next(names, ""))) is not None:
+        _record(state, f"trainer-{rank:04d}").status = status
+        return
+    _record(state, f"inference-{rank}").status = status
+    for part in count(1):
+        process = state.processes.get(f"inference-{rank}.{part}")
+        if process is None:
+            return
         process.status = status
+
+
+def _record(state: RunState, name: str) -> ProcessRecord:
+    """The record of a process; also of one whose start is missing in the log."""
+    return state.processes.setdefault(name, ProcessRecord(name=name, status=ProcessStatus.STARTING))
 
 
 def _set_node(state: RunState, node: int, status: ProcessStatus) -> None:

@@ -11,8 +11,10 @@ import httpx
 import pytest
 
 from launcher.cli import main
+from launcher.events.run_state import RunState
+from launcher.observe.layouts import layout_of
 from launcher.web.access import is_loopback
-from launcher.web.processes import ProcessStates
+from launcher.web.processes import process_letters
 from launcher.web.reader import RunReader
 from tests.integration.web.recorded_page import add_step, page_run
 from tests.integration.web.served import Served
@@ -145,20 +147,21 @@ def test_a_port_that_is_taken(served: tuple[Served, Path], capsys: pytest.Captur
 
 def test_colours_of_processes(tmp_path: Path) -> None:
     run = page_run(tmp_path, "grpo", more=[])
-    states = ProcessStates(RunReader(run)._layout)
-    assert states.text() == "w" * 16
+    layout, state, at = layout_of(run), RunState(), view_events.T0 + 80
+    assert process_letters(layout, state) == "w" * 16
     for event in view_events.startup(ranks=8, replicas=8):
-        states.apply(event)
-    assert states.text() == "r" * 16
-    states.apply({"event": "replica", "replica": 2, "state": "lost"})
-    states.apply({"event": "process", "name": "inference-2", "state": "started"})
-    assert states.text() == "r" * 10 + "s" + "r" * 5
+        view_events.apply(state, event)
+    assert process_letters(layout, state) == "r" * 16
+    view_events.apply(state, {"time": at, "event": "replica", "replica": 2, "state": "lost"})
+    assert process_letters(layout, state) == "r" * 10 + "f" + "r" * 5
+    view_events.apply(state, {"time": at, "event": "process", "name": "inference-2", "state": "started"})
+    assert process_letters(layout, state) == "r" * 10 + "s" + "r" * 5
     for event in view_events.engine_killed(90):
-        states.apply(event)
-    assert states.text() == "e" + "v" + "e" * 6 + "f" + "e" * 7
-    states.apply({"event": "attempt", "attempt": 2})
-    states.apply({"event": "node_lost", "node_rank": 1})
-    assert states.text() == "w" * 8 + "l" * 8
+        view_events.apply(state, event)
+    assert process_letters(layout, state) == "e" + "v" + "e" * 6 + "f" + "e" * 7
+    view_events.apply(state, {"time": at + 20, "event": "attempt", "attempt": 2})
+    view_events.apply(state, {"time": at + 21, "event": "node_lost", "node_rank": 1})
+    assert process_letters(layout, state) == "w" * 8 + "l" * 8
 
 
 def test_a_page_of_many_nodes_is_small_and_quick(tmp_path: Path) -> None:
