@@ -8,11 +8,15 @@ from pathlib import Path
 from launcher.cli.parser import CommandParser
 from launcher.submit.composing import explained
 
+PATIENCE_S = 5.0
+"""Longest wait for what SLURM says about its nodes; a plan is made where there is no SLURM, too."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the layout as a table or as JSON."""
     from launcher.config import compose
     from launcher.layout import layout_to_json, plan, render_table
+    from launcher.submit.prepare import cpu_line, prepared
     from launcher.submit.validate import check
 
     parser = CommandParser(
@@ -31,6 +35,12 @@ def main(arguments: Sequence[str]) -> int:
         config = compose(options.overrides, options.config_dir)
     # A layout may be planned on a laptop for a model that only the cluster has.
     check(config, model_is_here=False)
-    layout = plan(config)
-    print(layout_to_json(layout).rstrip() if options.json else render_table(layout))
+    result = prepared(config, timeout_s=PATIENCE_S)
+    layout = plan(result.config)
+    if options.json:
+        print(layout_to_json(layout).rstrip())
+        return 0
+    print(render_table(layout))
+    for line in filter(None, [cpu_line(result.config), *result.notes]):
+        print(line)
     return 0

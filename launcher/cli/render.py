@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     """Prints the script, or writes it."""
     from launcher.common.errors import ConfigError
     from launcher.config import compose
+    from launcher.submit.prepare import prepared
     from launcher.submit.standalone_script import render_script
     from launcher.submit.validate import check
 
@@ -37,6 +39,10 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError([f"`cluster` ({config.cluster.kind}) has no job scripts. HINT: add `+cluster=slurm`."])
     # The model may be on the cluster only.
     check(config, model_is_here=False)
+    result = prepared(config)
+    for note in result.notes:
+        print(f"launcher: {note}", file=sys.stderr)
+    config = result.config
     file: Path | None = options.output
     text = render_script(config, None if file is None else file.absolute(), with_submitit=options.submitit)
     if file is not None:

@@ -29,6 +29,9 @@ JOBS = "jobs.jsonl"
 EVENTS = "events.jsonl"
 """Of an attempt: its event log."""
 
+EXIT_CODE = "exit_code"
+"""Of an attempt on SLURM: the run's exit code, which node 0 writes for the job script."""
+
 CONTROL = "control.json"
 """Of an attempt: where its control service listens."""
 

@@ -375,7 +375,8 @@ class NodesConfig:
 
 @dataclass(kw_only=True)
 class SlurmClusterConfig(ClusterConfig):
-    """A SLURM cluster, reached with ``sbatch`` from this machine. Null leaves the choice to SLURM."""
+    """A SLURM cluster, reached with ``sbatch`` from this machine. Null: what the login shell exports as a default for
+    ``sbatch`` (``SBATCH_PARTITION``, ``SBATCH_ACCOUNT`` ...), or else SLURM's choice."""
 
     kind: str = "slurm"
     wait: bool = False
@@ -389,8 +390,9 @@ class SlurmClusterConfig(ClusterConfig):
     qos: str | None = None
     """Quality of service (``--qos``)."""
 
-    time: str = "04:00:00"
-    """Wall time after which SLURM ends the job: minutes, ``hh:mm:ss`` or ``days-hh:mm:ss`` (``--time``)."""
+    time: str | None = None
+    """Wall time after which SLURM ends the job: minutes, ``hh:mm:ss``, ``days-hh:mm:ss``, ``UNLIMITED``, or
+    ``partition`` for the partition's own limit (``--time``). Null: ``SBATCH_TIMELIMIT``, or else four hours."""
 
     constraint: str | None = None
     """Node features required (``--constraint``)."""
@@ -408,7 +410,8 @@ class SlurmClusterConfig(ClusterConfig):
     """Memory per node (``--mem``); ``0`` is all of it."""
 
     cpus_per_task: int | None = None
-    """CPU cores of a node for the job (``--cpus-per-task``; one task per node)."""
+    """CPUs of a node for the job (``--cpus-per-task``; one task per node). Null: the share of the node's CPUs that
+    matches the share of its GPUs; without GPUs four for each process."""
 
     gpus: str = "gpus-per-node"
     """How this site asks for GPUs: ``gpus-per-node``, ``gres`` (``--gres=gpu:N``) or ``none``; with ``cpu`` never."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from dataclasses import dataclass
 from launcher.common.errors import LauncherError
 from launcher.common.recorded_processes import Identity, living
 from launcher.observe.run_status import RunStatus, guards_of
-from launcher.slurm.client import NO_SUCH_JOB, ControllerAway, call
+from launcher.slurm.client import ControllerAway
+from launcher.slurm.jobs import cancel_jobs
 from launcher.slurm.query import job_states
 from launcher.slurm.states import JobState
 
@@ -50,7 +50,7 @@ def cancel(runs: Sequence[RunStatus], timeout_s: float, tell: Callable[[str], No
     jobs = [run.digest.job_id for run in going if run.digest.job_id is not None]
     guards = {run.digest.path: living(guards_of(run.digest.job or {})) for run in going if run.digest.job_id is None}
     if jobs:
-        _scancel(jobs)
+        cancel_jobs(jobs, timeout_s=SCANCEL_TIMEOUT_S)
     # SIGTERM is what a guard passes on to its agent, which ends its workers in order and says so to the others.
     hit = {path: [guard for guard in found if guard.send(signal.SIGTERM)] for path, found in guards.items()}
     if going:
@@ -82,16 +82,6 @@ def _check_host(run: RunStatus) -> None:
         )
     if job.get("host") != socket.gethostname():
         raise LauncherError(f"{run.digest.path.name} runs on {job.get('host')}. HINT: run this command there.")
-
-
-def _scancel(jobs: Sequence[str]) -> None:
-    try:
-        done = call(["scancel", *jobs], SCANCEL_TIMEOUT_S)
-    except subprocess.TimeoutExpired as error:
-        raise ControllerAway(f"`scancel` did not answer within {SCANCEL_TIMEOUT_S:g} s.") from error
-    # One that has ended meanwhile is what was asked for.
-    if done.returncode and NO_SUCH_JOB not in done.stderr and "already completing" not in done.stderr:
-        raise LauncherError(f"`scancel {' '.join(jobs)}` failed: {done.stderr.strip()}")
 
 
 def _wait_local(guards: Sequence[Identity], deadline: float, timeout_s: float) -> None:

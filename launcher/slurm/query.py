@@ -1,4 +1,4 @@
-"""Asks SLURM about many jobs at once: one ``squeue``, and one ``sacct`` for what that has forgotten."""
+"""The states of many jobs at once: from one ``squeue``, and one ``sacct`` for what that has forgotten."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Collection, Iterator
 
 from launcher.slurm.client import CALL_TIMEOUT_S, NO_SUCH_JOB, ControllerAway, call
+from launcher.slurm.jobs import JobId, by_cluster, cluster_option
 from launcher.slurm.states import JobState, combine, is_part_of
 from launcher.slurm.times import parse_timestamp
 
@@ -24,11 +25,12 @@ def job_states(job_ids: Collection[str], *, timeout_s: float = CALL_TIMEOUT_S) -
     Raises:
         ControllerAway: the controller does not answer within ``timeout_s``.
     """
-    if not job_ids:
-        return {}
-    found = _match(job_ids, _squeue(job_ids, timeout_s))
-    if forgotten := [job_id for job_id in job_ids if job_id not in found]:
-        found |= accounted_states(forgotten, timeout_s=timeout_s)
+    found: dict[str, JobState] = {}
+    for cluster, numbers in by_cluster(job_ids).items():
+        known = _match(numbers, _squeue(numbers, cluster, timeout_s))
+        if forgotten := [number for number in numbers if number not in known]:
+            known |= _sacct(forgotten, cluster, timeout_s)
+        found |= {str(JobId(number, cluster)): state for number, state in known.items()}
     return found
 
 
@@ -43,22 +45,30 @@ def job_state(job_id: str, *, timeout_s: float = CALL_TIMEOUT_S) -> JobState | N
 
 def accounted_states(job_ids: Collection[str], *, timeout_s: float = CALL_TIMEOUT_S) -> dict[str, JobState]:
     """How jobs ended, as accounting knows; nothing where there is none, or where it is not ours to ask."""
-    fields = ["--noheader", "--allocations", "--parsable2", f"--jobs={','.join(job_ids)}"]
+    return {
+        str(JobId(number, cluster)): state
+        for cluster, numbers in by_cluster(job_ids).items()
+        for number, state in _sacct(numbers, cluster, timeout_s).items()
+    }
+
+
+def _sacct(numbers: Collection[str], cluster: str | None, timeout_s: float) -> dict[str, JobState]:
+    fields = ["--noheader", "--allocations", "--parsable2", f"--jobs={','.join(numbers)}", *cluster_option(cluster)]
     with contextlib.suppress(subprocess.TimeoutExpired):
         done = call(["sacct", *fields, "--format=JobID,State,ExitCode,Start"], timeout_s)
         if done.returncode == 0:
             rows = [_accounted(line.split("|")) for line in done.stdout.splitlines() if line.count("|") == 3]
             # The controller has forgotten the job, so it has ended; a record that still says RUNNING was never closed.
-            return _match(job_ids, [(job_id, state) for job_id, state in rows if state.is_final])
+            return _match(numbers, [(job_id, state) for job_id, state in rows if state.is_final])
     return {}
 
 
-def _squeue(job_ids: Collection[str], timeout_s: float) -> list[tuple[str, JobState]]:
+def _squeue(numbers: Collection[str], cluster: str | None, timeout_s: float) -> list[tuple[str, JobState]]:
     fields = ",".join(f"{name}:{width}" for name, width in FIELDS.items())
     # --array: else the waiting elements of an array share one line.
-    options = ["--noheader", "--states=all", "--array", f"--jobs={','.join(job_ids)}", f"--Format={fields}"]
+    options = ["--noheader", "--states=all", "--array", f"--jobs={','.join(numbers)}", *cluster_option(cluster)]
     try:
-        done = call(["squeue", *options], timeout_s)
+        done = call(["squeue", *options, f"--Format={fields}"], timeout_s)
     except subprocess.TimeoutExpired as error:
         raise ControllerAway(f"`squeue` did not answer within {timeout_s:g} s.") from error
     if done.returncode == 0:

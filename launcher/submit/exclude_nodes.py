@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.common.errors import LauncherError
 from launcher.common.text import duration
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.preflight.bad_nodes import NodeMemory, Remembered, default_memory
-from launcher.slurm.client import CALL_TIMEOUT_S, call
+from launcher.slurm.client import ControllerAway, output_of
+from launcher.slurm.jobs import cluster_option
+from launcher.slurm.nodelist import expand_nodelist
+from launcher.slurm.site import cluster_name
+from launcher.submit.resources import chosen_cluster
 
 
 def leave_out_bad_nodes(config: Config) -> tuple[Config, list[str]]:
@@ -30,12 +30,13 @@ def leave_out_bad_nodes(config: Config) -> tuple[Config, list[str]]:
     memory = NodeMemory(root)
     if not memory.entries():
         return config, []
+    option = cluster_option(chosen_cluster(config))
     try:
-        name = cluster_name()
-        wanted = _expanded(cluster.nodelist) if cluster.nodelist else set()
+        name = cluster_name(chosen_cluster(config))
+        wanted = set(expand_nodelist(cluster.nodelist)) if cluster.nodelist else set()
         # The name of a node that is no more would make SLURM refuse the whole job.
-        known = set(_words(["sinfo", "--noheader", "--Node", "--format=%N"]))
-    except LauncherError as error:
+        known = set(output_of(["sinfo", "--noheader", "--Node", *option, "--format=%N"]).split())
+    except (ControllerAway, ValueError) as error:
         return config, [f"bad nodes of earlier runs are not left out: {error}"]
     bad = [entry for entry in memory.entries(name) if entry.node in known]
     left_out = [entry for entry in bad if entry.node not in wanted]
@@ -46,37 +47,6 @@ def leave_out_bad_nodes(config: Config) -> tuple[Config, list[str]]:
         exclude = f"{cluster.exclude},{names}" if cluster.exclude else names
         config = replace(config, cluster=replace(cluster, exclude=exclude))
     return config, told
-
-
-def cluster_name() -> str:
-    """The name of the cluster that ``sbatch`` would submit to.
-
-    Raises:
-        LauncherError: the controller does not answer.
-    """
-    text = _answer(["scontrol", "show", "config"])
-    found = re.search(r"^ClusterName\s*=\s*(\S+)$", text, re.MULTILINE)
-    if found is None:
-        raise LauncherError("`scontrol show config` names no cluster.")
-    return found.group(1)
-
-
-def _expanded(expression: str) -> set[str]:
-    return set(_words(["scontrol", "show", "hostnames", expression]))
-
-
-def _words(command: Sequence[str]) -> list[str]:
-    return _answer(command).split()
-
-
-def _answer(command: Sequence[str]) -> str:
-    try:
-        done = call(list(command), CALL_TIMEOUT_S)
-    except subprocess.TimeoutExpired as error:
-        raise LauncherError(f"`{' '.join(command[:3])}` did not answer within {CALL_TIMEOUT_S:g} s.") from error
-    if done.returncode:
-        raise LauncherError(f"`{' '.join(command[:3])}` fails: {done.stderr.strip()}")
-    return done.stdout
 
 
 def _sentence(entry: Remembered) -> str:

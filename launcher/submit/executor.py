@@ -1,4 +1,4 @@
-"""submitit's SLURM executor with a job script of our own, and what it runs on each node."""
+"""submitit's SLURM executor with a job script of our own, and the task that it runs on each node."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 
 import submitit
 
+from launcher.slurm.jobs import JobId, read_job_id
 from launcher.submit.job_script import JobScript
 from launcher.submit.templates import render
 
 
 @dataclass(frozen=True)
 class AgentTask:
-    """What submitit pickles and calls once per node: the guard of that node's agent."""
+    """What submitit pickles and calls once per node: the shim that starts that node's agent."""
 
     run_dir: Path
 
@@ -50,9 +51,21 @@ class TemplateExecutor(submitit.SlurmExecutor):  # type: ignore[misc]
         super().__init__(folder=folder, python=python)
         self._script = script
         self._template = template
+        self.job_id: JobId | None = None
+        """The job, once ``sbatch`` has queued it."""
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         return render(dataclasses.replace(self._script, command=command), self._template)
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        return ["sbatch", "--parsable", str(submission_file_path)]
+
+    def _get_job_id_from_submission_command(self, string: bytes | str) -> str:
+        # submitit takes the first number behind the word "job", whatever a site's `sbatch` prints before.
+        output = string if isinstance(string, str) else string.decode(errors="replace")
+        self.job_id = read_job_id(output, keep_cluster=self._script.cluster is not None)
+        # Files are named after what the job itself calls its id.
+        return self.job_id.number
 
     def _num_tasks(self) -> int:
         return self._script.nodes

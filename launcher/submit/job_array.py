@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -15,11 +16,11 @@ from launcher.common.errors import ConfigError, SubmissionError
 from launcher.common.run_dir import CONFIG
 from launcher.config import load_run_config
 from launcher.config.schema import Config
+from launcher.slurm.jobs import JobId
 from launcher.snapshot.place import place_of
 from launcher.submit.job_script import JobScript, job_script, node_python
-from launcher.submit.resources import slurm_config
-from launcher.submit.rules.cluster import ARRAY, is_heterogeneous
-from launcher.submit.slurm import SUBMITIT, SlurmJob, last_words, submission_environment
+from launcher.submit.resources import ARRAY, is_heterogeneous, slurm_config
+from launcher.submit.slurm import SUBMITIT, SlurmJob, nothing_left_queued, submission_environment
 from launcher.submit.templates import shipped, template_path
 
 SAME = ("cluster", "layout.nodes", "layout.spares", "layout.gpus_per_node", "layout.device")
@@ -49,7 +50,7 @@ def submit_array(
         TypeError: the runs are not for SLURM.
         SubmissionError: ``sbatch`` refused the array; nothing is queued.
     """
-    from submitit.core.utils import DelayedSubmission, FailedJobError
+    from submitit.core.utils import DelayedSubmission
 
     from launcher.submit.executor import AgentTask, TemplateExecutor
 
@@ -74,18 +75,21 @@ def submit_array(
     command = f'{node_python(config)} -u -m submitit.core._submit "$RUN_DIR"/{SUBMITIT}'
     script = array_script(config, first, folder, len(run_dirs), parallel, command)
     with submission_environment(first):
+        executor = TemplateExecutor(folder, script, _template(config), node_python(config))
         try:
-            job = TemplateExecutor(folder, script, _template(config), node_python(config))._submit_command(command)
-        except FailedJobError as error:
+            with nothing_left_queued(folder, script.cluster):
+                job = executor._submit_command(command)
+        except SubmissionError:
             shutil.rmtree(folder)
-            raise SubmissionError(f"sbatch refused the job array: {last_words(str(error))}") from error
+            raise
+    cluster = executor.job_id.cluster if executor.job_id is not None else None
     jobs = []
     for index, run_dir in enumerate(run_dirs):
         job_id = f"{job.job_id}_{index}"
         # A node that is earlier than this waits for it.
         (run_dir / SUBMITIT / _WAITING).rename(run_dir / SUBMITIT / f"{job_id}_submitted.pkl")
         shutil.copyfile(job.paths.submission_file, run_dir / "job.sh")
-        jobs.append(SlurmJob(job_id, run_dir / SUBMITIT / f"{job_id}_0_log.out"))
+        jobs.append(SlurmJob(str(JobId(job_id, cluster)), run_dir / SUBMITIT / f"{job_id}_0_log.out"))
     return jobs
 
 
@@ -93,6 +97,8 @@ def with_dependency(config: Config, dependency: str) -> Config:
     """``config`` for a job that waits for others, too."""
     cluster = slurm_config(config)
     own = cluster.sbatch.get("dependency")
+    # Jobs are named to the cluster that they are on, so without its name.
+    dependency = re.sub(r";[\w.-]+", "", dependency)
     both = f"{own},{dependency}" if own else dependency
     return replace(config, cluster=replace(cluster, sbatch={**cluster.sbatch, "dependency": both}))
 

@@ -11,7 +11,7 @@ from launcher import __version__
 from launcher.common.text import counted
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.layout.shape import shape_of
-from launcher.submit.resources import Options, request, requests, slurm_config
+from launcher.submit.resources import CLUSTER_OPTIONS, Options, request, requests, slurm_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +67,12 @@ class JobScript:
 
     command: str
     """What each node runs, as shell text."""
+
+    @property
+    def cluster(self) -> str | None:
+        """The cluster, or clusters, that the job is for (``--clusters``), if any is named."""
+        options = self.components[0].options
+        return next((options[name] for name in CLUSTER_OPTIONS if name in options), None)
 
     @property
     def nodes(self) -> int:
@@ -157,6 +163,8 @@ def _srun(config: Config, cluster: SlurmClusterConfig) -> list[str]:
         # The token and the path of the package travel in the environment, whatever a site makes the default.
         "--export=ALL",
         "--unbuffered",
+        # The ranks of a node are started by its agent: what an MPI plugin sets for the one task would be wrong for all.
+        "--mpi=none",
     ]
     return [shlex.quote(word) for word in [*arguments, *pyxis(config), *cluster.srun_args]]
 

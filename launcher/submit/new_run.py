@@ -19,9 +19,10 @@ from launcher.common.errors import AllocationError, LauncherError
 from launcher.config import from_yaml
 from launcher.config.schema import Config
 from launcher.layout import plan
+from launcher.slurm.jobs import JobId
 from launcher.snapshot.again import KeptCode
 from launcher.submit.composing import explained
-from launcher.submit.resources import requests
+from launcher.submit.resources import CLUSTER_OPTIONS, requests, slurm_config
 from launcher.submit.slurm import SUBMITIT
 from launcher.submit.validate import check
 
@@ -62,7 +63,9 @@ def new_run(
         shutil.copyfile(script, run_dir / "job.sh")
     if with_submitit:
         _leave_task(run_dir, job_id)
-    directory.record_job(run_dir, config.cluster.kind, {"job_id": job_id})
+    chosen = set(CLUSTER_OPTIONS) & set(slurm_config(config).sbatch)
+    cluster = environ.get("SLURM_CLUSTER_NAME") if chosen else None
+    directory.record_job(run_dir, config.cluster.kind, {"job_id": str(JobId(job_id, cluster))})
     return run_dir
 
 

@@ -7,12 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launcher.config.schema import Config, NodesConfig, SlurmClusterConfig
-from launcher.submit.rules.cluster import is_heterogeneous
 
 Options = Mapping[str, str | None]
 """Options of ``sbatch`` in their order, without dashes; None for one without a value."""
 
-_WORDS = ("time", "partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude", "mem")
+CLUSTER_OPTIONS = ("clusters", "cluster", "M")
+"""Names of the option of ``sbatch`` that chooses the cluster."""
+
+DEFAULT_TIME = "04:00:00"
+PARTITION_TIME = "partition"
+"""As ``cluster.time``: the partition's own limit."""
+
+_WORDS = ("partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude", "mem")
+
+
+HETEROGENEOUS, ARRAY = "heterogeneous", "array"
+"""Templates with a meaning of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +43,25 @@ def slurm_config(config: Config) -> SlurmClusterConfig:
     if not isinstance(config.cluster, SlurmClusterConfig):
         raise TypeError(f"not a SLURM cluster: {config.cluster.kind}")
     return config.cluster
+
+
+def time_limit(cluster: SlurmClusterConfig) -> str | None:
+    """The job's time limit; None for the partition's own."""
+    if cluster.time is None:
+        return DEFAULT_TIME
+    return None if cluster.time == PARTITION_TIME else cluster.time
+
+
+def chosen_cluster(config: Config) -> str | None:
+    """The cluster that ``cluster.sbatch`` names; None without one, or with several, of which SLURM chooses."""
+    sbatch = slurm_config(config).sbatch
+    name = next((str(sbatch[option]) for option in CLUSTER_OPTIONS if option in sbatch), None)
+    return None if name is None or "," in name or name == "all" else name
+
+
+def is_heterogeneous(cluster: SlurmClusterConfig) -> bool:
+    """Whether the nodes of the two roles are requested separately."""
+    return cluster.template == HETEROGENEOUS or cluster.trainer != NodesConfig() or cluster.inference != NodesConfig()
 
 
 def requests(config: Config) -> list[Nodes]:
@@ -56,6 +85,8 @@ def request(config: Config, asked: Nodes) -> Options:
         "nodes": str(asked.nodes),
         "ntasks-per-node": "1",
     }
+    if (limit := time_limit(cluster)) is not None:
+        options["time"] = limit
     options |= {name: value for name in _WORDS if (value := getattr(cluster, name)) is not None}
     if cluster.cpus_per_task is not None:
         options["cpus-per-task"] = str(cluster.cpus_per_task)

@@ -22,7 +22,7 @@ from launcher.snapshot.keep import Code
 from launcher.snapshot.take import Taken, take
 from launcher.snapshot.tree import STORE
 from launcher.submit.cluster import Cluster, Job, Outcome
-from launcher.submit.exclude_nodes import leave_out_bad_nodes
+from launcher.submit.prepare import cluster_of, cpu_line, ready
 from launcher.submit.validate import check
 
 if TYPE_CHECKING:
@@ -47,13 +47,12 @@ def run(config: Config, *, path: Path | None = None, code: Code | None = None) -
         SubmissionError: the cluster refused the job; nothing was left behind.
     """
     check(config)
-    config, left_out = leave_out_bad_nodes(config)
-    for line in left_out:
-        print(f"launcher: {line}", flush=True)
-    cluster = cluster_of(config)
-    problems = [*unset_secrets(config), *cluster.check()]
+    plan, cluster, problems = ready(config)
+    for note in plan.notes:
+        print(f"launcher: {note}", flush=True)
     if problems:
         raise ConfigError(problems)
+    config = plan.config
     if config.cluster.kind != "local" and not config.cluster.wait:
         path, job = _submit(config, cluster, path, code)
         print(_next_commands(path, job), flush=True)
@@ -143,6 +142,8 @@ def _submit(config: Config, cluster: Cluster, path: Path | None, code: Code | No
     path = path or directory.new_run_dir(config)
     layout, job = create_and_submit(config, cluster, path, code or take_code(config))
     print(render_table(layout))
+    if (line := cpu_line(config)) is not None:
+        print(line)
     if job.job_id is not None:
         print(f"submitted job {job.job_id}")
     print(f"run directory {path}", flush=True)
@@ -161,17 +162,6 @@ def create(config: Config, path: Path, taken: Code | None) -> Layout:
     layout = plan(config)
     directory.create(config, layout, taken, path)
     return layout
-
-
-def cluster_of(config: Config) -> Cluster:
-    """Where ``config`` wants its nodes from."""
-    if config.cluster.kind == "slurm":
-        from launcher.submit.slurm import SlurmCluster
-
-        return SlurmCluster(config)
-    from launcher.submit.local import LocalCluster
-
-    return LocalCluster(config)
 
 
 def _follow(path: Path, job: Job, stop: StopRequest, *, after: int = 0) -> int:
@@ -207,7 +197,11 @@ def _follow(path: Path, job: Job, stop: StopRequest, *, after: int = 0) -> int:
 
 
 def _exit_code(path: Path, state: RunState, outcome: Outcome, job: Job, stop: StopRequest) -> int:
-    """The job's own code, and a word about an end that the run itself had no chance to explain."""
+    """The exit code of who followed the run; says where to look for an end that the run itself could not explain.
+
+    The run's own record decides, and the job's state where there is none: 0 is only for a run that has recorded that
+    it completed.
+    """
     ended_by = next((signum for signum in stop.signals if signum is not signal.SIGUSR2), None)
     if ended_by is not None:
         return 128 + ended_by
@@ -221,8 +215,21 @@ def _exit_code(path: Path, state: RunState, outcome: Outcome, job: Job, stop: St
         print(words, file=sys.stderr)
         _print_ends(logs)
         return outcome.exit_code or 1
-    # A job whose script SLURM has lost is cancelled once the run is over (`launcher.node.finalize`).
-    return 0 if state.outcome == "completed" else outcome.exit_code
+    # A job whose script SLURM has lost is cancelled once the run is over (`launcher.node.finalize`), so the job's state
+    # says less than the record; nor is a job that SLURM has forgotten, or calls COMPLETED, a success by itself.
+    if state.outcome == "completed":
+        return 0
+    return _recorded_code(path, state) or outcome.exit_code or 1
+
+
+def _recorded_code(path: Path, state: RunState) -> int | None:
+    """The exit code that node 0 wrote for the job script (``attempts/N/exit_code``); None if it wrote none."""
+    if state.attempt is None:
+        return None
+    try:
+        return int((directory.attempt_dir(path, state.attempt) / directory.EXIT_CODE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _print_ends(logs: list[Path]) -> None:

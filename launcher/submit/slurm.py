@@ -16,7 +16,7 @@ from typing import Any
 
 from launcher.common.errors import LauncherError, SubmissionError
 from launcher.config.schema import Config
-from launcher.slurm.client import call
+from launcher.slurm.jobs import JobId, cancel_jobs, logs_of_own_jobs
 from launcher.slurm.watch import StateWatch
 from launcher.snapshot.place import place_of
 from launcher.submit.cluster import Cluster, Job, Outcome, job_environment
@@ -25,6 +25,11 @@ from launcher.submit.resources import slurm_config
 from launcher.submit.templates import render, template_path
 
 TEST_TIMEOUT_S = 60.0
+LATE_JOB_S = 15.0
+"""A job that is queued although ``sbatch`` gave up is visible within this time."""
+
+IN_DOUBT = ("timed out", "timeout", "unable to contact", "communication", "connection", "zero bytes")
+"""In messages of an ``sbatch`` that does not know whether the controller has taken the job."""
 
 SUBMITIT = "submitit"
 """Of a run directory: what submitit keeps, and the job's own log."""
@@ -69,19 +74,17 @@ class SlurmCluster(Cluster):
 
     def submit(self, run_dir: Path) -> SlurmJob:
         """One job; the script is kept as ``job.sh``."""
-        from submitit.core.utils import FailedJobError
-
         from launcher.submit.executor import AgentTask, TemplateExecutor
 
-        template = template_path(self._cluster)
+        script = self.script(run_dir)
         with submission_environment(run_dir):
-            executor = TemplateExecutor(run_dir / SUBMITIT, self.script(run_dir), template, node_python(self._config))
-            try:
+            executor = TemplateExecutor(
+                run_dir / SUBMITIT, script, template_path(self._cluster), node_python(self._config)
+            )
+            with nothing_left_queued(run_dir, script.cluster):
                 job = executor.submit(AgentTask(run_dir))
-            except FailedJobError as error:
-                raise SubmissionError(f"sbatch refused the job: {last_words(str(error))}") from error
         shutil.copyfile(job.paths.submission_file, run_dir / "job.sh")
-        return SlurmJob(job.job_id, Path(job.paths.stdout))
+        return SlurmJob(str(executor.job_id), Path(job.paths.stdout))
 
     def script(self, run_dir: Path, command: str = "true") -> JobScript:
         """The job script of a run directory that exists; submitit puts its own command in."""
@@ -136,12 +139,14 @@ class SlurmJob(Job):
         while self.is_alive():
             if time.monotonic() > deadline:
                 raise LauncherError(
-                    f"Job {self.job_id} has not ended after {timeout_s:g} s: `squeue --job {self.job_id}`."
+                    f"Job {self.job_id} has not ended after {timeout_s:g} s:"
+                    f" `squeue {JobId.parse(str(self.job_id)).words}`."
                 )
             time.sleep(0.5)
         state = self._watch.state
         if state is None:
-            return Outcome(exit_code=0, text="no longer known to SLURM")
+            # Whether it ended well is not known; only the run's own record can say so.
+            return Outcome(exit_code=1, text="no longer known to SLURM")
         return Outcome(exit_code=state.outcome, text=state.name)
 
     def cancel(self) -> None:
@@ -150,16 +155,7 @@ class SlurmJob(Job):
         Raises:
             LauncherError: it failed.
         """
-        done = subprocess.run(
-            ["scancel", str(self.job_id)],
-            capture_output=True,
-            text=True,
-            timeout=TEST_TIMEOUT_S,
-            env=job_environment(),
-            check=False,
-        )
-        if done.returncode:
-            raise LauncherError(f"`scancel {self.job_id}` failed: {last_words(done.stderr)}")
+        cancel_jobs([str(self.job_id)], timeout_s=TEST_TIMEOUT_S)
 
     def stop(self) -> None:
         """``scancel --signal=USR2``, to the tasks.
@@ -167,9 +163,7 @@ class SlurmJob(Job):
         Raises:
             LauncherError: it failed.
         """
-        done = call(["scancel", "--signal=USR2", str(self.job_id)], TEST_TIMEOUT_S)
-        if done.returncode:
-            raise LauncherError(f"`scancel --signal=USR2 {self.job_id}` failed: {last_words(done.stderr)}")
+        cancel_jobs([str(self.job_id)], signal="USR2", timeout_s=TEST_TIMEOUT_S)
 
     def record(self) -> dict[str, Any]:
         """Its id."""
@@ -199,6 +193,54 @@ def submission_environment(run_dir: Path | None) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextmanager
+def nothing_left_queued(folder: Path, cluster: str | None) -> Iterator[None]:
+    """Around an ``sbatch``: if it fails, or its output names no job, what it has queued all the same is cancelled.
+
+    Args:
+        folder: the job writes its log below it, which no other job does.
+        cluster: the cluster that was chosen, if any.
+
+    Raises:
+        SubmissionError: the job was refused, or its id could not be read.
+    """
+    from submitit.core.utils import FailedJobError
+
+    try:
+        yield
+    except FailedJobError as error:
+        is_in_doubt = any(word in str(error).lower() for word in IN_DOUBT)
+        reason = f"sbatch refused the job: {last_words(str(error))}"
+        raise SubmissionError(reason + _withdraw(folder, cluster, is_in_doubt=is_in_doubt)) from error
+    except ValueError as error:
+        reason = f"The job cannot be followed: {error}."
+        raise SubmissionError(reason + _withdraw(folder, cluster, is_in_doubt=True)) from error
+
+
+def _withdraw(folder: Path, cluster: str | None, *, is_in_doubt: bool) -> str:
+    """Cancels the jobs that log below ``folder``; a sentence about them.
+
+    Args:
+        is_in_doubt: one may have been queued, and may become visible a little later.
+    """
+    clusters = [None] if cluster is None else cluster.split(",")
+    deadline = time.monotonic() + (LATE_JOB_S if is_in_doubt else 0.0)
+    try:
+        while True:
+            logs = [entry for name in clusters for entry in logs_of_own_jobs(name)]
+            if found := [job_id for job_id, log in logs if folder in log.parents]:
+                cancel_jobs(found, timeout_s=TEST_TIMEOUT_S)
+                jobs = ", ".join(found)
+                return f" Job {jobs}, which was queued, is cancelled."
+            if time.monotonic() > deadline:
+                return " No job of this run is queued." if is_in_doubt else ""
+            time.sleep(1.0)  # SLURM sends no event for a new job
+    except LauncherError as error:
+        if not is_in_doubt:
+            return ""
+        return f" HINT: it may be queued; nobody can tell now ({error}). `squeue --me --Format=JobID,STDOUT` shows it."
 
 
 def last_words(stderr: str) -> str:

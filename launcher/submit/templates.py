@@ -11,7 +11,7 @@ from launcher.common.errors import ConfigError
 from launcher.common.paths import sbatch_templates_dir
 from launcher.config.schema import SlurmClusterConfig
 from launcher.submit.job_script import JobScript
-from launcher.submit.rules.cluster import HETEROGENEOUS, is_heterogeneous
+from launcher.submit.resources import HETEROGENEOUS, is_heterogeneous
 
 if TYPE_CHECKING:
     import jinja2

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from launcher.common.errors import ConfigError
 from launcher.common.run_dir import write_atomically
 from launcher.config.schema import Config, SlurmClusterConfig
-from launcher.submit.rules.cluster import is_heterogeneous
-from launcher.submit.run import cluster_of
+from launcher.slurm.site import max_array_size
+from launcher.submit.prepare import Prepared, ready
+from launcher.submit.resources import chosen_cluster, is_heterogeneous
 from launcher.sweep.combo import Combination, Outcome, Request, grouped
 from launcher.sweep.ledger import ABOUT, Ledger
 from launcher.sweep.local import run_here
@@ -24,8 +25,6 @@ from launcher.sweep.throttle import throttled
 from launcher.sweep.waiting import outcome_of, wait_for
 
 LOCK_TIMEOUT_S = 120.0
-LARGEST_ARRAY = 1000
-"""SLURM's own limit, unless a site changed `MaxArraySize`."""
 
 
 def launch(request: Request, batch: Sequence[Combination]) -> list[Outcome]:
@@ -41,7 +40,7 @@ def launch(request: Request, batch: Sequence[Combination]) -> list[Outcome]:
     if not batch:
         return []
     config = batch[0].config
-    _check(request, batch)
+    batch = _ready(request, batch)
     ledger = Ledger(request.directory)
     metric = Metric.parse(config.sweep.metric)
     with ledger.lock(LOCK_TIMEOUT_S):
@@ -70,17 +69,29 @@ def launch(request: Request, batch: Sequence[Combination]) -> list[Outcome]:
     return [outcome_of(after[combo.identity], metric) for combo in batch]
 
 
-def _check(request: Request, batch: Sequence[Combination]) -> None:
+def _ready(request: Request, batch: Sequence[Combination]) -> list[Combination]:
+    """The batch as it is submitted: each run with what its cluster needs.
+
+    Raises:
+        ConfigError: some run cannot start.
+    """
     config = batch[0].config
     found: dict[str, list[int]] = {}
-    answers: dict[str, list[str]] = {}
+    checked: dict[str, tuple[Prepared, list[str]]] = {}
+    combos: list[Combination] = []
     for number, combo in enumerate(batch):
-        # The cluster is asked once for all runs that want the same of it.
-        wish = resources(combo.config)
-        if wish not in answers:
-            answers[wish] = cluster_of(combo.config).check()
-        for text in answers[wish]:
+        # The cluster checks once for all runs that request the same.
+        key = resources(combo.config)
+        if key not in checked:
+            result, _, problems = ready(combo.config)
+            checked[key] = result, problems
+            for note in result.notes:
+                print(f"launcher: {note}", flush=True)
+        result, problems = checked[key]
+        for text in problems:
             found.setdefault(text, []).append(number)
+        preflight = replace(combo.config.preflight, memory=result.config.preflight.memory)
+        combos.append(replace(combo, config=replace(combo.config, cluster=result.config.cluster, preflight=preflight)))
     texts = grouped(found, [combo.overrides for combo in batch])
     if len({combo.config.cluster.kind for combo in batch}) > 1:
         texts.append("A sweep over `cluster` runs partly here and partly on SLURM. HINT: make it two sweeps.")
@@ -90,6 +101,7 @@ def _check(request: Request, batch: Sequence[Combination]) -> None:
         texts += _optimising_problems(config)
     if texts:
         raise ConfigError(texts)
+    return combos
 
 
 def _array_problems(config: Config) -> list[str]:
@@ -138,7 +150,11 @@ def _submit(ledger: Ledger, todo: Sequence[Combination], before: dict[str, Run],
     active = [run.entry.job_id for run in before.values() if run.status.is_active and run.entry.job_id]
     limit = throttled(active, config.sweep.parallel)
     starter = Starter(ledger)
-    for group in _groups(todo) if config.sweep.array else [[combo] for combo in todo]:
+    if config.sweep.array and len(todo) > 1:
+        groups = _groups(todo, max_array_size(chosen_cluster(config)))
+    else:
+        groups = [[combo] for combo in todo]
+    for group in groups:
         if len(group) == 1:
             _, job = starter.start(group[0], limit.dependency())
             limit.add(str(job.job_id))
@@ -156,12 +172,12 @@ def _how_to_go_on(directory: Path) -> str:
     )
 
 
-def _groups(todo: Sequence[Combination]) -> list[list[Combination]]:
-    """Runs that one array can hold: they want the same of the cluster."""
+def _groups(todo: Sequence[Combination], largest: int) -> list[list[Combination]]:
+    """Runs that one array can hold: they request the same, and are not more than the site allows (``largest``)."""
     groups: dict[str, list[Combination]] = {}
     for combo in todo:
         groups.setdefault(resources(combo.config), []).append(combo)
-    return [group[i : i + LARGEST_ARRAY] for group in groups.values() for i in range(0, len(group), LARGEST_ARRAY)]
+    return [group[i : i + largest] for group in groups.values() for i in range(0, len(group), largest)]
 
 
 def _distinct(batch: Sequence[Combination]) -> list[Combination]:

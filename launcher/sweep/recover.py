@@ -6,10 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from launcher.common.errors import LauncherError
 from launcher.common.run_dir import last_job, record_job
 from launcher.common.text import counted
-from launcher.slurm.client import call
+from launcher.slurm.jobs import logs_of_own_jobs
 from launcher.sweep.ledger import Entry, Ledger
 from launcher.sweep.metric import Metric
 from launcher.sweep.progress import read_progress
@@ -17,9 +16,7 @@ from launcher.sweep.progress import read_progress
 UNDER_WAY_S = 15.0
 """An ``sbatch`` whose caller was killed may still be on its way for as long."""
 
-CALL_TIMEOUT_S = 60.0
 ARRAY = ".array-"
-_ID_WIDTH, _PATH_WIDTH = 40, 1024
 
 
 def find_lost_jobs(ledger: Ledger, metric: Metric) -> None:
@@ -69,13 +66,8 @@ def _hand_over(folder: Path, job_id: str) -> None:
 
 def _jobs_by_log() -> dict[Path, str]:
     """This user's jobs by run directory: each writes its log there, which no other job does."""
-    fields = f"--Format=JobArrayID:{_ID_WIDTH},STDOUT:{_PATH_WIDTH}"
-    done = call(["squeue", "--noheader", "--states=all", "--array", "--me", fields], CALL_TIMEOUT_S)
-    if done.returncode:
-        raise LauncherError(f"`squeue` does not answer: {done.stderr.strip()}")
     found: dict[Path, str] = {}
-    for line in done.stdout.splitlines():
-        job_id, log = line[:_ID_WIDTH].strip(), Path(line[_ID_WIDTH:].strip())
+    for job_id, log in logs_of_own_jobs():
         for parent in log.parents:
             found[parent] = job_id
             if parent.name.startswith(ARRAY):

@@ -13,7 +13,8 @@ from launcher.config.schema import Config
 from launcher.snapshot.take import Taken
 from launcher.submit.cluster import Job
 from launcher.submit.job_array import submit_array, with_dependency
-from launcher.submit.run import cluster_of, create, create_and_submit, take_code
+from launcher.submit.prepare import cluster_of
+from launcher.submit.run import create, create_and_submit, take_code
 from launcher.sweep.combo import Combination
 from launcher.sweep.ledger import Ledger
 

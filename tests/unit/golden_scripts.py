@@ -28,7 +28,7 @@ CONTAINER = (
     *("snapshot=false",),
 )
 SCENARIOS: dict[str, tuple[str, ...]] = {
-    "plain": (*SITE, "cluster.setup=['module load cuda/12.8']", "cluster.srun_args=['--mpi=none']"),
+    "plain": (*SITE, "cluster.setup=['module load cuda/12.8']", "cluster.srun_args=[--verbose]"),
     "container-pyxis": (*SITE, *CONTAINER),
     "container-apptainer": (*SITE, *CONTAINER, "cluster.container_runtime=apptainer"),
     "heterogeneous": (

@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 
 from launcher.config.schema import Config, NodesConfig, SlurmClusterConfig
+from launcher.slurm.times import NO_LIMIT
+from launcher.submit.resources import ARRAY, HETEROGENEOUS, PARTITION_TIME, is_heterogeneous
+from launcher.submit.templates import template_names, template_path
 
 _TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}")
 _MEM = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
@@ -74,15 +78,6 @@ _SHORT_SRUN = {
 }
 
 
-HETEROGENEOUS, ARRAY = "heterogeneous", "array"
-"""Templates with a meaning of their own."""
-
-
-def is_heterogeneous(cluster: SlurmClusterConfig) -> bool:
-    """Whether the two roles' nodes are asked for separately."""
-    return cluster.template == HETEROGENEOUS or cluster.trainer != NodesConfig() or cluster.inference != NodesConfig()
-
-
 def problems(config: Config) -> Iterator[str]:
     """What SLURM, or the job script, would take wrongly."""
     cluster = config.cluster
@@ -93,6 +88,7 @@ def problems(config: Config) -> Iterator[str]:
                 f" {cluster.kind}. HINT: leave it out, or add `+cluster=slurm`."
             )
         return
+    yield from _paths(config, cluster)
     yield from _formats(cluster)
     yield from _nodes(config, cluster)
     yield from _template(cluster)
@@ -101,12 +97,30 @@ def problems(config: Config) -> Iterator[str]:
     yield from _srun(cluster)
 
 
+def _paths(config: Config, cluster: SlurmClusterConfig) -> Iterator[str]:
+    """The output directory as part of what SLURM, and a container's runtime, read as patterns."""
+    path = str(Path(config.output_dir).absolute())
+    special = {"%": "SLURM puts job ids in its place", "\\": "SLURM takes it for an escape"}
+    if cluster.container is not None:
+        special |= {",": "it separates mounts of a container", ":": "it separates the two sides of a mount"}
+    found = [f"{char!r} ({why})" for char, why in special.items() if char in path]
+    if not path.isprintable():
+        found.append("a character that cannot be printed")
+    if found:
+        yield (
+            f"`output_dir` ({config.output_dir!r}) is {path!r}, which holds {', '.join(found)}."
+            " HINT: set `output_dir` to a path without it."
+        )
+
+
 def _formats(cluster: SlurmClusterConfig) -> Iterator[str]:
     time = cluster.time
-    if not _TIME.fullmatch(time) or not any(digit in "123456789" for digit in time):
+    if time is None or time == PARTITION_TIME or time.upper() in NO_LIMIT:
+        pass
+    elif not _TIME.fullmatch(time) or not any(digit in "123456789" for digit in time):
         yield (
             f"`cluster.time` ({time}) is no time limit. HINT: write minutes, `hh:mm:ss` or `days-hh:mm:ss`:"
-            " `cluster.time=04:00:00`."
+            " `cluster.time=04:00:00`; `UNLIMITED`, or `partition` for the partition's own limit."
         )
     elif time.isdigit() and int(time) >= _SEXAGESIMAL:
         yield (
@@ -153,8 +167,6 @@ def _nodes(config: Config, cluster: SlurmClusterConfig) -> Iterator[str]:
 
 
 def _template(cluster: SlurmClusterConfig) -> Iterator[str]:
-    from launcher.submit.templates import template_names, template_path
-
     if is_heterogeneous(cluster) and cluster.template in template_names() and cluster.template != HETEROGENEOUS:
         yield (
             f"`cluster.template` ({cluster.template}) asks for all nodes in the same way, but `cluster.trainer` or"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.slurm.times import parse_limit
+from launcher.submit.resources import time_limit
 
 
 def problems(config: Config) -> Iterator[str]:
@@ -13,12 +14,17 @@ def problems(config: Config) -> Iterator[str]:
     cluster = config.cluster
     if not isinstance(cluster, SlurmClusterConfig):
         return
-    limit_s, signal_s, wait_s = parse_limit(cluster.time), cluster.signal_s, config.checkpoint.stop_timeout_s
+    limit = time_limit(cluster) or ""
+    limit_s, signal_s, wait_s = (
+        parse_limit(limit),
+        cluster.signal_s,
+        config.checkpoint.stop_timeout_s,
+    )
     if not limit_s:
-        return  # said elsewhere
+        return  # there is none that is known here, or it is refused elsewhere
     if signal_s >= limit_s:
         yield (
-            f"`cluster.signal_s` ({signal_s}) is not less than `cluster.time` ({cluster.time}, {limit_s} s): the run"
+            f"`cluster.signal_s` ({signal_s}) is not less than `cluster.time` ({limit}, {limit_s} s): the run"
             f" would be asked to stop as soon as it starts. HINT: set `cluster.signal_s={max(limit_s // 4, 1)}`, or a"
             " longer time."
         )

@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="a further line of slurm.conf; repeatable"
     )
+    parser.add_argument("--programs", default="", metavar="DIRECTORY", help="programs of another release of SLURM")
     parser.add_argument("command", nargs="*", help="what to run on the login node")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -38,6 +39,7 @@ def main() -> int:
         isolation=options.isolation,
         accounting=options.accounting,
         gpus_per_node=options.gpus,
+        programs=options.programs,
         options=dict(line.partition("=")[::2] for line in options.option),
     )
     try:

@@ -123,7 +123,8 @@ class SlurmCluster:
         """The variables that make any SLURM program, or submitit, use this cluster."""
         directory = self._started()
         path = os.environ.get("PATH", "/usr/bin:/bin")
-        return {"SLURM_CONF": str(directory / "etc" / "slurm.conf"), "PATH": f"{directory / 'bin'}:{path}"}
+        programs = f"{self.spec.programs}:" if self.spec.programs else ""
+        return {"SLURM_CONF": str(directory / "etc" / "slurm.conf"), "PATH": f"{directory / 'bin'}:{programs}{path}"}
 
     @property
     def env(self) -> dict[str, str]:

@@ -183,6 +183,9 @@ def write_files(spec: ClusterSpec, place: Place) -> None:
     source = Path(__file__).with_name("stepd.py").read_text()
     place.stepd.write_text(f"#!{sys.executable} -IS\n{source}")
     place.stepd.chmod(0o755)
+    if spec.programs:
+        # Releases from 23.11 on look for cgroups unless they are told not to; 22.05 does not know the word.
+        (place.directory / "etc" / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
     if spec.accounting:
         dbd = place.directory / "etc" / "slurmdbd.conf"
         dbd.touch(mode=0o600)  # slurmdbd refuses a configuration that others can read

@@ -69,6 +69,9 @@ class ClusterSpec:
     options: Mapping[str, str] = field(default_factory=dict)
     """Further lines of slurm.conf by name; they win over ours."""
 
+    programs: str = ""
+    """Directory of another release's programs, used before those that are installed."""
+
 
 def expand_hostlist(expression: str) -> tuple[str, ...]:
     """Node names that a SLURM hostlist expression stands for, in SLURM's order."""
@@ -105,9 +108,14 @@ def namespaces(isolation: Isolation) -> list[str]:
     return [] if isolation is Isolation.PLAIN else ["--uts", "--mount", "--ipc", *net]
 
 
-def find_program(name: str) -> Path | None:
+def search_path(spec: ClusterSpec) -> str:
+    """``PATH`` of the cluster's own processes."""
+    return f"{spec.programs}:{SEARCH_PATH}" if spec.programs else SEARCH_PATH
+
+
+def find_program(name: str, programs: str = "") -> Path | None:
     """Where a program is; daemons live in directories that a plain user's PATH does not have."""
-    found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{SEARCH_PATH}")
+    found = shutil.which(name, path=f"{programs}:{os.environ.get('PATH', '')}:{SEARCH_PATH}".removeprefix(":"))
     return Path(found) if found else None
 
 

@@ -24,12 +24,12 @@ from launcher.testing.slurm_cluster import accounting, network
 from launcher.testing.slurm_cluster.conf import Place, controller_address, node_address, write_files
 from launcher.testing.slurm_cluster.processes import kill_tree, reap
 from launcher.testing.slurm_cluster.spec import (
-    SEARCH_PATH,
     ClusterError,
     ClusterSpec,
     Isolation,
     find_program,
     namespaces,
+    search_path,
     spec_from_json,
 )
 
@@ -51,7 +51,7 @@ class Supervisor:
         directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: it holds Unix sockets
         directory.chmod(0o755)  # munge's clients must reach its socket
         self.place = Place(directory=directory, slot=slot, port=port)
-        self.environment = {"PATH": SEARCH_PATH, "SLURM_CONF": str(self.place.slurm_conf), "LANG": "C.UTF-8"}
+        self.environment = {"PATH": search_path(spec), "SLURM_CONF": str(self.place.slurm_conf), "LANG": "C.UTF-8"}
 
     def start(self, deadline: float) -> None:
         """Brings everything up and returns when all nodes are idle."""
@@ -76,7 +76,8 @@ class Supervisor:
 
     def start_node(self, name: str, deadline: float) -> None:
         """Boots a node: namespaces, network, slurmd. Does not wait for its registration."""
-        slurmd = ["/usr/bin/setpriv", "--pdeathsig", "KILL", str(find_program("slurmd")), "-D", "-N", name]
+        program = str(find_program("slurmd", self.spec.programs))
+        slurmd = ["/usr/bin/setpriv", "--pdeathsig", "KILL", program, "-D", "-N", name]
         slurmd += ["-f", str(self.place.slurm_conf), "-d", str(self.place.stepd)]
         pid = self._start_node_process(name, slurmd, deadline)
         if self.spec.isolation is Isolation.NET:
@@ -178,7 +179,8 @@ class Supervisor:
         prefix = " ".join(self.in_login())
         for name in ("sbatch", "srun", "salloc", "scancel", "scontrol", "squeue", "sinfo", "sacct", "sacctmgr"):
             wrapper = self.place.directory / "bin" / name
-            wrapper.write_text(f'#!/bin/sh\nexec {prefix} env --chdir "$PWD" {find_program(name)} "$@"\n')
+            program = find_program(name, self.spec.programs)
+            wrapper.write_text(f'#!/bin/sh\nexec {prefix} env --chdir "$PWD" {program} "$@"\n')
             wrapper.chmod(0o755)
 
     def _idle(self) -> set[str]:

@@ -1,0 +1,187 @@
+"""From the configuration that a person gave to the one that a cluster gets: steps from one value to the next.
+
+Nothing is created or queued here. :func:`prepared` is what ``launcher plan`` shows, :func:`ready` what is submitted.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from launcher.config.schema import Config, SlurmClusterConfig
+from launcher.config.secrets import unset_secrets
+from launcher.layout.shape import shape_of
+from launcher.slurm.client import CALL_TIMEOUT_S, ControllerAway
+from launcher.slurm.login_defaults import LoginDefaults, read_login_defaults
+from launcher.slurm.site import NodeType, cpus_per_node, node_types
+from launcher.submit.cluster import Cluster
+from launcher.submit.exclude_nodes import leave_out_bad_nodes
+from launcher.submit.resources import chosen_cluster, requests
+
+_SETTINGS = ("partition", "account", "qos", "time", "constraint", "reservation")
+"""Options of ``sbatch`` that are settings of ``cluster`` under the same name, null by default."""
+
+CPU_OPTIONS = frozenset(
+    {
+        *("cpus-per-gpu", "cores-per-socket", "sockets-per-node", "threads-per-core", "hint", "core-spec"),
+        *("thread-spec", "mem-per-cpu", "extra-node-info", "B", "S"),
+    }
+)
+"""Options of ``cluster.sbatch`` that say something about CPUs; with one of them none are requested by default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A configuration as it is submitted."""
+
+    config: Config
+    notes: tuple[str, ...] = ()
+    """What a person should know about the difference from what they gave."""
+
+    without_cpus: Config | None = None
+    """The same without the number of CPUs that the launcher has chosen; None if it has chosen none."""
+
+
+def prepared(
+    given: Config,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    is_submission: bool = False,
+    timeout_s: float = CALL_TIMEOUT_S,
+) -> Prepared:
+    """``given`` with the defaults of the login shell, without nodes that are known to be bad, and with CPUs.
+
+    Args:
+        is_submission: whether bad nodes are left out, for which SLURM must be within reach.
+        timeout_s: longest wait for what SLURM says about its nodes; without it no CPUs are requested.
+    """
+    config, notes = with_login_defaults(given, read_login_defaults(environ))
+    if is_submission:
+        config, more = leave_out_bad_nodes(config)
+        notes += more
+    types: list[NodeType] = []
+    if needs_cpus(config) and shutil.which("sinfo") is not None:
+        try:
+            types = node_types(chosen_cluster(config), timeout_s)
+        except ControllerAway as error:
+            notes.append(f"no CPUs are requested, as nothing is known of the nodes: {error}")
+    with_cpus = with_default_cpus(config, types)
+    return Prepared(config=with_cpus, notes=tuple(notes), without_cpus=config if with_cpus != config else None)
+
+
+def ready(given: Config) -> tuple[Prepared, Cluster, list[str]]:
+    """What is submitted, the cluster that takes it, and the problems that only this machine or the cluster knows."""
+    result = prepared(given, is_submission=True)
+    cluster = cluster_of(result.config)
+    problems = [*unset_secrets(result.config), *cluster.check()]
+    if problems and result.without_cpus is not None:
+        # A limit that `sinfo` does not show: what was refused may be the number of CPUs.
+        other = cluster_of(result.without_cpus)
+        if not unset_secrets(result.config) and not other.check():
+            note = "no CPUs are requested: SLURM refuses the number that fits the nodes (`cluster.cpus_per_task`)"
+            return Prepared(config=result.without_cpus, notes=(*result.notes, note)), other, []
+    return result, cluster, problems
+
+
+def cluster_of(config: Config) -> Cluster:
+    """The cluster that ``config`` is for."""
+    if config.cluster.kind == "slurm":
+        from launcher.submit.slurm import SlurmCluster
+
+        return SlurmCluster(config)
+    from launcher.submit.local import LocalCluster
+
+    return LocalCluster(config)
+
+
+def with_login_defaults(config: Config, defaults: LoginDefaults) -> tuple[Config, list[str]]:
+    """``config`` with what the login shell exports wherever a setting is null, and notes about it."""
+    cluster = config.cluster
+    if not isinstance(cluster, SlurmClusterConfig):
+        return config, []
+    notes: list[str] = []
+    if defaults.enclosing_job is not None:
+        if defaults.unused:
+            names = ", ".join(defaults.unused)
+            notes.append(f"{names}: not used, as this shell is part of job {defaults.enclosing_job}")
+        return config, notes
+    changed: dict[str, object] = {}
+    sbatch = dict(cluster.sbatch)
+    for option, (variable, value) in defaults.options.items():
+        if option in _SETTINGS:
+            if getattr(cluster, option) is None:
+                changed[option] = value
+                notes.append(f"`cluster.{option}` is {value}, from {variable}")
+        elif option == "exclusive" and value is None:
+            if not cluster.exclusive:
+                changed["exclusive"] = True
+                notes.append(f"`cluster.exclusive` is true, from {variable}")
+        elif option not in sbatch and option.replace("-", "_") not in sbatch:
+            sbatch[option] = True if value is None else value
+            notes.append(f"`cluster.sbatch.{option}` is {sbatch[option]}, from {variable}")
+    if defaults.unused:
+        notes.append(f"{', '.join(defaults.unused)}: not used; the settings of `cluster` decide these options")
+    return replace(config, cluster=replace(cluster, **{**changed, "sbatch": sbatch})), notes  # type: ignore[arg-type]
+
+
+def needs_cpus(config: Config) -> bool:
+    """Whether nothing says how many CPUs the job gets, so that SLURM would give each node's task one."""
+    cluster = config.cluster
+    if not isinstance(cluster, SlurmClusterConfig):
+        return False
+    if CPU_OPTIONS & {str(name).replace("_", "-") for name in cluster.sbatch}:
+        return False
+    return any(nodes.cluster.cpus_per_task is None for nodes in requests(config))
+
+
+def with_default_cpus(config: Config, types: list[NodeType]) -> Config:
+    """``config`` with ``cpus_per_task`` where it is null, as far as ``types`` tell what the nodes have."""
+    if not isinstance(config.cluster, SlurmClusterConfig) or not needs_cpus(config):
+        return config
+    numbers = []
+    for nodes in requests(config):
+        cluster = nodes.cluster
+        takes_gpus = config.layout.device == "cuda" and cluster.gpus != "none"
+        number = cluster.cpus_per_task or cpus_per_node(
+            types,
+            cluster.partition,
+            gpus=config.layout.gpus_per_node if takes_gpus else 0,
+            gpu_type=cluster.gpu_type,
+            processes=processes_per_node(config),
+            whole=cluster.exclusive,
+        )
+        numbers.append(number)
+    if len(numbers) == 1:
+        return replace(config, cluster=replace(config.cluster, cpus_per_task=numbers[0]))
+    trainer, inference = (
+        replace(nodes, cpus_per_task=number)
+        for nodes, number in zip((config.cluster.trainer, config.cluster.inference), numbers, strict=True)
+    )
+    return replace(config, cluster=replace(config.cluster, trainer=trainer, inference=inference))
+
+
+def processes_per_node(config: Config) -> int:
+    """Ranks and processes of engines on the node that has most of them."""
+    shape = shape_of(config)
+    ranks = shape.workers_per_node
+    engines = min(shape.engine_size, shape.engine_gpus) * max(shape.replicas_per_node, 1)
+    return ranks + engines if shape.local_mode else max(ranks, engines)
+
+
+def cpu_line(config: Config) -> str | None:
+    """One line about the CPUs of the processes on a node; None for a run that is not for SLURM."""
+    if not isinstance(config.cluster, SlurmClusterConfig):
+        return None
+    processes = processes_per_node(config)
+    parts = []
+    for nodes in requests(config):
+        cpus = nodes.cluster.cpus_per_task
+        if cpus is None:
+            parts.append(f"{nodes.what}: as many as SLURM gives by itself, often one (set `cluster.cpus_per_task`)")
+        else:
+            parts.append(
+                f"{nodes.what}: {cpus} per node, {cpus / processes:.3g} for each of up to {processes} processes"
+            )
+    return "CPUs of the " + "; of the ".join(parts)
