@@ -29,10 +29,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("nodes", nargs="*", metavar="NODE", help="nodes to forget")
     parser.add_argument("--all", action="store_true", help="forget every node")
     parser.add_argument("--cluster", help="of this cluster only; its name is `ClusterName` in `scontrol show config`")
-    parser.add_argument("--memory", type=Path, default=None, help="directory, if `preflight.memory` was set")
+    parser.add_argument(
+        *("--dir", "--memory"),
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="directory, if `preflight.bad_node_dir` was set (`--memory` is its old name)",
+    )
     parser.add_json("what is remembered")
     options = parser.parse_intermixed_args(arguments)
-    memory = NodeMemory(options.memory or default_memory())
+    memory = NodeMemory(options.dir or default_memory())
     if options.action == "list":
         if options.nodes:
             raise UsageError(f"launcher nodes: {options.nodes[0]} after `list`. HINT: only `forget` takes names.")

@@ -30,6 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     if {"--help", "-h"} & set(arguments):
         return show_help()
     from launcher.config import register_configs
+    from launcher.config.overrides import as_meant
     from launcher.submit.rules.secrets import word_problems
 
     is_json = JSON in arguments
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     # Before a sweep's ledger keeps a record of the overrides.
     if found := list(word_problems(arguments)):
         raise ConfigError(found)
+    arguments = as_meant(arguments)
 
     task = Task(os.environ.get(HYDRA_FULL_ERROR), is_json=is_json)
     register_configs()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from launcher.common.errors import ConfigError
 from launcher.common.paths import conf_dir
+from launcher.config.overrides import as_meant
+from launcher.config.renamed import with_current_names
 from launcher.config.schema import (
     ClusterConfig,
     Config,
@@ -35,6 +37,9 @@ def register_configs() -> None:
     """
     from hydra.core.config_store import ConfigStore
 
+    from launcher.config.sources import register_preset_files
+
+    register_preset_files()
     store = ConfigStore.instance()
     # A plain ClusterConfig, because OmegaConf lets a value be replaced by a subclass of its type only.
     store.store(name="schema", node=Config(cluster=ClusterConfig()))
@@ -60,7 +65,7 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Co
     import hydra
 
     register_configs()
-    words = list(overrides)
+    words = as_meant(overrides)
     if config_dir is not None:
         if not config_dir.is_dir():
             raise ConfigError([f"`--config-dir` ({config_dir}) is no directory. HINT: name one that exists."])
@@ -105,10 +110,14 @@ def _has_only_settings(made: Any) -> bool:
 
 
 def from_yaml(text: str) -> Config:
-    """The configuration that ``to_yaml`` wrote, equal to the one it was given. Nothing is composed anew."""
+    """The configuration that ``to_yaml`` wrote, equal to the one it was given. Nothing is composed anew.
+
+    Raises:
+        ConfigError: a setting is given under both of its names.
+    """
     from omegaconf import OmegaConf
 
-    return _from_data(cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.create(text))))
+    return _from_data(with_current_names(OmegaConf.to_container(OmegaConf.create(text))))
 
 
 def load_run_config(run_dir: Path) -> Config:

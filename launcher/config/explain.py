@@ -12,7 +12,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
-from launcher.config.schema import ClusterConfig, Config, SlurmClusterConfig
+from launcher.config.schema import ClusterConfig, Config, LocalClusterConfig, SlurmClusterConfig
 
 COMPOSITION_ERRORS: tuple[type[Exception], ...] = (HydraException, OmegaConfBaseException, YAMLError)
 """What composing a configuration from wrong overrides or files raises."""
@@ -77,7 +77,7 @@ def _unknown_setting(cause: OmegaConfBaseException) -> str:
     group, _, name = full_key.rpartition(".")
     owner = cause.object_type
     message = f"`{full_key}` is not a setting."
-    if owner is ClusterConfig and name in {field.name for field in fields(SlurmClusterConfig)}:
+    if owner in (ClusterConfig, LocalClusterConfig) and name in {field.name for field in fields(SlurmClusterConfig)}:
         return f"{message[:-1]} of the local cluster. HINT: add `+cluster=slurm`."
     siblings = [field.name for field in fields(owner)] if owner is not None and is_dataclass(owner) else []
     prefix = f"{group}." if group else ""

@@ -9,6 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+TEXT, COMMAND, NODELIST = "text", "command", "nodelist"
+"""How the value of a setting is written (``syntax`` of a field's metadata), where its type does not say it: as text, as
+a shell would split it into words, or as SLURM writes lists of nodes. See :mod:`launcher.config.overrides`."""
+
 
 @dataclass(kw_only=True)
 class LayoutConfig:
@@ -35,8 +39,9 @@ class LayoutConfig:
     colocate_inference_gpus: int | None = None
     """Local mode with ``colocate=split``: GPUs of each node that serve; half of them if null."""
 
-    hostnames: list[str] | None = None
-    """Hostnames to plan with, in nodelist order. Used by ``plan`` only; invented when null."""
+    hostnames: list[str] | None = field(default=None, metadata={"syntax": NODELIST})
+    """Hostnames to plan with, in nodelist order: ``rack[0-1]n[01-03]``, as SLURM writes it, or a list. Used by ``plan``
+    only; invented when null."""
 
 
 @dataclass(kw_only=True)
@@ -60,8 +65,9 @@ class ModelConfig:
 class TrainerConfig:
     """The trainer's side. ``command`` runs any torchrun program; the other fields are the reference trainer's."""
 
-    command: list[str] | None = None
-    """Program and arguments of one trainer rank. Null: ``python -m launcher.trainers.grpo``, the reference trainer."""
+    command: list[str] | None = field(default=None, metadata={"syntax": COMMAND})
+    """Program and arguments of one trainer rank: a list, or text that is split as a shell would split it. Null:
+    ``python -m launcher.trainers.grpo``, the reference trainer."""
 
     workers_per_node: int | None = None
     """Trainer ranks per node; one per trainer GPU if null."""
@@ -137,8 +143,8 @@ class InferenceConfig:
     cpu_kvcache_space_gb: int = 1
     """KV cache of one engine with ``device=cpu``, in GiB (``VLLM_CPU_KVCACHE_SPACE``)."""
 
-    args: list[str] = field(default_factory=list)
-    """Further arguments of vLLM's server, as on its command line."""
+    args: list[str] = field(default_factory=list, metadata={"syntax": COMMAND})
+    """Further arguments of vLLM's server, as on its command line: a list, or text that is split as a shell would."""
 
     env: dict[str, str] = field(default_factory=dict)
     """Further environment of every engine."""
@@ -209,10 +215,10 @@ class PreflightConfig:
     max_clock_skew_s: float = 2.0
     """Largest difference to node 0's clock."""
 
-    remember_s: float = 86400.0
+    bad_node_ttl_s: float = 86400.0
     """How long later runs leave out a node that was bad; 0: neither remember nor leave out."""
 
-    memory: str | None = None
+    bad_node_dir: str | None = None
     """Directory that remembers bad nodes; ``launcher`` in the user's cache directory if null."""
 
 
@@ -273,47 +279,48 @@ class CompileCacheConfig:
 
 @dataclass(kw_only=True)
 class RestartConfig:
-    """What is started again inside an allocation when it ended or hangs, how soon, and how often."""
+    """What is restarted inside an allocation after it ended or hung, how soon, and how often."""
 
-    engine_max: int = 3
-    """Restarts of one replica within ``window_s``; a replica that fails once more is left out. 0: it is never started
-    again. As long as no engine of the run has ever been ready, the second failure of a replica is its last."""
+    max_engine_restarts: int = 3
+    """Restarts of one replica within ``count_window_s``; a replica that fails once more is left out. 0: never. As long
+    as no engine of the run has ever been ready, the second failure of a replica is its last."""
 
     engine_backoff_s: float = 1.0
-    """Pause before a replica's first restart; each further one within ``window_s`` doubles it."""
+    """Pause before a replica's first restart; each further one within ``count_window_s`` doubles it."""
 
-    engine_backoff_max_s: float = 60.0
+    max_engine_backoff_s: float = 60.0
     """Longest such pause."""
 
-    engine_hang_s: float = 30.0
-    """An engine that was ready and whose ``/health`` has not answered for so long is killed and started again."""
+    engine_health_timeout_s: float = 30.0
+    """An engine that was ready and whose ``/health`` has not answered for so long is killed and restarted."""
 
-    trainer_max: int = 3
-    """Restarts of the trainers, all ranks together, within ``window_s``; one failure more fails the run. 0: never."""
+    max_trainer_restarts: int = 3
+    """Restarts of the trainers, all ranks together, within ``count_window_s``; one more failure fails the run.
+    0: never."""
 
-    trainer_early_s: float = 60.0
-    """A trainer that fails by itself, not by a signal, sooner than this and before its first step or version, fails
-    the run: it would fail again."""
+    startup_failure_window_s: float = 60.0
+    """A trainer that exits with an error (not by a signal) sooner than this, before its first step or version, fails
+    the run: a restart would fail in the same way."""
 
     step_timeout_s: float | None = None
-    """From the first step on: trainers that finish none for so long are killed and started again. Null: never, because
+    """From the first step on: trainers that finish no step for so long are killed and restarted. Null: never, because
     only you know how long a step may take."""
 
-    stopped_s: float = 10.0
-    """A process that has been stopped (SIGSTOP) for so long is killed, and what follows is what follows its end."""
+    stopped_process_timeout_s: float = 10.0
+    """A process that has been stopped (SIGSTOP) for so long is killed, and then treated like one that ended."""
 
-    preemption_max: int = 100
+    max_preemptions: int = 100
     """Preemptions after which a job is not queued again; ``launcher resume`` counts from zero."""
 
-    timeout_max: int = 100
-    """The same for time limits."""
+    max_timeouts: int = 100
+    """Time limits reached, after which a job is not queued again."""
 
-    failure_max: int = 3
-    """The same for what only other nodes can cure: lost nodes that no spare replaced, and attempts that ended without
-    a word. 0: never queued again for those."""
+    max_failures: int = 3
+    """Failures after which a job is not queued again. Counted are those that only other nodes can cure: lost nodes that
+    no spare replaced, and attempts that ended without a report. 0: never queued again after one."""
 
-    window_s: float = 3600.0
-    """Restarts longer ago than this do not count any more."""
+    count_window_s: float = 3600.0
+    """Restarts longer ago than this are not counted any more."""
 
 
 @dataclass(kw_only=True)
@@ -413,7 +420,7 @@ class SlurmClusterConfig(ClusterConfig):
     """CPUs of a node for the job (``--cpus-per-task``; one task per node). Null: the share of the node's CPUs that
     matches the share of its GPUs; without GPUs four for each process."""
 
-    gpus: str = "gpus-per-node"
+    gpu_request: str = "gpus-per-node"
     """How this site asks for GPUs: ``gpus-per-node``, ``gres`` (``--gres=gpu:N``) or ``none``; with ``cpu`` never."""
 
     gpu_type: str | None = None
@@ -447,10 +454,10 @@ class SlurmClusterConfig(ClusterConfig):
     container_mounts: str | None = None
     """Further mounts, ``FROM:TO,...``. Output, code and model are always mounted where they are."""
 
-    sbatch: dict[str, Any] = field(default_factory=dict)
+    sbatch: dict[str, Any] = field(default_factory=dict, metadata={"syntax": TEXT})
     """Further ``#SBATCH`` options by name, without the dashes; ``true`` for one without a value."""
 
-    srun_args: list[str] = field(default_factory=list)
+    srun_args: list[str] = field(default_factory=list, metadata={"syntax": COMMAND})
     """Further arguments of the one ``srun``."""
 
     python: str | None = None

@@ -58,7 +58,7 @@ class Recovery:
             RestartScheduled(
                 what="trainer",
                 restart_count=trainers.restarts.count,
-                max_restarts=trainers.restart.trainer_max,
+                max_restarts=trainers.restart.max_trainer_restarts,
                 reason=str(failure["message"]),
                 delay_s=0.0,
             )

@@ -69,9 +69,9 @@ class Replicas:
             Life(
                 replica=replica,
                 restarts=Restarts(
-                    window_s=restart.window_s,
+                    window_s=restart.count_window_s,
                     backoff_s=restart.engine_backoff_s,
-                    longest_s=restart.engine_backoff_max_s,
+                    longest_s=restart.max_engine_backoff_s,
                 ),
             )
             for replica in replicas
@@ -112,7 +112,7 @@ class Replicas:
             Whether it starts again; otherwise it is dropped.
         """
         life = self.lives[index]
-        limit = self._restart.engine_max if self._was_any_ready else min(1, self._restart.engine_max)
+        limit = self._restart.max_engine_restarts if self._was_any_ready else min(1, self._restart.max_engine_restarts)
         pause = None if exit_code == REFUSED and not self._was_any_ready else life.restarts.allow(now, limit)
         if pause is None:
             self.drop(index, reason)

@@ -48,7 +48,7 @@ class Trainers:
 
     def __post_init__(self) -> None:
         """Derives the counter from the policy."""
-        self.restarts = Restarts(window_s=self.restart.window_s)
+        self.restarts = Restarts(window_s=self.restart.count_window_s)
 
     @property
     def are_done(self) -> bool:
@@ -65,7 +65,7 @@ class Trainers:
         """What follows the end of one rank. An early failure of its own is held back, while others may explain it."""
         is_early = (
             not self.has_progressed
-            and now - (now if self.started_at is None else self.started_at) < self.restart.trainer_early_s
+            and now - (now if self.started_at is None else self.started_at) < self.restart.startup_failure_window_s
         )
         if not is_early or is_from_outside(exit_code):
             return Verdict.RESTART
@@ -77,7 +77,7 @@ class Trainers:
 
     def allow_restart(self, now: float) -> bool:
         """Counts a restart, and makes it so; False at the limit."""
-        if self.restarts.allow(now, self.restart.trainer_max) is None:
+        if self.restarts.allow(now, self.restart.max_trainer_restarts) is None:
             return False
         self.incarnation += 1
         self.done.clear()

@@ -51,7 +51,7 @@ def trainer_env(config: Config, shape: Shape) -> Mapping[str, str]:
         "GROUP_WORLD_SIZE": str(shape.trainer_nodes),
         "ROLE_WORLD_SIZE": world_size,
         "ROLE_NAME": "default",
-        "TORCHELASTIC_MAX_RESTARTS": str(config.restart.trainer_max),
+        "TORCHELASTIC_MAX_RESTARTS": str(config.restart.max_trainer_restarts),
         "TORCHELASTIC_RUN_ID": config.name,
     }
     if config.layout.device == "cuda":

@@ -50,20 +50,20 @@ def limits(config: Config) -> tuple[Limit, ...]:
         Limit(
             ends=frozenset({End.PREEMPTED}),
             words="was preempted",
-            setting="restart.preemption_max",
-            most=restart.preemption_max,
+            setting="restart.max_preemptions",
+            most=restart.max_preemptions,
         ),
         Limit(
             ends=frozenset({End.TIMED_OUT}),
             words="ran out of time",
-            setting="restart.timeout_max",
-            most=restart.timeout_max,
+            setting="restart.max_timeouts",
+            most=restart.max_timeouts,
         ),
         Limit(
             ends=frozenset({End.FAILED, End.LOST}),
             words="failed, or ended without a word,",
-            setting="restart.failure_max",
-            most=restart.failure_max,
+            setting="restart.max_failures",
+            most=restart.max_failures,
         ),
     )
 

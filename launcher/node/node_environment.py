@@ -84,8 +84,8 @@ def check_allocation(node: NodeEnvironment, layout: LayoutConfig) -> None:
     if layout.device == "cuda" and node.gpus is not None and node.gpus < layout.gpus_per_node:
         raise AllocationError(
             f"Node {node.node_rank} ({node.hostname}) was given {node.gpus} GPUs, but `layout.gpus_per_node` is"
-            f" {layout.gpus_per_node}. HINT: set `layout.gpus_per_node={node.gpus}`, or see `cluster.gpus` for how"
-            " GPUs are asked for."
+            f" {layout.gpus_per_node}. HINT: set `layout.gpus_per_node={node.gpus}`, or see `cluster.gpu_request` for"
+            " how GPUs are asked for."
         )
 
 

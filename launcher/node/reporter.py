@@ -78,7 +78,7 @@ class Reports:
 
     def hangs(self, worker: Worker, seconds: float) -> ProcessFailure:
         """An engine that was ready does not answer any more, and is killed."""
-        what = f"did not answer `/health` for {seconds:.0f} s (`restart.engine_hang_s`)."
+        what = f"did not answer `/health` for {seconds:.0f} s (`restart.engine_health_timeout_s`)."
         return self._failed(worker, what, is_hanging=True)
 
     def refuses(self, worker: Worker, seconds: float) -> ProcessFailure:
@@ -88,7 +88,7 @@ class Reports:
 
     def stopped(self, worker: Worker, seconds: float) -> ProcessFailure:
         """A process, or one below it, was stopped by a signal and not continued; it is killed."""
-        what = f"has had a stopped process (SIGSTOP) for {seconds:g} s (`restart.stopped_s`)."
+        what = f"has had a stopped process (SIGSTOP) for {seconds:g} s (`restart.stopped_process_timeout_s`)."
         return self._failed(worker, what, is_hanging=True)
 
     def _failed(

@@ -209,7 +209,7 @@ class Supervisor:
                     if not unit.is_ready:
                         unit.is_ready = True
                         self._reports.engine_ready(worker, health.url)
-                    if health.silent_s() > restart.engine_hang_s:
+                    if health.silent_s() > restart.engine_health_timeout_s:
                         logger.error("%s", self._reports.hangs(worker, health.silent_s()))
                         unit.stop(0.0)
                     elif health.refused_s() > REFUSED_S:
@@ -220,7 +220,7 @@ class Supervisor:
                     unit.stop(0.0)
 
     def _check_stopped(self) -> None:
-        stopped_s = self._config.restart.stopped_s
+        stopped_s = self._config.restart.stopped_process_timeout_s
         for worker in self._watch.look(self._running(), stopped_s):
             unit = next((unit for unit in self._units() if worker in unit.running), None)
             if unit is None:

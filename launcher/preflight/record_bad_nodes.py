@@ -25,9 +25,9 @@ def remember(bad: Sequence[BadNode], settings: PreflightConfig, run_dir: Path) -
         The names that are remembered from now on.
     """
     cluster = os.environ.get(CLUSTER_VARIABLE, "")
-    if not cluster or settings.remember_s <= 0:
+    if not cluster or settings.bad_node_ttl_s <= 0:
         return []
-    memory = NodeMemory(Path(settings.memory) if settings.memory else default_memory())
+    memory = NodeMemory(Path(settings.bad_node_dir) if settings.bad_node_dir else default_memory())
     now = time.time()
     names = []
     for node in bad:
@@ -38,7 +38,7 @@ def remember(bad: Sequence[BadNode], settings: PreflightConfig, run_dir: Path) -
             node=node.hostname,
             reason=node.reason,
             time=now,
-            expires=now + settings.remember_s,
+            expires=now + settings.bad_node_ttl_s,
             run_dir=str(run_dir),
         )
         try:

@@ -12,7 +12,7 @@ from launcher.snapshot.look import is_below
 from launcher.snapshot.take import Taken
 
 LONGEST_PATH = 4096
-_PATHS = (("model", "path"), ("checkpoint", "dir"), ("preflight", "memory"))
+_PATHS = (("model", "path"), ("checkpoint", "dir"), ("preflight", "bad_node_dir"))
 _FILES = ("template", "container")
 """Of the cluster: paths, or something else."""
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from launcher.common.errors import LauncherError
 from launcher.config.compose import CONFIG_FILE, from_yaml
+from launcher.config.overrides import as_meant
+from launcher.config.renamed import with_current_names, with_names_of
 from launcher.config.schema import Config
 from launcher.snapshot.again import KeptCode
 from launcher.snapshot.compare import damage
@@ -41,6 +43,7 @@ class Replayed(KeptCode):
         then = OmegaConf.to_container(OmegaConf.create((self.directory / CONFIG_FILE).read_text(encoding="utf-8")))
         now = OmegaConf.to_container(OmegaConf.structured(config))
         default = OmegaConf.to_container(OmegaConf.structured(Config(cluster=type(config.cluster)())))
+        now, default = with_names_of(now, then), with_names_of(default, then)
         return OmegaConf.to_yaml(OmegaConf.create(_without_news(now, then, default)))
 
 
@@ -85,8 +88,9 @@ def replayed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
-    frozen = OmegaConf.create((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
-    for override in OverridesParser.create().parse_overrides(overrides=list(overrides)):
+    text = (run_dir / CONFIG_FILE).read_text(encoding="utf-8")
+    frozen = OmegaConf.create(with_current_names(OmegaConf.to_container(OmegaConf.create(text))))
+    for override in OverridesParser.create().parse_overrides(overrides=as_meant(overrides)):
         if override.is_sweep_override():
             raise ReplayError(f"`{override.input_line}` has several values. HINT: replay once for each.")
         key: str = override.key_or_group

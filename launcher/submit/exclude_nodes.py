@@ -19,14 +19,14 @@ from launcher.submit.resources import chosen_cluster
 def leave_out_bad_nodes(config: Config) -> tuple[Config, list[str]]:
     """The configuration to submit, and what to tell about it.
 
-    ``cluster.exclude`` gets the remembered nodes of this cluster on top of the user's own, ``preflight.memory`` the
-    directory that the job is to write into. A node that ``cluster.nodelist`` asks for by name is left in.
+    ``cluster.exclude`` gets the remembered nodes of this cluster on top of the user's own, ``preflight.bad_node_dir``
+    the directory that the job is to write into. A node that ``cluster.nodelist`` asks for by name is left in.
     """
     cluster, settings = config.cluster, config.preflight
-    if not isinstance(cluster, SlurmClusterConfig) or settings.action == "off" or settings.remember_s <= 0:
+    if not isinstance(cluster, SlurmClusterConfig) or settings.action == "off" or settings.bad_node_ttl_s <= 0:
         return config, []
-    root = (Path(settings.memory) if settings.memory else default_memory()).absolute()
-    config = replace(config, preflight=replace(settings, memory=str(root)))
+    root = (Path(settings.bad_node_dir) if settings.bad_node_dir else default_memory()).absolute()
+    config = replace(config, preflight=replace(settings, bad_node_dir=str(root)))
     memory = NodeMemory(root)
     if not memory.entries():
         return config, []

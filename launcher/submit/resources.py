@@ -113,7 +113,7 @@ def _for(cluster: SlurmClusterConfig, nodes: NodesConfig) -> SlurmClusterConfig:
 
 def _gpus(config: Config, cluster: SlurmClusterConfig) -> dict[str, str | None]:
     gpus = config.layout.gpus_per_node
-    if config.layout.device != "cuda" or cluster.gpus == "none":
+    if config.layout.device != "cuda" or cluster.gpu_request == "none":
         return {}
     request = f"{cluster.gpu_type}:{gpus}" if cluster.gpu_type else str(gpus)
-    return {"gres": f"gpu:{request}"} if cluster.gpus == "gres" else {"gpus-per-node": request}
+    return {"gres": f"gpu:{request}"} if cluster.gpu_request == "gres" else {"gpus-per-node": request}

@@ -108,8 +108,8 @@ class SlurmCluster(Cluster):
             "partition": f" HINT: `cluster.partition` is {cluster.partition!r}; `sinfo` lists the partitions.",
             "account": f" HINT: `cluster.account` is {cluster.account!r} and `cluster.qos` {cluster.qos!r}.",
             "node configuration": f" HINT: `layout.nodes` is {self._config.layout.nodes}, `layout.gpus_per_node`"
-            f" {self._config.layout.gpus_per_node}, `cluster.gpus` {cluster.gpus!r}, `cluster.mem` {cluster.mem!r};"
-            " `sinfo --Node --long` shows what there is.",
+            f" {self._config.layout.gpus_per_node}, `cluster.gpu_request` {cluster.gpu_request!r},"
+            f" `cluster.mem` {cluster.mem!r}; `sinfo --Node --long` shows what there is.",
             "node name": f" HINT: `cluster.nodelist` is {cluster.nodelist!r} and `cluster.exclude` {cluster.exclude!r};"
             " `sinfo --Node` lists the nodes.",
             "option": f" HINT: `cluster.sbatch` holds {', '.join(map(str, cluster.sbatch)) or 'nothing'}.",

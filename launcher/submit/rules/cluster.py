@@ -33,9 +33,9 @@ OWNED_SBATCH: dict[str, str] = {
     "reservation": "set `cluster.reservation`",
     "mem": "set `cluster.mem`",
     "cpus-per-task": "set `cluster.cpus_per_task`",
-    "gpus-per-node": "set `layout.gpus_per_node` and `cluster.gpus`",
-    "gpus": "set `layout.gpus_per_node` and `cluster.gpus`",
-    "gpus-per-task": "set `layout.gpus_per_node` and `cluster.gpus`",
+    "gpus-per-node": "set `layout.gpus_per_node` and `cluster.gpu_request`",
+    "gpus": "set `layout.gpus_per_node` and `cluster.gpu_request`",
+    "gpus-per-task": "set `layout.gpus_per_node` and `cluster.gpu_request`",
     "exclusive": "set `cluster.exclusive`",
     "wait": "set `cluster.wait`",
     "output": "logs go to the run directory",
@@ -139,10 +139,10 @@ def _formats(cluster: SlurmClusterConfig) -> Iterator[str]:
         value: str | None = getattr(cluster, name)
         if value is not None and (not value.strip() or "\n" in value):
             yield f"`cluster.{name}` ({value!r}) is empty or has several lines. HINT: set it, or leave it null."
-    if cluster.gpu_type is not None and cluster.gpus == "none":
+    if cluster.gpu_type is not None and cluster.gpu_request == "none":
         yield (
-            f"`cluster.gpu_type` ({cluster.gpu_type}) contradicts `cluster.gpus` (none). HINT: set `cluster.gpus=gres`"
-            " or leave the type out."
+            f"`cluster.gpu_type` ({cluster.gpu_type}) contradicts `cluster.gpu_request` (none)."
+            " HINT: set `cluster.gpu_request=gres` or leave the type out."
         )
 
 
@@ -199,10 +199,10 @@ def _sbatch(cluster: SlurmClusterConfig) -> Iterator[str]:
         name = _SHORT_SBATCH.get(bare, bare.replace("_", "-"))
         if name in OWNED_SBATCH:
             yield f"`{path}` ({value}) is an option of the launcher's own. HINT: leave it out; {OWNED_SBATCH[name]}."
-        elif name == "gres" and cluster.gpus == "gres":
+        elif name == "gres" and cluster.gpu_request == "gres":
             yield (
-                f"`{path}` ({value}) contradicts `cluster.gpus` (gres), which writes that option."
-                " HINT: set `cluster.gpus=gpus-per-node` or `none`, or leave it out."
+                f"`{path}` ({value}) contradicts `cluster.gpu_request` (gres), which writes that option."
+                " HINT: set `cluster.gpu_request=gpus-per-node` or `none`, or leave it out."
             )
         elif name in ("mem-per-cpu", "mem-per-gpu") and cluster.mem is not None:
             yield f"`{path}` ({value}) contradicts `cluster.mem` ({cluster.mem}). HINT: set `cluster.mem=null`."

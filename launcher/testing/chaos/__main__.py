@@ -38,7 +38,7 @@ SMALL = (
     "cluster.exclusive=true",
     "cluster.time=20",
     "checkpoint.every_steps=1",
-    "preflight.remember_s=0",
+    "preflight.bad_node_ttl_s=0",
 )
 """A job that reaches every moment soon: two trainer nodes with a rank each, one engine on a third node."""
 

@@ -31,9 +31,12 @@ LONG = (
     "cluster.wait=true",
     "cluster.exclusive=true",
     f"checkpoint.every_steps={EVERY_STEPS}",
-    "preflight.remember_s=0",
-    *(f"restart.{name}=1000000" for name in ("engine_max", "trainer_max", "failure_max", "preemption_max")),
-    "restart.engine_backoff_max_s=2",
+    "preflight.bad_node_ttl_s=0",
+    *(
+        f"restart.{name}=1000000"
+        for name in ("max_engine_restarts", "max_trainer_restarts", "max_failures", "max_preemptions")
+    ),
+    "restart.max_engine_backoff_s=2",
 )
 """Two trainer nodes, two engines, and spares; nothing is started too often."""
 

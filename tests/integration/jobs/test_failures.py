@@ -101,7 +101,7 @@ def test_an_engine_that_refuses_its_arguments(launcher: Launcher, model: Path) -
 
 
 def test_an_engine_that_is_killed_and_may_not_be_restarted(launcher: Launcher, model: Path) -> None:
-    job = launcher(f"model.path={model}", "restart.engine_max=0", command("import time; time.sleep(600)"))
+    job = launcher(f"model.path={model}", "restart.max_engine_restarts=0", command("import time; time.sleep(600)"))
     os.kill(job.wait_process("inference-0"), signal.SIGKILL)
     begin = time.monotonic()
     assert job.wait(60) == FAILURE_CODE

@@ -34,7 +34,7 @@ def kill_all(pids: Sequence[int]) -> None:
 
 
 def test_a_run_survives_its_engine_its_trainer_and_an_engine_that_hangs(launcher: Launcher, model: Path) -> None:
-    settings = ("trainer.steps=10", "checkpoint.every_steps=2", "restart.stopped_s=2")
+    settings = ("trainer.steps=10", "checkpoint.every_steps=2", "restart.stopped_process_timeout_s=2")
     job = launcher(f"model.path={model}", *settings)
 
     # All of the engine at once, the process that removes its shared memory included.

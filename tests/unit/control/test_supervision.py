@@ -207,7 +207,7 @@ def test_pauses_double_up_to_the_longest_and_old_restarts_are_forgotten() -> Non
 
 
 def test_an_engine_that_fails_too_often_is_left_out_while_enough_are_left() -> None:
-    run = Run(restart=RestartConfig(engine_max=2, engine_backoff_s=0))
+    run = Run(restart=RestartConfig(max_engine_restarts=2, engine_backoff_s=0))
     for _ in range(2):
         run.engine_ends(0)
         run.passes(1)
@@ -316,7 +316,7 @@ def test_trainers_start_again_together_and_engines_stay() -> None:
 
 
 def test_trainers_that_fail_too_often_end_the_run_with_the_last_reason() -> None:
-    run = Run(restart=RestartConfig(trainer_max=2))
+    run = Run(restart=RestartConfig(max_trainer_restarts=2))
     for _ in range(3):
         run.passes(30)
         run.trainer_ends(0)
@@ -325,7 +325,7 @@ def test_trainers_that_fail_too_often_end_the_run_with_the_last_reason() -> None
 
 
 def test_restarts_of_trainers_long_ago_do_not_count() -> None:
-    run = Run(restart=RestartConfig(trainer_max=1, window_s=100))
+    run = Run(restart=RestartConfig(max_trainer_restarts=1, count_window_s=100))
     for _ in range(5):
         run.passes(101)
         run.trainer_ends(0)

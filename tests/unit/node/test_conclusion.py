@@ -24,10 +24,10 @@ def config(**limits: int) -> Config:
 @pytest.mark.parametrize(
     ("end", "setting"),
     [
-        (End.PREEMPTED, "preemption_max"),
-        (End.TIMED_OUT, "timeout_max"),
-        (End.FAILED, "failure_max"),
-        (End.LOST, "failure_max"),
+        (End.PREEMPTED, "max_preemptions"),
+        (End.TIMED_OUT, "max_timeouts"),
+        (End.FAILED, "max_failures"),
+        (End.LOST, "max_failures"),
     ],
 )
 def test_each_kind_has_its_own_limit(end: End, setting: str) -> None:
@@ -36,7 +36,7 @@ def test_each_kind_has_its_own_limit(end: End, setting: str) -> None:
     words = passed_limit(limited, Counter({end: 3}))
     assert words is not None and words.endswith(f"3 times, more than `restart.{setting}` (2).")
     others = Counter({other: 4 for other in End if other is not end and {other, end} != {End.FAILED, End.LOST}})
-    assert passed_limit(config(**{setting: 2, "failure_max": 2 if setting == "failure_max" else 9}), others) is None
+    assert passed_limit(config(**{setting: 2, "max_failures": 2 if setting == "max_failures" else 9}), others) is None
 
 
 def test_stops_that_somebody_asked_for_have_none() -> None:
@@ -51,6 +51,6 @@ def test_a_job_that_slurm_queued_again_too_often_ends(tmp_path: Path) -> None:
     number = claim(tmp_path)
     record_begin(tmp_path, number, "7")
     node = NodeEnvironment(node_rank=0, hostnames=("a",), gpus=None, job_id="7", attempt=number, is_local=False)
-    check_limits(config(preemption_max=2), tmp_path, node)
-    with pytest.raises(ProcessFailure, match=r"was preempted 2 times, more than `restart.preemption_max` \(1\)"):
-        check_limits(config(preemption_max=1), tmp_path, node)
+    check_limits(config(max_preemptions=2), tmp_path, node)
+    with pytest.raises(ProcessFailure, match=r"was preempted 2 times, more than `restart.max_preemptions` \(1\)"):
+        check_limits(config(max_preemptions=1), tmp_path, node)

@@ -72,7 +72,7 @@ def test_it_is_not_where_that_is_not_wanted(run: Path, tools: Path) -> None:
 
 def test_it_is_not_more_often_than_the_limit_says(run: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(cluster=SlurmClusterConfig())
-    config.restart.failure_max = 1
+    config.restart.max_failures = 1
     (run / "config.yaml").write_text(to_yaml(config))
     assert node_0_killed(run, "The agent was killed.", 137) == 0
     record_begin(run, claim(run), "7")

@@ -239,9 +239,10 @@ def test_a_lost_node_that_ends_the_run_is_the_cause(run: Recorded) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        "inference 0 on node 1 (gpu-1) did not answer `/health` for 20 s (`restart.engine_hang_s`).",
+        "inference 0 on node 1 (gpu-1) did not answer `/health` for 20 s (`restart.engine_health_timeout_s`).",
         "No step was finished within `restart.step_timeout_s` (600 s).",
-        "trainer 0 on node 0 (gpu-0) has had a stopped process (SIGSTOP) for 10 s (`restart.stopped_s`).",
+        "trainer 0 on node 0 (gpu-0) has had a stopped process (SIGSTOP) for 10 s"
+        " (`restart.stopped_process_timeout_s`).",
     ],
 )
 def test_what_hangs_is_called_so(run: Recorded, message: str) -> None:

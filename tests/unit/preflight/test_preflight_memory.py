@@ -74,7 +74,7 @@ def test_only_a_nodes_own_trouble_on_a_cluster_is_remembered(
     nodes = (bad("gpu-1"), bad("gpu-2", is_its_own=False))
     assert remember(nodes, PreflightConfig(), tmp_path) == []
     monkeypatch.setenv(CLUSTER_VARIABLE, "alpha")
-    assert remember(nodes, PreflightConfig(remember_s=0), tmp_path) == []
+    assert remember(nodes, PreflightConfig(bad_node_ttl_s=0), tmp_path) == []
     assert remember(nodes, PreflightConfig(), tmp_path) == ["gpu-1"]
     (found,) = memory.entries("alpha")
     assert (found.node, found.reason, found.run_dir) == ("gpu-1", "shm: full", str(tmp_path))
@@ -102,7 +102,7 @@ def test_the_next_submission_leaves_them_out_and_says_so(memory: NodeMemory, clu
     changed, told = leave_out_bad_nodes(config(exclude="gpu-[7-9]"))
     assert isinstance(changed.cluster, SlurmClusterConfig)
     assert changed.cluster.exclude == "gpu-[7-9],gpu-1"
-    assert changed.preflight.memory == str(default_memory())
+    assert changed.preflight.bad_node_dir == str(default_memory())
     (line,) = told
     assert line.startswith("leaving out gpu-1 for another ")
     assert "shm: full" in line

@@ -84,10 +84,10 @@ def test_the_job_script_asks_for_what_the_configuration_says(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("overrides", "option"),
     [
-        (["layout=gpu", "cluster.gpus=gres"], "#SBATCH --gres=gpu:8"),
-        (["layout=gpu", "cluster.gpus=gres", "cluster.gpu_type=h100"], "#SBATCH --gres=gpu:h100:8"),
+        (["layout=gpu", "cluster.gpu_request=gres"], "#SBATCH --gres=gpu:8"),
+        (["layout=gpu", "cluster.gpu_request=gres", "cluster.gpu_type=h100"], "#SBATCH --gres=gpu:h100:8"),
         (["layout=gpu", "cluster.gpu_type=h100"], "#SBATCH --gpus-per-node=h100:8"),
-        (["layout=gpu", "cluster.gpus=none"], None),
+        (["layout=gpu", "cluster.gpu_request=none"], None),
         (["layout=cpu"], None),
     ],
 )

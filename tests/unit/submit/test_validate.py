@@ -148,8 +148,12 @@ WRONG: list[tuple[Callable[..., Config], dict[str, Any], list[str]]] = [
     (slurm, {"cluster__time": "43200"}, ["30 days", "quote"]),
     (slurm, {"cluster__mem": "lots"}, ["`cluster.mem` (lots)"]),
     (slurm, {"cluster__cpus_per_task": 0}, ["`cluster.cpus_per_task` (0)"]),
-    (slurm, {"cluster__gpus": "all"}, ["`cluster.gpus` (all)"]),
-    (slurm, {"cluster__gpus": "none", "cluster__gpu_type": "h100"}, ["contradicts `cluster.gpus` (none)"]),
+    (slurm, {"cluster__gpu_request": "all"}, ["`cluster.gpu_request` (all)"]),
+    (
+        slurm,
+        {"cluster__gpu_request": "none", "cluster__gpu_type": "h100"},
+        ["contradicts `cluster.gpu_request` (none)"],
+    ),
     (slurm, {"cluster__partition": ""}, ["`cluster.partition`"]),
     (slurm, {"cluster__partition": "a\n#SBATCH --wrap=x"}, ["several lines"]),
     (slurm, {"cluster__container_mounts": "/a:/b"}, ["`cluster.container`"]),
@@ -159,7 +163,7 @@ WRONG: list[tuple[Callable[..., Config], dict[str, Any], list[str]]] = [
     (slurm, {"cluster__sbatch": {"comment": "a\nb"}}, ["not one line"]),
     (slurm, {"cluster__sbatch": {"requeue": False}}, ["leave it out"]),
     (slurm, {"cluster__sbatch": {"mem-per-cpu": "2G"}}, ["`cluster.mem` (0)", "cluster.mem=null"]),
-    (slurm, {"cluster__gpus": "gres", "cluster__sbatch": {"gres": "x"}}, ["`cluster.gpus` (gres)"]),
+    (slurm, {"cluster__gpu_request": "gres", "cluster__sbatch": {"gres": "x"}}, ["`cluster.gpu_request` (gres)"]),
     (slurm, {"cluster__srun_args": ["--ntasks=3"]}, ["(--ntasks)"]),
     (slurm, {"cluster__srun_args": ["-n3"]}, ["(-n3)"]),
 ]
