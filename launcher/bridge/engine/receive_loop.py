@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -23,6 +24,17 @@ Rounds = Sequence[Sequence[Message]]
 Post = Callable[[Message, int], Transfer]
 """Makes a message's wire ready for so many bytes."""
 
+
+class Posted(NamedTuple):
+    """A message that a wire has been made ready for."""
+
+    transfer: Transfer
+    rest: Message | None
+    """What of it lies in the bytes that the transfer gives; None if all of it comes to where it belongs."""
+
+
+PostWhole = Callable[[Message], Posted]
+
 Write = Callable[[Mapping[str, torch.Tensor]], None]
 """Writes a message into parameters."""
 
@@ -30,18 +42,18 @@ Unpack = Callable[[Message, torch.Tensor, Mapping[str, torch.Tensor]], None]
 """As :func:`launcher.bridge.codec.pack.unpack`."""
 
 
-def whole(rounds: Rounds, post: Post, unpack: Unpack, deadline: float) -> Iterator[tuple[Message, Write]]:
+def whole(rounds: Rounds, post: PostWhole, unpack: Unpack, deadline: float) -> Iterator[tuple[Message, Write]]:
     """Messages that carry all of their elements.
 
     Raises:
         TransferError: one did not come in time.
     """
-    posted: deque[list[tuple[Message, Transfer]]] = deque()
+    waiting: deque[list[tuple[Message, Posted]]] = deque()
     for number in range(len(rounds) + 1):
         if number < len(rounds):
-            posted.append([(message, _post(post, message, message.nbytes)) for message in rounds[number]])
-        for message, transfer in posted.popleft() if number > 0 else ():
-            yield message, partial(_unpack, unpack, message, transfer, _poll(message, transfer, deadline))
+            waiting.append([(message, _post_whole(post, message)) for message in rounds[number]])
+        for message, posted in waiting.popleft() if number > 0 else ():
+            yield message, partial(_unpack, unpack, message, posted, _poll(message, posted.transfer, deadline))
 
 
 def changes(rounds: Rounds, post: Post, deadline: float) -> Iterator[tuple[Message, Write]]:
@@ -72,14 +84,19 @@ def changes(rounds: Rounds, post: Post, deadline: float) -> Iterator[tuple[Messa
 def _unpack(
     unpack: Unpack,
     message: Message,
-    transfer: Transfer,
+    posted: Posted,
     buffer: torch.Tensor,
     parameters: Mapping[str, torch.Tensor],
 ) -> None:
-    if not transfer.is_direct:
-        unpack(message, buffer, parameters)
+    if posted.rest is not None:
+        unpack(posted.rest, buffer, parameters)
     # At once, and not when the next is asked for: the next but one can come while this one's digest is computed.
-    _release(message, transfer)
+    _release(message, posted.transfer)
+
+
+def _post_whole(post: PostWhole, message: Message) -> Posted:
+    with told(message):
+        return post(message)
 
 
 def _post(post: Post, message: Message, nbytes: int) -> Transfer:

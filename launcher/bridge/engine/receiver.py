@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
+from launcher.bridge.codec.beside import SideStream
 from launcher.bridge.codec.messages import Messages
+from launcher.bridge.codec.regions import Splits, received_regions
 from launcher.bridge.codec.zero_copy import cut, received_into
 from launcher.bridge.engine import receive_loop as arrivals
 from launcher.bridge.engine.relay import Progress, Relay, relayed
 from launcher.bridge.negotiation import restricted
 from launcher.bridge.plan import Message, Plan, Receiver
-from launcher.bridge.transport.base import DirectRecvWire, Meeting, RecvWire, Transfer
+from launcher.bridge.transport.base import DirectRecvWire, Meeting, RecvWire, RegionRecvWire, Transfer
 from launcher.bridge.transport.links import connect_receivers
 from launcher.common.errors import BridgeError, TransferError
 
@@ -80,6 +82,7 @@ class WeightReceiver:
 
         self._closed = False
         self._beside: Any = None
+        self._checking = SideStream(device)
         self._refusal: BridgeError | None = None
         self._meeting = threading.Thread(target=self._meet, name="bridge-meeting", daemon=True)
         self._meeting.start()
@@ -189,7 +192,12 @@ class WeightReceiver:
             # What another replica passes on is not cut: it goes out of its tensors as it came.
             direct = {sender for sender, wire in wires.items() if isinstance(wire, DirectRecvWire) and not self._relay}
             self._cut = list(cut(self._incoming, lambda message: message.sender in direct))
-            self._messages = Messages(self._plan, self._cut)
+            # What another replica passes on is packed.
+            is_split = {
+                sender for sender, wire in wires.items() if isinstance(wire, RegionRecvWire) and not self._relay
+            }
+            self._splits = Splits(self._plan, [message for message in self._cut if message.sender in is_split])
+            self._messages = Messages(self._plan, [*self._cut, *self._splits.packed])
             closed = self._closed
         if closed:
             for wire in wires.values():
@@ -220,7 +228,9 @@ class WeightReceiver:
         incoming = self._incoming if is_changes else self._cut
         messages = [part for message in incoming if (part := restricted(message, only)) is not None]
         rounds = [list(group) for _round, group in groupby(messages, key=lambda message: message.round)]
-        total = torch.zeros((), dtype=torch.int64, device=self._device)
+        checking = self._checking
+        with checking.work():
+            total = torch.zeros((), dtype=torch.int64, device=self._device)
         arriving = (
             arrivals.changes(rounds, self._post, deadline)
             if is_changes
@@ -234,22 +244,34 @@ class WeightReceiver:
                 with torch.no_grad():
                     write(self._received)
                     if self._verify:
-                        total += self._messages.digest_received(message, self._received).to(self._device)
+                        with checking.work():
+                            total += self._messages.digest_received(message, self._received).to(self._device)
         progress.ends()
         if self._device.type == "cuda":
+            checking.synchronize()
             torch.cuda.current_stream(self._device).synchronize()
         return int(total.item()) & MASK if self._verify else None
 
     def _post(self, message: Message, nbytes: int) -> Transfer:
         return self._wires[self._sender(message)].post_recv(nbytes)
 
-    def _post_whole(self, message: Message, nbytes: int) -> Transfer:
+    def _post_whole(self, message: Message) -> arrivals.Posted:
         wire = self._wires[self._sender(message)]
+        if isinstance(wire, RegionRecvWire) and not self._relay:
+            found = received_regions(
+                message,
+                self._splits.of(message),
+                self._received,
+                self._device,
+                wire.accepts,
+                is_aside=self._is_aside or wire.is_still_after_abort,
+            )
+            return arrivals.Posted(wire.post_recv_regions(found.targets), found.staged)
         if isinstance(wire, DirectRecvWire) and self._is_aside:
             target = received_into(message, self._received)
             if target is not None:
-                return wire.post_recv_into(target)
-        return self._post(message, nbytes)
+                return arrivals.Posted(wire.post_recv_into(target), None)
+        return arrivals.Posted(self._post(message, message.nbytes), message)
 
     def _sender(self, message: Message) -> int:
         return message.sender if isinstance(message.sender, int) else self._rank

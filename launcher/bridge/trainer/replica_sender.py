@@ -9,21 +9,23 @@ from functools import partial
 
 import torch
 
+from launcher.bridge.codec.beside import SideStream
 from launcher.bridge.codec.delta.encode import Scratch, encode
 from launcher.bridge.codec.delta.head import HEAD_BYTES
 from launcher.bridge.codec.messages import Messages
+from launcher.bridge.codec.regions import Splits, all_regions, sent_regions, sizes_of
 from launcher.bridge.codec.zero_copy import cut, sent_from
 from launcher.bridge.negotiation import restricted
 from launcher.bridge.plan import Message, Plan
-from launcher.bridge.transport.base import DirectSendWire, SendWire, Transfer
+from launcher.bridge.transport.base import DirectSendWire, RegionSendWire, SendWire, Transfer
 from launcher.common.errors import TransferError
 
 IN_FLIGHT = 4
 """Messages that wait for their receivers at a time; bounds the sender's memory to as many packed messages."""
 
 
-Piece = tuple[int, Callable[[torch.Tensor], None] | torch.Tensor]
-"""One thing that goes over a wire: how many bytes, and what fills a buffer with them, or they themselves."""
+Piece = tuple[int, Callable[[float], Transfer]]
+"""One thing that goes over a wire: how many bytes, and what posts it, given the deadline."""
 
 
 class ReplicaSender:
@@ -44,7 +46,10 @@ class ReplicaSender:
         self._wires = wires
         self._verify = verify
         self._scratch = Scratch()
-        self._messages = Messages(plan, self._cut)
+        by_regions = {worker: wire for worker, wire in wires.items() if isinstance(wire, RegionSendWire)}
+        self._splits = Splits(plan, [message for message in self._cut if message.receiver.rank in by_regions])
+        self._messages = Messages(plan, [*self._cut, *self._splits.packed])
+        self._checking = SideStream(next((w.device for w in by_regions.values()), torch.device("cpu")))
         self.workers = len(plan.engines[0].locations)
         self.committed: int | None = None
         """The version that the replica has committed since it was joined; the caller says so."""
@@ -75,17 +80,19 @@ class ReplicaSender:
                 continue
             worker = part.receiver.rank
             with torch.no_grad():
-                for nbytes, content in self._pieces(part, shards, base, sent):
+                for nbytes, post in self._pieces(part, shards, base, sent):
                     while len(waiting) >= IN_FLIGHT:
                         _finish(*waiting.popleft(), deadline)
                     with _told(part):
-                        waiting.append((part, _post(self._wires[worker], nbytes, content, deadline)))
+                        waiting.append((part, post(deadline)))
                     sent.bytes += nbytes
                 if self._verify:
                     # While the message is on its way.
-                    sent.add_digest(worker, self._messages.digest_sent(part, shards))
+                    with self._checking.work():
+                        sent.add_digest(worker, self._messages.digest_sent(part, shards))
         while waiting:
             _finish(*waiting.popleft(), deadline)
+        self._checking.synchronize()
         return sent
 
     def _pieces(
@@ -95,15 +102,35 @@ class ReplicaSender:
         base: Mapping[str, torch.Tensor] | None,
         sent: Sent,
     ) -> list[Piece]:
+        wire = self._wires[message.receiver.rank]
         if base is None:
-            is_direct = isinstance(self._wires[message.receiver.rank], DirectSendWire)
-            content = sent_from(self.plan, message, shards) if is_direct else None
-            return [(message.nbytes, content if content is not None else partial(self._messages.pack, message, shards))]
+            if isinstance(wire, RegionSendWire):
+                return [(message.nbytes, partial(self._post_regions, wire, message, shards))]
+            if isinstance(wire, DirectSendWire):
+                content = sent_from(self.plan, message, shards)
+                if content is not None:
+                    return [(message.nbytes, partial(_post_from, wire, content))]
+            return [
+                (message.nbytes, partial(_post, wire, message.nbytes, partial(self._messages.pack, message, shards)))
+            ]
         changes = encode(self.plan, message, shards, base, self._scratch)
         sent.compared += changes.compared
         sent.changed += changes.changed
-        body: list[Piece] = [(changes.head.nbytes, changes.write)] if changes.head.nbytes else []
-        return [(HEAD_BYTES, changes.head.write), *body]
+        head: Piece = (HEAD_BYTES, partial(_post, wire, HEAD_BYTES, changes.head.write))
+        if not changes.head.nbytes:
+            return [head]
+        return [head, (changes.head.nbytes, partial(_post, wire, changes.head.nbytes, changes.write))]
+
+    def _post_regions(
+        self, wire: RegionSendWire, message: Message, shards: Mapping[str, torch.Tensor], deadline: float
+    ) -> Transfer:
+        parts = self._splits.of(message)
+        found = sent_regions(self.plan, message, parts, shards, wire.reaches)
+        buffer = None
+        if found.packed is not None:
+            buffer = wire.buffer(found.packed.nbytes, deadline)
+            self._messages.pack(found.packed, shards, buffer)
+        return wire.post_send_regions(all_regions(found, sizes_of(parts), buffer), found.keep)
 
     def close(self) -> None:
         """Leaves the wires."""
@@ -151,15 +178,14 @@ def largest_messages(plan: Plan, rank: int) -> dict[int, int]:
     return largest
 
 
-def _post(
-    wire: SendWire, nbytes: int, content: Callable[[torch.Tensor], None] | torch.Tensor, deadline: float
-) -> Transfer:
-    if isinstance(content, torch.Tensor):
-        assert isinstance(wire, DirectSendWire)
-        return wire.post_send_from(content)
+def _post(wire: SendWire, nbytes: int, fill: Callable[[torch.Tensor], None], deadline: float) -> Transfer:
     buffer = wire.buffer(nbytes, deadline)
-    content(buffer)
+    fill(buffer)
     return wire.post_send(buffer)
+
+
+def _post_from(wire: DirectSendWire, content: torch.Tensor, _deadline: float) -> Transfer:
+    return wire.post_send_from(content)
 
 
 def _finish(message: Message, transfer: Transfer, deadline: float) -> None:

@@ -10,6 +10,7 @@ sides know their sizes from the plan, so nothing but bytes travels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
 class Transfer(ABC):
     """One message that has been posted."""
-
-    is_direct = False
-    """Whether it comes to where it belongs, and not to memory that the wire lends."""
 
     @abstractmethod
     def poll(self, deadline: float) -> torch.Tensor:
@@ -103,6 +101,82 @@ class DirectRecvWire(RecvWire):
 
         If the transfer does not complete, also after :meth:`abort`, the target may be written for as long as the
         other end sends: it must not be used for anything else, ever.
+
+        Raises:
+            TransferError: the wire is of no more use.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryRegion:
+    """Bytes in one process's memory: rows of equal length, at equal distances."""
+
+    address: int
+    rows: int
+    width: int
+    """Bytes of a row."""
+
+    pitch: int
+    """Bytes from the beginning of one row to that of the next; ``width`` if there is one row, or no gap."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self.rows * self.width
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the rows follow each other without a gap."""
+        return self.rows == 1 or self.pitch == self.width
+
+
+class RegionSendWire(SendWire):
+    """One that sends a message out of several regions of the caller's memory, without a copy of its own; see
+    :mod:`launcher.bridge.codec.regions`."""
+
+    device: torch.device
+    """Whose memory it sends."""
+
+    @abstractmethod
+    def reaches(self, region: MemoryRegion) -> bool:
+        """Whether the wire can send from a region; if not, its bytes are to be packed into :meth:`buffer`."""
+
+    @abstractmethod
+    def post_send_regions(self, regions: Sequence[MemoryRegion], keep: Sequence[torch.Tensor]) -> Transfer:
+        """Starts to send one message: the bytes of all regions, in this order.
+
+        Everything that the current stream has been given must be about other memory, or writes what is to be sent.
+
+        Args:
+            regions: each is reached by the wire, or lies in what :meth:`buffer` gave last.
+            keep: tensors that own this memory. The wire holds them until the receiver has read the message, or can
+                read it no more, also if the transfer fails; their content must stay until the transfer is complete.
+
+        Raises:
+            TransferError: the wire is of no more use.
+        """
+
+
+class RegionRecvWire(RecvWire):
+    """The other end of a :class:`RegionSendWire`; it receives into several regions of the caller's memory."""
+
+    is_still_after_abort: bool
+    """Whether nothing is written any more once :meth:`abort` has returned; else what has been posted as a target must
+    not be used for anything else, ever."""
+
+    @abstractmethod
+    def accepts(self, region: MemoryRegion) -> bool:
+        """Whether the wire can receive into a region; if not, its bytes are to be staged."""
+
+    @abstractmethod
+    def post_recv_regions(self, targets: Sequence[MemoryRegion | int]) -> Transfer:
+        """Makes ready for the next message.
+
+        :meth:`Transfer.poll` gives the bytes of those regions that are staged, each beginning at a multiple of 16.
+
+        Args:
+            targets: for each region where it belongs, or its bytes if it is to be staged. What is written there before
+                the transfer is complete, or after it has failed, is undefined.
 
         Raises:
             TransferError: the wire is of no more use.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,6 +14,15 @@ from launcher.common.errors import TransferError
 HANDLE_BYTES = 64
 LAZY_PEER_ACCESS = 1
 """``cudaIpcMemLazyEnablePeerAccess``: the only flag there is, and required."""
+
+DEFAULT_KIND = 4
+"""``cudaMemcpyDefault``: where each address lies is known to the driver."""
+
+INVALID_CONTEXT = 201
+"""``CUDA_ERROR_INVALID_CONTEXT``."""
+
+_RANGE_ATTRIBUTES = (ctypes.c_int * 3)(7, 11, 12)
+"""``CU_POINTER_ATTRIBUTE_BUFFER_ID``, ``..._RANGE_START_ADDR``, ``..._RANGE_SIZE``."""
 
 
 class _Handle(ctypes.Structure):
@@ -67,12 +76,48 @@ def unmap(device: torch.device, pointer: int) -> None:
 
 def copy(target: int, source: int, nbytes: int, stream: torch.cuda.Stream) -> None:
     """Enqueues a copy of memory of any GPU."""
-    default_kind = 4  # cudaMemcpyDefault: where each address lies is known to the driver.
     _call(
         "cudaMemcpyAsync",
         *(ctypes.c_void_p(target), ctypes.c_void_p(source), ctypes.c_size_t(nbytes)),
-        *(ctypes.c_int(default_kind), ctypes.c_void_p(stream.cuda_stream)),
+        *(ctypes.c_int(DEFAULT_KIND), ctypes.c_void_p(stream.cuda_stream)),
     )
+
+
+def copy_rows(
+    target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int, stream: torch.cuda.Stream
+) -> None:
+    """Enqueues a copy of rows between memory of any GPUs; pitches are bytes from one row to the next."""
+    _call(
+        "cudaMemcpy2DAsync",
+        *(ctypes.c_void_p(target), ctypes.c_size_t(target_pitch)),
+        *(ctypes.c_void_p(source), ctypes.c_size_t(source_pitch)),
+        *(ctypes.c_size_t(width), ctypes.c_size_t(rows)),
+        *(ctypes.c_int(DEFAULT_KIND), ctypes.c_void_p(stream.cuda_stream)),
+    )
+
+
+class AllocationRange(NamedTuple):
+    """An allocation of the driver's."""
+
+    identity: int
+    """Of this allocation alone, in this process: memory that is allocated at its address later has another one."""
+
+    base: int
+    nbytes: int
+
+
+def allocation_at(address: int) -> AllocationRange | None:
+    """The allocation that an address of GPU memory lies in; None if there is none, or it cannot be told."""
+    identity, base, nbytes = ctypes.c_ulonglong(0), ctypes.c_ulonglong(0), ctypes.c_size_t(0)
+    data = (ctypes.c_void_p * 3)(*(ctypes.addressof(value) for value in (identity, base, nbytes)))
+    arguments = (ctypes.c_uint(3), _RANGE_ATTRIBUTES, data, ctypes.c_ulonglong(address))
+    code = _driver().cuPointerGetAttributes(*arguments)
+    if code == INVALID_CONTEXT:  # The thread has none yet; any call of the run-time library makes one current.
+        _call("cudaFree", ctypes.c_void_p(None))
+        code = _driver().cuPointerGetAttributes(*arguments)
+    if code != 0 or not base.value or not identity.value:
+        return None
+    return AllocationRange(identity.value, base.value, nbytes.value)
 
 
 def tensor_at(pointer: int, nbytes: int, device: torch.device) -> torch.Tensor:
@@ -111,3 +156,9 @@ def _library() -> ctypes.CDLL:
         if "libcudart" in line:
             return ctypes.CDLL(line.split(maxsplit=5)[5])
     raise TransferError("failed: torch has loaded no libcudart.")
+
+
+@cache
+def _driver() -> ctypes.CDLL:
+    """The driver's library, which the process has once however often it is opened."""
+    return ctypes.CDLL("libcuda.so.1")

@@ -78,10 +78,6 @@ class GlooSender(DirectSendWire):
         self._group.abort()
 
 
-class _Direct(GlooTransfer):
-    is_direct = True
-
-
 class GlooReceiver(DirectRecvWire):
     """The receiving end. gloo writes on into what was posted when the group is aborted, until the message is over."""
 
@@ -97,7 +93,7 @@ class GlooReceiver(DirectRecvWire):
 
     def post_recv_into(self, target: torch.Tensor) -> Transfer:
         with explained():
-            return _Direct(self._group.recv([target], SENDER, next(self._tags)), target)
+            return GlooTransfer(self._group.recv([target], SENDER, next(self._tags)), target)
 
     def abort(self) -> None:
         self._buffers.clear()

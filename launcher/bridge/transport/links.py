@@ -91,7 +91,7 @@ def _sender(name: str, meeting: Meeting, pair: Pair, largest: int, device: torch
         case "peer" | "ipc":
             from launcher.bridge.transport import device as gpus
 
-            return gpus.connect_sender(meeting, pair, largest, device)
+            return gpus.connect_sender(meeting, pair, device)
     raise BridgeError(f"No transport is called {name!r}.")
 
 

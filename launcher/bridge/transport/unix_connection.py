@@ -62,15 +62,15 @@ class Line:
             raise TransferError(GONE)
         return data
 
-    def waiting(self) -> int:
-        """How many bytes have come; they are taken. Never waits.
+    def receive_waiting(self) -> bytes:
+        """What has come already, which may be nothing. Never waits.
 
         Raises:
             TransferError: the other end is gone.
         """
         poller = select.poll()
         poller.register(self._sock, select.POLLIN)
-        return len(self.receive(time.monotonic())) if poller.poll(0) else 0
+        return self.receive(time.monotonic()) if poller.poll(0) else b""
 
     def receive_all(self, size: int, deadline: float) -> bytes:
         """Exactly ``size`` bytes.

@@ -1,8 +1,7 @@
 """Every way of the weights from one trainer rank into engine workers, measured in one run over the same tensors.
 
 ``python -m launcher.testing.bench bridge`` starts its ranks itself, on this machine; with ``--device cuda`` each on a
-GPU, or
-all on the only one. As a trainer's program, one rank per node, it takes the ranks of the job:
+GPU, or all on the only one. As a trainer's program, one rank per node, it takes the ranks of the job:
 ``trainer.command=[python,-m,launcher.testing.bench,bridge,--model,llama-8b]``.
 """
 
@@ -45,7 +44,10 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--workers", type=int, default=1, help="engine workers, which share the model (tensor parallel)"
     )
     parser.add_argument("--repeats", type=int, default=10, help="measured updates of each way, after one that is not")
-    parser.add_argument("--only", help="regular expression: only the ways whose name it finds")
+    parser.add_argument(
+        "--way-seconds", type=float, default=4.0, help="no further update of a way after so long; default: %(default)s"
+    )
+    parser.add_argument("--only", help="regular expression: only the ways whose name it finds, slow ones too")
     parser.add_argument("--round-mb", type=int, help="most MiB that a worker of ours stages at a time")
     parser.add_argument(
         "--density",

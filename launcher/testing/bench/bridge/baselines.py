@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
-from launcher.bridge.plan import TensorSpec
 from launcher.bridge.transport import cudart
-from launcher.testing.bench.bridge.stage import SENDER, Stage, Way, weight
-
-
-class Baseline(Way):
-    """Whole tensors, received in place."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.tensors = list(stage.tensors.values())
-
-    def prepare(self) -> None:
-        if not self.stage.is_sender:
-            self.tensors[-1].zero_()
-
-    def check(self) -> None:
-        for name, tensor in self.stage.tensors.items():
-            spec = TensorSpec(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
-            assert torch.equal(tensor, weight(spec, tensor.device)), f"{self.name}: {name} did not arrive"
+from launcher.testing.bench.bridge.stage import SENDER, Baseline, Stage, Way
 
 
 class PerParameter(Baseline):
@@ -81,8 +64,13 @@ class Packed(Baseline):
 
     def __init__(self, stage: Stage, bucket_mb: int) -> None:
         super().__init__(stage)
-        self.name = f"packed broadcast, {bucket_mb} MiB"
+        self.name = self.title(bucket_mb)
         self._bytes = bucket_mb << 20
+
+    @staticmethod
+    def title(bucket_mb: int) -> str:
+        """Its name."""
+        return f"packed broadcast, {bucket_mb} MiB"
 
     def once(self) -> None:
         group = self.stage.group
@@ -181,14 +169,22 @@ class RawPeer(Baseline):
     def check(self) -> None:
         """Its bytes are nobody's."""
 
+    def close(self) -> None:
+        if self._theirs:
+            cudart.unmap(self.stage.device, self._theirs)
+        self.stage.barrier()
+        cudart.free(self.stage.device, self._own)
 
-def baselines(stage: Stage) -> list[Way]:
-    """All of them that this machine allows: NCCL refuses ranks that share a GPU."""
+
+def baselines(stage: Stage) -> dict[str, Callable[[Stage], Way]]:
+    """By name, how to make each that this machine allows: NCCL refuses ranks that share a GPU."""
+    found: dict[str, Callable[[Stage], Way]]
     if stage.group is None:
         from launcher.testing.bench.bridge.shared_gpu import Handles, PackedHandle
 
-        return [Handles(stage), PackedHandle(stage, 256), PackedHandle(stage, 1024), Copy(stage)]
+        found = {Handles.name: Handles, Copy.name: Copy}
+        return found | {PackedHandle.title(size): partial(PackedHandle, bucket_mb=size) for size in (256, 1024)}
     sizes = (256, 1024) if stage.device.type == "cuda" else (64,)
-    found: list[Way] = [PerParameter(stage), Coalesced(stage), SendReceive(stage), Seed(stage)]
-    found += [*(Packed(stage, size) for size in sizes), Copy(stage)]
-    return [*found, RawPeer(stage)] if stage.device.type == "cuda" and stage.world_size == 2 else found
+    found = {kind.name: kind for kind in (PerParameter, Coalesced, SendReceive, Seed, Copy)}
+    found |= {Packed.title(size): partial(Packed, bucket_mb=size) for size in sizes}
+    return found | {RawPeer.name: RawPeer} if stage.device.type == "cuda" and stage.world_size == 2 else found

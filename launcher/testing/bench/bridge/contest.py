@@ -1,11 +1,13 @@
-"""One rank of the measurement: the same update by every way in turn, in an order that changes."""
+"""One rank of the measurement: the same update by one way after the other, each alone in the GPU's memory."""
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import random
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from torch import distributed as dist
 from launcher.bridge.groups import init_process_group
 from launcher.bridge.link_setup import serve_store
 from launcher.bridge.trainer.rank_group import Ranks
+from launcher.bridge.transport.choose import ON_HOST_MEMORY
 from launcher.testing.bench.bridge.baselines import baselines
 from launcher.testing.bench.bridge.changes import Changes
 from launcher.testing.bench.bridge.models import MODELS
@@ -27,6 +30,13 @@ from launcher.testing.bench.bridge.report import Result, report
 from launcher.testing.bench.bridge.stage import Stage, Way, weight
 
 TIMEOUT = timedelta(seconds=300)
+SLOW_BYTES = 2 << 30
+"""Of a model on GPUs, beyond which ways through host memory take minutes."""
+
+MANY_TENSORS = 5000
+"""Beyond which ways that gather each tensor by itself take minutes."""
+
+Makers = dict[str, Callable[[], Way]]
 
 
 def contest(options: argparse.Namespace) -> None:
@@ -42,9 +52,10 @@ def contest(options: argparse.Namespace) -> None:
 
 def _contest(options: argparse.Namespace, directory: str) -> None:
     stage = _stage(options, directory)
-    results = _measure(stage, _ways(stage, options.only), options.repeats, random.Random(options.seed))
+    makers, left_out = _ways(stage, options.only)
+    results = _measure(stage, makers, options)
     if stage.is_sender:
-        report(results, options, sum(t.numel() * t.element_size() for t in stage.tensors.values()))
+        report(results, left_out, options, sum(t.numel() * t.element_size() for t in stage.tensors.values()))
     stage.barrier()
 
 
@@ -91,44 +102,80 @@ def _stage(options: argparse.Namespace, directory: str) -> Stage:
     )
 
 
-def _ways(stage: Stage, only: str | None) -> dict[str, Callable[[], Way]]:
-    """How to make each way, by name; none exists before its turn, so that each has the memory for itself."""
+def _ways(stage: Stage, only: str | None) -> tuple[Makers, list[str]]:
+    """How to make each way, by name; and the names of those that are left out because they would take minutes.
+
+    Args:
+        only: regular expression of the names that are wanted, slow or not; None for all that are quick.
+    """
     plan = plan_of(stage)
     shadow = shadow_of(stage, plan)
-    makers: dict[str, Callable[[], Way]] = {way.name: partial(_itself, way) for way in baselines(stage)}
+    makers: Makers = {name: partial(make, stage) for name, make in baselines(stage).items()}
     for transport, verify in ours(stage):
         makers[Ours.title(transport, verify)] = partial(Ours, stage, plan, shadow, transport, verify=verify)
         if verify:
             makers[Changes.title_of(transport, stage.density)] = partial(Changes, stage, plan, shadow, transport)
-    return {name: make for name, make in makers.items() if only is None or re.search(only, name)}
+    if only is not None:
+        return {name: make for name, make in makers.items() if re.search(only, name)}, []
+    slow = [name for name in makers if _is_slow(stage, name)]
+    return {name: make for name, make in makers.items() if name not in slow}, slow
 
 
-def _itself(way: Way) -> Way:
-    return way
+def _is_slow(stage: Stage, name: str) -> bool:
+    nbytes = sum(tensor.nbytes for tensor in stage.tensors.values())
+    through_host = stage.device.type == "cuda" and any(f"ours: {host}" in name for host in ON_HOST_MEMORY)
+    one_by_one = "all-gather per parameter" in name or "handle per parameter" in name
+    return (through_host and nbytes > SLOW_BYTES) or (one_by_one and len(stage.tensors) > MANY_TENSORS)
 
 
-def _measure(stage: Stage, makers: dict[str, Callable[[], Way]], repeats: int, order: random.Random) -> list[Result]:
-    """All ways once, then all again in another order, and so on: what disturbs the machine for a while disturbs all."""
+def _measure(stage: Stage, makers: Makers, options: argparse.Namespace) -> list[Result]:
+    """One way after the other, in an order drawn by the seed; the ceilings before and after all others."""
+    ceilings = [name for name in makers if name.startswith("ceiling")]
+    others = [name for name in makers if name not in ceilings]
+    random.Random(options.seed).shuffle(others)
+    turns = [*ceilings, *others, *(ceilings if others else [])]
     results = {name: Result(name=name) for name in makers}
-    ways = {name: make() for name, make in makers.items()}
-    for turn in range(repeats + 1):
-        names = list(ways)
-        order.shuffle(names)
-        for name in names:
-            seconds, extra = _once(stage, ways[name])
-            if turn in (0, repeats):
-                ways[name].check()
-            if turn > 0:
-                results[name].seconds.append(seconds)
-                results[name].extra_bytes = max(results[name].extra_bytes, extra)
-                results[name].sent_bytes = ways[name].sent_bytes
-    for way in ways.values():
-        way.close()
+    begin = time.monotonic()
+    for number, name in enumerate(turns, 1):
+        _measure_way(stage, makers[name], results[name], options)
+        if stage.is_sender:
+            took = sorted(results[name].seconds)[len(results[name].seconds) // 2]
+            progress = f"[{number}/{len(turns)}] {name}: {took * 1e3:.1f} ms"
+            print(f"{progress} ({time.monotonic() - begin:.0f} s so far)", file=sys.stderr, flush=True)
     return list(results.values())
 
 
+def _measure_way(stage: Stage, make: Callable[[], Way], result: Result, options: argparse.Namespace) -> None:
+    """One update that is not measured, and then as many as there is time for, at least two."""
+    stage.barrier()
+    free = _free_bytes(stage)
+    way = make()
+    spent = 0.0
+    for turn in range(options.repeats + 1):
+        seconds, extra = _once(stage, way)
+        if turn == 0:
+            way.check()
+            continue
+        result.seconds.append(seconds)
+        result.extra_bytes = max(result.extra_bytes, extra)
+        result.sent_bytes = way.sent_bytes
+        spent += seconds  # The slowest rank's, so that all end together.
+        if turn >= 2 and spent > options.way_seconds:
+            break
+    way.check()
+    held = torch.tensor(free - _free_bytes(stage))
+    dist.all_reduce(held, op=dist.ReduceOp.MAX)
+    result.held_bytes = max(result.held_bytes, int(held))
+    stage.barrier()
+    way.close()
+    del way
+    gc.collect()
+    if stage.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def _once(stage: Stage, way: Way) -> tuple[float, int]:
-    """Seconds until the last rank was done, and bytes on the GPU of the rank that took most besides the tensors."""
+    """Seconds until the last rank was done, and bytes that torch took on the GPU of the rank that took most."""
     gpu = stage.device.type == "cuda"
     way.prepare()
     stage.barrier()
@@ -139,7 +186,18 @@ def _once(stage: Stage, way: Way) -> tuple[float, int]:
     way.once()
     if gpu:
         torch.cuda.synchronize(stage.device)
+    seconds = time.perf_counter() - begin
     extra = torch.cuda.max_memory_allocated(stage.device) - before if gpu else 0
-    worst = torch.tensor([time.perf_counter() - begin, float(extra)], dtype=torch.float64)
+    worst = torch.tensor([seconds, float(extra)], dtype=torch.float64)
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
     return float(worst[0]), int(worst[1])
+
+
+def _free_bytes(stage: Stage) -> int:
+    """Of the GPU, by its driver; 0 on a CPU."""
+    if stage.device.type != "cuda":
+        return 0
+    torch.cuda.synchronize(stage.device)
+    torch.cuda.empty_cache()
+    free, _total = torch.cuda.mem_get_info(stage.device)
+    return free

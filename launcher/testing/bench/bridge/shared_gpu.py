@@ -9,8 +9,7 @@ from torch import distributed as dist
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
 from launcher.bridge.transport import cudart
-from launcher.testing.bench.bridge.baselines import Baseline
-from launcher.testing.bench.bridge.stage import SENDER, Stage
+from launcher.testing.bench.bridge.stage import SENDER, Baseline, Stage
 
 
 class Handles(Baseline):
@@ -33,7 +32,7 @@ class PackedHandle(Baseline):
 
     def __init__(self, stage: Stage, bucket_mb: int) -> None:
         super().__init__(stage)
-        self.name = f"packed IPC, {bucket_mb} MiB"
+        self.name = self.title(bucket_mb)
         self._buckets: list[list[torch.Tensor]] = [[]]
         filled = 0
         for tensor in self.tensors:
@@ -47,7 +46,20 @@ class PackedHandle(Baseline):
         handle = stage.ranks.share(cudart.handle(pointer).hex() if stage.is_sender else None)
         if not stage.is_sender:
             pointer = cudart.map_handle(stage.device, bytes.fromhex(handle))
+        self._pointer = pointer
         self._buffer = cudart.tensor_at(pointer, size, stage.device)
+
+    @staticmethod
+    def title(bucket_mb: int) -> str:
+        """Its name."""
+        return f"packed IPC, {bucket_mb} MiB"
+
+    def close(self) -> None:
+        if not self.stage.is_sender:
+            cudart.unmap(self.stage.device, self._pointer)
+        self.stage.barrier()
+        if self.stage.is_sender:
+            cudart.free(self.stage.device, self._pointer)
 
     def once(self) -> None:
         for bucket in self._buckets:

@@ -84,3 +84,20 @@ def weight(spec: TensorSpec, device: torch.device) -> torch.Tensor:
     """A tensor's values, the same on every rank: ordinary numbers, a different one in every element of a row."""
     generator = torch.Generator(device=device).manual_seed(zlib.crc32(spec.name.encode()))
     return torch.randn(spec.shape, generator=generator, device=device, dtype=getattr(torch, spec.dtype))
+
+
+class Baseline(Way):
+    """Whole tensors, received in place."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.tensors = list(stage.tensors.values())
+
+    def prepare(self) -> None:
+        if not self.stage.is_sender:
+            self.tensors[-1].zero_()
+
+    def check(self) -> None:
+        for name, tensor in self.stage.tensors.items():
+            spec = TensorSpec(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
+            assert torch.equal(tensor, weight(spec, tensor.device)), f"{self.name}: {name} did not arrive"

@@ -1,0 +1,219 @@
+"""Large tensors go from where they lie to where they belong, over wires that take several regions as one message.
+
+Both ends split a message alike, by the plan alone: segments that travel in the type and order in which both sides hold
+them are regions of their own; the rest, small or cast or turned, is packed and is the last region. An end that cannot
+give or take a region as rows of bytes packs it after all, or unpacks it, without the other end's knowledge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from launcher.bridge.plan import Message, Plan, Segment
+from launcher.bridge.plan.split import aligned
+from launcher.bridge.transport.base import MemoryRegion
+
+LARGE_BYTES = 256 << 10
+"""Segments of at least so many bytes are regions of their own."""
+
+FEW = 16
+"""Smaller ones are, too, where a message has no more of them: a copy each costs less than packing and unpacking."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitMessage:
+    """A message as its regions."""
+
+    in_place: tuple[Segment, ...]
+    """Each a region."""
+
+    packed: Message | None
+    """The last region: the other segments, with their places in it."""
+
+
+def split(plan: Plan, message: Message) -> SplitMessage:
+    """The regions of a message; the same on both sides."""
+    receiver = message.receiver
+    dtypes = {p.name: p.dtype for p in plan.engines[receiver.engine].parameters[receiver.rank]}
+    plain = [
+        segment
+        for segment in message.segments
+        if segment.axes is None and plan.sources[segment.source].dtype == segment.wire == dtypes[segment.parameter]
+    ]
+    large = [segment for segment in plain if segment.nbytes >= LARGE_BYTES]
+    in_place = plain if len(plain) - len(large) <= FEW else large
+    chosen = set(map(id, in_place))
+    rest = [segment for segment in message.segments if id(segment) not in chosen]
+    return SplitMessage(in_place=tuple(in_place), packed=packed(message, rest) if rest else None)
+
+
+def packed(message: Message, segments: Sequence[Segment]) -> Message:
+    """Some segments of a message, one after the other."""
+    moved, offset = [], 0
+    for segment in segments:
+        moved.append(replace(segment, offset=offset))
+        offset += aligned(segment.nbytes, 1)
+    return replace(message, segments=tuple(moved), nbytes=offset)
+
+
+class Splits:
+    """Splits of messages, those of whole versions made once."""
+
+    def __init__(self, plan: Plan, whole: Sequence[Message]) -> None:
+        self._plan = plan
+        self._kept = {id(message): (message, split(plan, message)) for message in whole}
+
+    def of(self, message: Message) -> SplitMessage:
+        """As :func:`split`."""
+        kept = self._kept.get(id(message))
+        return kept[1] if kept is not None else split(self._plan, message)
+
+    @property
+    def packed(self) -> list[Message]:
+        """What is packed of whole versions."""
+        return [found.packed for _message, found in self._kept.values() if found.packed is not None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentRegions:
+    """What a sender does for one message."""
+
+    regions: tuple[MemoryRegion | None, ...]
+    """For each segment in place; None if it is packed after all."""
+
+    packed: Message | None
+    """Those, in their order, and the message's packed segments after them."""
+
+    ends: tuple[int, ...]
+    """Where each region that is packed ends, in bytes from the beginning of the packed message."""
+
+    keep: tuple[torch.Tensor, ...]
+    """What owns the regions' memory."""
+
+
+def sent_regions(
+    plan: Plan,
+    message: Message,
+    parts: SplitMessage,
+    shards: Mapping[str, torch.Tensor],
+    reaches: Callable[[MemoryRegion], bool],
+) -> SentRegions:
+    """Where a trainer rank has the regions of a message."""
+    assert isinstance(message.sender, int)
+    regions: list[MemoryRegion | None] = []
+    keep, odd = [], []
+    for segment in parts.in_place:
+        shard = shards[segment.source]
+        region = region_of(shard[segment.box.within(plan.held(segment.source, message.sender)).slices()], segment.wire)
+        if region is not None and reaches(region):
+            keep.append(shard)
+        else:
+            odd.append(segment)
+            region = None
+        regions.append(region)
+    if not odd:
+        last = parts.packed
+        return SentRegions(regions=tuple(regions), packed=last, ends=(last.nbytes,) if last else (), keep=tuple(keep))
+    whole = packed(message, [*odd, *(parts.packed.segments if parts.packed else ())])
+    ends = [segment.offset + segment.nbytes for segment in whole.segments[: len(odd)]]
+    if parts.packed:
+        ends.append(whole.nbytes)
+    return SentRegions(regions=tuple(regions), packed=whole, ends=tuple(ends), keep=tuple(keep))
+
+
+def all_regions(sent: SentRegions, sizes: Sequence[int], buffer: torch.Tensor | None) -> list[MemoryRegion]:
+    """The regions to be posted, those that were packed in ``buffer`` among them.
+
+    Args:
+        sizes: bytes of each region of the message, the packed one's included.
+    """
+    base, ends = 0 if buffer is None else buffer.data_ptr(), iter(sent.ends)
+    places = [*sent.regions, *([None] * (len(sizes) - len(sent.regions)))]
+    found = []
+    for place, nbytes in zip(places, sizes, strict=True):
+        if place is not None:
+            found.append(place)
+        else:
+            found.append(MemoryRegion(address=base + next(ends) - nbytes, rows=1, width=nbytes, pitch=nbytes))
+    return found
+
+
+def sizes_of(parts: SplitMessage) -> list[int]:
+    """Bytes of every region of a message."""
+    return [*(segment.nbytes for segment in parts.in_place), *((parts.packed.nbytes,) if parts.packed else ())]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedRegions:
+    """What a receiver does for one message."""
+
+    targets: tuple[MemoryRegion | int, ...]
+    """For each region where it belongs, or its bytes if it is staged."""
+
+    staged: Message | None
+    """What is to be unpacked of the staged bytes."""
+
+
+def received_regions(
+    message: Message,
+    parts: SplitMessage,
+    parameters: Mapping[str, torch.Tensor],
+    device: torch.device,
+    accepts: Callable[[MemoryRegion], bool],
+    *,
+    is_aside: bool,
+) -> ReceivedRegions:
+    """Where the regions of a message belong in a worker's parameters.
+
+    Args:
+        is_aside: whether regions may be received to where they belong at all.
+    """
+    targets: list[MemoryRegion | int] = []
+    staged = []
+    for segment in parts.in_place:
+        view = parameters[segment.parameter][segment.target.slices()]
+        region = region_of(view, segment.wire) if is_aside and view.device.type == device.type else None
+        if region is not None and accepts(region):
+            targets.append(region)
+        else:
+            targets.append(segment.nbytes)
+            staged.append(segment)
+    if parts.packed is not None:
+        targets.append(parts.packed.nbytes)
+    if not staged:
+        return ReceivedRegions(targets=tuple(targets), staged=parts.packed)
+    last = parts.packed.segments if parts.packed is not None else ()
+    return ReceivedRegions(targets=tuple(targets), staged=packed(message, [*staged, *last]))
+
+
+def region_of(view: torch.Tensor, dtype: str) -> MemoryRegion | None:
+    """A part of a tensor as rows of bytes in row-major order; None if it is none, or of another type."""
+    if view.dtype != getattr(torch, dtype):
+        return None
+    size = view.element_size()
+    if view.is_contiguous():
+        nbytes = view.numel() * size
+        return MemoryRegion(address=view.data_ptr(), rows=1, width=nbytes, pitch=nbytes)
+    dims = _merged(view)
+    if len(dims) > 2 or dims[-1][1] != 1:
+        return None
+    (rows, pitch), (width, _) = dims if len(dims) == 2 else ((1, dims[0][0]), dims[0])
+    if pitch < width:
+        return None
+    return MemoryRegion(address=view.data_ptr(), rows=rows, width=width * size, pitch=pitch * size)
+
+
+def _merged(view: torch.Tensor) -> list[tuple[int, int]]:
+    """Sizes and strides, in elements, with dimensions merged that follow each other as one."""
+    dims: list[tuple[int, int]] = []
+    for size, stride in zip(view.shape, view.stride(), strict=True):
+        if size == 1:
+            continue
+        if dims and dims[-1][1] == size * stride:
+            dims[-1] = (dims[-1][0] * size, stride)
+        else:
+            dims.append((size, stride))
+    return dims or [(1, 1)]
