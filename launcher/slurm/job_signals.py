@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Mapping
@@ -29,6 +30,10 @@ from launcher.slurm.nodelist import expand_nodelist
 from launcher.slurm.times import parse_timestamp
 
 CALL_TIMEOUT_S = 5.0
+KILLED_LOOKUP_S = 1.5
+KILLED = frozenset({-signal.SIGTERM, -signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGKILL})
+"""Exit codes of a command that SLURM ended together with the job, here or in the job script's shell."""
+
 EARLY_S = 75.0
 """SLURM sends the signal before a time limit up to a minute earlier than it was asked to."""
 
@@ -112,6 +117,7 @@ def requeue(environ: Mapping[str, str] = os.environ) -> str | None:
     job_id = environ.get("SLURM_ARRAY_JOB_ID", "")
     task = environ.get("SLURM_ARRAY_TASK_ID", "")
     job_id = f"{job_id}_{task}" if job_id and task else environ.get("SLURM_HET_JOB_ID") or environ["SLURM_JOB_ID"]
+    was_killed = False
     try:
         done = _run("requeue", job_id, CALL_TIMEOUT_S, environ)
     except subprocess.TimeoutExpired:
@@ -119,10 +125,13 @@ def requeue(environ: Mapping[str, str] = os.environ) -> str | None:
     else:
         if done.returncode == 0:
             return None
+        was_killed = done.returncode in KILLED
         problem = done.stderr.strip() or f"exit code {done.returncode}"
-    # `scontrol` may be one of the processes that SLURM ends because of this very call.
-    cause = signal_cause(0, environ)
-    return None if cause is not None and cause.is_requeued else problem
+    # `scontrol` may be one of the processes that SLURM ends because of this very call; so may the job script be, which
+    # would have to look it up for a node inside an image.
+    cause = signal_cause(0, environ, timeout_s=KILLED_LOOKUP_S if was_killed else CALL_TIMEOUT_S)
+    is_requeued = was_killed if cause is None else cause.is_requeued
+    return None if is_requeued else problem
 
 
 def cancel_own_job(environ: Mapping[str, str] = os.environ) -> None:
