@@ -25,7 +25,7 @@ def signal_on_parent_death(signum: signal.Signals) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class ProcessInfo:
     """One process at one moment."""
 
     pid: int
@@ -34,48 +34,50 @@ class Look:
     state: str
     """``R``, ``S``, ``T`` for stopped, ``Z`` for ended, ... (``proc_pid_stat(5)``)."""
 
-    born: int
+    start_time: int
     """When it started, in the kernel's ticks: with the number, it names one process for good."""
 
 
-def look_around() -> dict[int, Look]:
+def list_processes() -> dict[int, ProcessInfo]:
     """Every process of this machine, by its number."""
-    found: dict[int, Look] = {}
+    found: dict[int, ProcessInfo] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (fields := _stat(entry)) is not None:
             pid = int(entry.name)
-            found[pid] = Look(
-                pid=pid, state=fields[0], parent=int(fields[1]), group=int(fields[2]), born=int(fields[19])
+            found[pid] = ProcessInfo(
+                pid=pid, state=fields[0], parent=int(fields[1]), group=int(fields[2]), start_time=int(fields[19])
             )
     return found
 
 
-def below(roots: Iterable[int], around: Mapping[int, Look]) -> list[Look]:
+def descendants_of(roots: Iterable[int], processes: Mapping[int, ProcessInfo]) -> list[ProcessInfo]:
     """Every process below the roots, parents before children.
 
-    It looks below zombies too: one whose first thread has ended before its others still has its children.
+    Zombies count as parents, too: one whose first thread has ended before its others still has its children.
     """
     children: dict[int, list[int]] = {}
-    for process in around.values():
+    for process in processes.values():
         children.setdefault(process.parent, []).append(process.pid)
-    found: list[Look] = []
+    found: list[ProcessInfo] = []
     queue = list(roots)
     while queue:
         for child in children.get(queue.pop(), []):
-            found.append(around[child])
+            found.append(processes[child])
             queue.append(child)
     return found
 
 
 def descendants(root: int) -> list[int]:
     """Every process below ``root`` that has not ended, parents before children."""
-    return [process.pid for process in below([root], look_around()) if process.state != "Z"]
+    return [process.pid for process in descendants_of([root], list_processes()) if process.state != "Z"]
 
 
 def members(group: int) -> list[int]:
     """The living members of a process group beside its leader."""
     return [
-        look.pid for look in look_around().values() if look.group == group and look.pid != group and look.state != "Z"
+        info.pid
+        for info in list_processes().values()
+        if info.group == group and info.pid != group and info.state != "Z"
     ]
 
 

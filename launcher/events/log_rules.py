@@ -95,7 +95,7 @@ RULES: tuple[Rule, ...] = (
 
 MESSAGES: tuple[tuple[re.Pattern[str], Kind], ...] = (
     (re.compile(r"has been silent for|did not report within"), Kind.NODE_LOST),
-    (re.compile(r"[Tt]he (?:agent|guard) on node .* (?:ended with|was killed)"), Kind.KILLED),
+    (re.compile(r"[Tt]he (?:agent|guard|shim) on node .* (?:ended with|was killed)"), Kind.KILLED),
     (
         re.compile(r"did not answer `/health`|has had a stopped process|No step was finished|was not ready within"),
         Kind.HUNG,

@@ -35,7 +35,7 @@ from launcher.node.heartbeat import Beats
 from launcher.node.node_environment import NodeEnvironment, check_allocation, node_environment, own_address
 from launcher.node.outbox import Outbox
 from launcher.node.signal_policy import SignalPolicy
-from launcher.node.stop_request import StopRequest
+from launcher.node.signals import StopRequest
 from launcher.node.supervisor import Supervisor
 from launcher.preflight.aggregate import Gate
 from launcher.preflight.record_bad_nodes import remember
@@ -47,12 +47,12 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.1
 
 
-def run(run_dir: Path, stop: StopRequest, guard: int) -> int:
+def run(run_dir: Path, stop: StopRequest, shim: int) -> int:
     """Runs this node's share of a run. Main thread only.
 
     Args:
         stop: tells when somebody wishes the end.
-        guard: process id of this node's guard.
+        shim: process id of this node's shim.
 
     Returns:
         0 after an orderly end. Node 0 answers for the whole run: its code is not 0 unless the run succeeded.
@@ -106,7 +106,7 @@ def run(run_dir: Path, stop: StopRequest, guard: int) -> int:
             address=address,
             control=control,
             token=token,
-            guard=guard,
+            shim=shim,
         )
         caches = keeper_of(context)
         caches.start()

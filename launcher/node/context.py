@@ -11,7 +11,7 @@ from launcher.config.schema import Config
 from launcher.layout import Layout, Node
 
 SCRATCH_VARIABLE = "LAUNCHER_SCRATCH"
-"""Names the directory of this node that the guard removes after the run."""
+"""Names the directory of this node that the shim removes after the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +33,8 @@ class NodeContext:
     """``host:port`` of the control service."""
 
     token: str
-    guard: int
-    """Process id of this node's guard."""
+    shim: int
+    """Process id of this node's shim."""
 
     @property
     def node(self) -> Node:

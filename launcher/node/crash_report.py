@@ -1,4 +1,4 @@
-"""The last word on a node whose agent did not end as it should; said by the agent itself, or by its guard."""
+"""The last word on a node whose agent did not end as it should; said by the agent itself, or by its shim."""
 
 from __future__ import annotations
 

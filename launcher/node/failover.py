@@ -1,6 +1,6 @@
 """Speaks for node 0's agent when that was killed: who sees to it that the job is queued again.
 
-Nothing is wrong with such a run, so another attempt goes on with it. If only the agent was killed, its guard does so.
+Nothing is wrong with such a run, so another attempt goes on with it. If only the agent was killed, its shim does so.
 If the whole node is gone, another node has to: SLURM takes a lost node out of the job and, because the job was
 submitted with ``--no-kill``, lets it run on without its batch script, until its time is over.
 """
@@ -43,7 +43,7 @@ CLAIM = "stand_in.json"
 
 
 def node_0_killed(run_dir: Path, message: str, exit_code: int, **fields: Any) -> int:
-    """Node 0's agent, and with it the control service, was killed: by its guard if it had been stopped for too long.
+    """Node 0's agent, and with it the control service, was killed: by its shim if it had been stopped for too long.
 
     Returns:
         The exit code of the node, which answers for the run: 0 if the run goes on as another attempt.

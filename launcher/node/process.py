@@ -1,4 +1,4 @@
-"""One worker process: its own session, one log, and an end that takes its whole process group along.
+"""A node's worker processes, one by one and in groups: a session and a log each, and an end that leaves nothing.
 
 torch's elastic multiprocessing was read for this place and left out: on a failure its process context first ends the
 other workers, with 30 s of patience that no caller can shorten, and only then reports; it writes two logs that cannot
@@ -15,11 +15,11 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.common.procfs import is_resource_tracker, members
-from launcher.layout.model import Process
+from launcher.layout.model import Process, Role
 from launcher.stopping import FILE_VARIABLE, survivor
 
 TAIL_LINES = 20
@@ -28,7 +28,7 @@ GROUP_GRACE_S = 1.0
 EXEC_CHILD = Path(__file__).with_name("exec_child.py")
 
 
-class Worker:
+class WorkerProcess:
     """A started :class:`~launcher.layout.model.Process`.
 
     Must be made in the agent's main thread: the kernel ends a worker with the thread that started it.
@@ -95,18 +95,16 @@ class Worker:
             self._popen.send_signal(signal.SIGKILL if survives else signal.SIGTERM)
 
     def kill(self) -> None:
-        """Ends the whole process group, if it has not ended; those who clean up after the others come last."""
+        """Sends SIGKILL to the whole process group, if it has not ended, and returns at once.
+
+        Processes that clean up after the others (Python's resource tracker) are left until :meth:`poll` has found the
+        worker's end.
+        """
         if self.poll() is None:
             for pid in [*members(self.pid), self.pid]:
                 if not is_resource_tracker(pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-            deadline = time.monotonic() + GROUP_GRACE_S
-            while time.monotonic() < deadline and self.poll() is None:
-                time.sleep(0.02)
-            self._kill_group()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # the guard names what cannot be ended
-                self._popen.wait(timeout=KILL_TIMEOUT_S)
 
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -132,12 +130,88 @@ def tail(path: Path, lines: int = TAIL_LINES, *, begin: int = 0) -> list[str]:
         return []
 
 
-def stop(workers: list[Worker], grace_s: float) -> None:
-    """Ends workers together: SIGTERM to each, at most ``grace_s`` of patience for all, SIGKILL to what is left."""
-    for worker in workers:
-        worker.terminate()
-    deadline = time.monotonic() + grace_s
-    while time.monotonic() < deadline and any(worker.poll() is None for worker in workers):
-        time.sleep(0.05)
-    for worker in workers:
-        worker.kill()
+class Termination:
+    """Ends processes together without waiting for them: SIGTERM now, SIGKILL when a grace is over.
+
+    Args:
+        workers: what to end.
+        grace_s: from SIGTERM to SIGKILL; 0 for SIGKILL at the first :meth:`advance`.
+    """
+
+    def __init__(self, workers: Sequence[WorkerProcess], grace_s: float) -> None:
+        self._workers = tuple(workers)
+        self._kill_at = time.monotonic() + grace_s
+        self._is_killed = False
+        for worker in workers:
+            worker.terminate()
+
+    def advance(self) -> bool:
+        """Kills what is late; whether all have ended."""
+        running = [worker for worker in self._workers if worker.poll() is None]
+        if running and not self._is_killed and time.monotonic() >= self._kill_at:
+            self._is_killed = True
+            for worker in running:
+                worker.kill()
+        return not running
+
+
+def stop(workers: Sequence[WorkerProcess], grace_s: float) -> None:
+    """Ends workers together and waits for it; the shim names what the kernel cannot end."""
+    termination = Termination(workers, grace_s)
+    deadline = time.monotonic() + grace_s + GROUP_GRACE_S + KILL_TIMEOUT_S
+    while not termination.advance() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+class WorkerGroup:
+    """Processes of one node that start and end together: its trainer ranks, or its part of one replica.
+
+    Args:
+        role: of all its processes.
+        processes: what it consists of.
+    """
+
+    def __init__(self, role: Role, processes: Sequence[Process]) -> None:
+        self.role = role
+        self.processes = tuple(processes)
+        self.start: int | None = None
+        """Which start of it the workers belong to; None before the first."""
+
+        self.workers: list[WorkerProcess] = []
+        self.running: list[WorkerProcess] = []
+        self.is_ready = False
+        """Whether it has been told that its engine answers."""
+
+        self._termination: Termination | None = None
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it is being ended, and some process still runs."""
+        return self._termination is not None
+
+    @property
+    def has_ended_well(self) -> bool:
+        """Whether every process was started, and ended by itself with 0."""
+        return (
+            len(self.workers) == len(self.processes) and not self.running and all(w.poll() == 0 for w in self.workers)
+        )
+
+    def started(self, start: int, workers: Sequence[WorkerProcess]) -> None:
+        """Its processes have been started once more."""
+        self.start, self.is_ready = start, False
+        self.workers, self.running = list(workers), list(workers)
+
+    def stop(self, grace_s: float) -> None:
+        """Begins to end its processes, and returns; :meth:`advance` goes on with it."""
+        if self.running and not self.is_stopping:
+            self._termination = Termination(self.running, grace_s)
+
+    def advance(self) -> list[WorkerProcess]:
+        """Processes that have ended since the last call; while stopping, kills what has not ended in time."""
+        if self._termination is not None:
+            self._termination.advance()
+        ended = [worker for worker in self.running if worker.poll() is not None]
+        self.running = [worker for worker in self.running if worker not in ended]
+        if not self.running:
+            self._termination = None
+        return ended

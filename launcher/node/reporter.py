@@ -14,7 +14,7 @@ from launcher.layout import Role
 from launcher.node.context import NodeContext
 from launcher.node.failure_reason import reason
 from launcher.node.outbox import Outbox
-from launcher.node.process import Worker, tail
+from launcher.node.process import WorkerProcess, tail
 
 
 class Reports:
@@ -24,11 +24,11 @@ class Reports:
         self._context = context
         self._outbox = outbox
 
-    def started(self, worker: Worker) -> None:
+    def started(self, worker: WorkerProcess) -> None:
         """A process was started."""
         self._process(worker, "started")
 
-    def ended(self, worker: Worker) -> None:
+    def ended(self, worker: WorkerProcess) -> None:
         """A process has ended, well or not."""
         self._process(worker, "ended", worker.poll())
 
@@ -42,7 +42,7 @@ class Reports:
             self._event(PhaseChanged(phase="make model", who="model", state="end"))
         self._outbox.send("put", key=MODEL_READY, value=True)
 
-    def engine_ready(self, worker: Worker, url: str) -> None:
+    def engine_ready(self, worker: WorkerProcess, url: str) -> None:
         """An engine answers."""
         process = worker.process
         self._outbox.send("ready", replica=process.rank, generation=worker.start, url=url, seconds=worker.age_s())
@@ -59,7 +59,7 @@ class Reports:
         """Somebody asked this node to end, which is to end the run, at once or after a checkpoint."""
         self._outbox.send("signal", name=signum.name)
 
-    def ended_badly(self, worker: Worker) -> ProcessFailure:
+    def ended_badly(self, worker: WorkerProcess) -> ProcessFailure:
         """A process ended that should not have, or not like this; the failure, if it is the run's."""
         what = f"ended with {worker.describe_end()} after {worker.age_s():.0f} s"
         code = worker.poll()
@@ -68,7 +68,7 @@ class Reports:
             return self._failed(worker, f"{what}. HINT: it was killed from outside; most often memory had run out.")
         return self._failed(worker, what + (f": {why}" if why else "."))
 
-    def not_ready(self, worker: Worker, timeout_s: float) -> ProcessFailure:
+    def not_ready(self, worker: WorkerProcess, timeout_s: float) -> ProcessFailure:
         """An engine that starts does not answer, and is killed."""
         what = (
             f"was not ready within `inference.ready_timeout_s` ({timeout_s:g} s)."
@@ -76,23 +76,28 @@ class Reports:
         )
         return self._failed(worker, what, is_hanging=True, error=EngineTimeout)
 
-    def hangs(self, worker: Worker, seconds: float) -> ProcessFailure:
+    def hangs(self, worker: WorkerProcess, seconds: float) -> ProcessFailure:
         """An engine that was ready does not answer any more, and is killed."""
         what = f"did not answer `/health` for {seconds:.0f} s (`restart.engine_health_timeout_s`)."
         return self._failed(worker, what, is_hanging=True)
 
-    def refuses(self, worker: Worker, seconds: float) -> ProcessFailure:
+    def refuses(self, worker: WorkerProcess, seconds: float) -> ProcessFailure:
         """An engine that was ready has closed its port, or says that it is not healthy, and does not end; so it is
         killed."""
         return self._failed(worker, f"has not been healthy for {seconds:.0f} s, and does not end.", is_hanging=True)
 
-    def stopped(self, worker: Worker, seconds: float) -> ProcessFailure:
+    def stopped(self, worker: WorkerProcess, seconds: float) -> ProcessFailure:
         """A process, or one below it, was stopped by a signal and not continued; it is killed."""
         what = f"has had a stopped process (SIGSTOP) for {seconds:g} s (`restart.stopped_process_timeout_s`)."
         return self._failed(worker, what, is_hanging=True)
 
     def _failed(
-        self, worker: Worker, what: str, *, is_hanging: bool = False, error: type[ProcessFailure] = ProcessFailure
+        self,
+        worker: WorkerProcess,
+        what: str,
+        *,
+        is_hanging: bool = False,
+        error: type[ProcessFailure] = ProcessFailure,
     ) -> ProcessFailure:
         process, context = worker.process, self._context
         is_helper = process.role is Role.HELPER
@@ -119,14 +124,14 @@ class Reports:
         self._outbox.send("ended", **where, exit_code=exit_code, failure=told)
         return failure
 
-    def guard_killed(self) -> None:
-        """This node's guard was killed, which no orderly end would do."""
+    def shim_killed(self) -> None:
+        """This node's shim was killed, which no orderly end would do."""
         node_rank, hostname = self._context.node_rank, self._context.hostname
-        message = f"The guard on node {node_rank} ({hostname}) was killed; the node ends its processes."
+        message = f"The shim on node {node_rank} ({hostname}) was killed; the node ends its processes."
         failure = {"message": message, "node_rank": node_rank, "hostname": hostname}
         self._outbox.send("lost", node_rank=node_rank, failure=failure)
 
-    def _process(self, worker: Worker, state: Literal["started", "ended"], exit_code: int | None = None) -> None:
+    def _process(self, worker: WorkerProcess, state: Literal["started", "ended"], exit_code: int | None = None) -> None:
         process = worker.process
         self._event(
             ProcessChanged(

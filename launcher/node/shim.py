@@ -1,9 +1,9 @@
-"""The process above an agent: whatever happens to the agent, nothing that it started outlives the guard.
+"""The process above an agent: whatever happens to the agent, nothing that it started outlives the shim.
 
-``python -m launcher.node.shim RUN_DIR`` is what one node runs. The guard starts the agent, passes signals on, and
+``python -m launcher.node.shim RUN_DIR`` is what one node runs. The shim starts the agent, passes signals on, and
 when the agent has ended, in whatever way, ends every process that is left below it. It finds them because orphans are
-handed to the agent, and from the agent to the guard, wherever in the tree they were (``PR_SET_CHILD_SUBREAPER``). In
-turn the agent gets SIGTERM if the guard dies.
+handed to the agent, and from the agent to the shim, wherever in the tree they were (``PR_SET_CHILD_SUBREAPER``). In
+turn the agent gets SIGTERM if the shim dies.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ from launcher.node.exit_file import answer_for_the_run
 from launcher.node.failover import node_0_killed, stand_in
 from launcher.node.node_environment import NodeEnvironment, node_environment
 from launcher.node.process import tail
-from launcher.node.shared_memory import SharedMemory
-from launcher.node.signal_buffer import PASSED_ON, EarlySignals
-from launcher.node.stale_resources import inodes, make_scratch, record, sweep
+from launcher.node.signals import FORWARDED_SIGNALS, SignalBuffer
+from launcher.node.stale_resources import SharedMemory, inodes, make_scratch, record, remove_stale
 from launcher.snapshot.place import Place, place_of
 
 LEFTOVER_GRACE_S = 0.5
@@ -48,41 +47,41 @@ ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
 """Signals that ask for the end; after them the death of an agent is no surprise."""
 
 
-def guard_node(run_dir: Path, early: EarlySignals | None = None) -> int:
-    """Guards the agent of the node that this process is on. Main thread only.
+def run_shim(run_dir: Path, buffer: SignalBuffer | None = None) -> int:
+    """Runs the agent of the node that this process is on. Main thread only.
 
     Args:
-        early: keeps the signals that came before.
+        buffer: holds the signals that came before.
 
     Returns:
         The node's exit code; node 0 answers for the run.
     """
-    early = early or EarlySignals()
+    buffer = buffer or SignalBuffer()
     node = node_environment()
     logs = attempt_dir(run_dir, node.attempt) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"agent-{node.node_rank:04d}.log"
-    sweep()
+    remove_stale()
     scratch = make_scratch()
-    command = [sys.executable, "-m", "launcher.node", str(run_dir), "--guard", str(os.getpid())]
+    command = [sys.executable, "-m", "launcher.node", str(run_dir), "--shim", str(os.getpid())]
     config = load_run_config(run_dir)
     try:
-        code = guard(
+        code = supervise_agent(
             command,
             log,
             {**os.environ, SCRATCH_VARIABLE: str(scratch)},
             _patience(config, is_local=node.is_local),
             place_of(run_dir),
             config.lease_timeout_s + AFTER_LEASE_S,
-            early,
+            buffer,
             scratch,
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    code = _tell_failure(run_dir, node, code, log, early.heard)
+    code = _report_end(run_dir, node, code, log, buffer.received)
     if code == ControlError.exit_code:
         # Nothing runs here any more. Should it be node 0 that is lost, somebody has to see to the job.
-        stand_in(run_dir, lambda: bool(ENDING & set(early.heard)))
+        stand_in(run_dir, lambda: bool(ENDING & set(buffer.received)))
     if node.node_rank == 0:
         answer_for_the_run(code)
     return code
@@ -104,13 +103,13 @@ def _patience(config: Config, *, is_local: bool) -> Callable[[int], float]:
     return patience_s
 
 
-def _tell_failure(run_dir: Path, node: NodeEnvironment, code: int, log: Path, heard: Sequence[int]) -> int:
+def _report_end(run_dir: Path, node: NodeEnvironment, code: int, log: Path, received: Sequence[int]) -> int:
     """The node's exit code, once the run knows how its agent ended."""
     if code == 0:
         return 0
     how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
     # One that ends by itself, with an error, would do so again; so does one that was asked to end.
-    was_killed = code < 0 and node.node_rank == 0 and not ENDING & set(heard)
+    was_killed = code < 0 and node.node_rank == 0 and not ENDING & set(received)
     tell = node_0_killed if was_killed else report_failure
     return tell(
         run_dir,
@@ -121,14 +120,14 @@ def _tell_failure(run_dir: Path, node: NodeEnvironment, code: int, log: Path, he
     )
 
 
-def guard(
+def supervise_agent(
     command: Sequence[str],
     log: Path,
     environ: Mapping[str, str],
     patience_s: Callable[[int], float],
     place: Place | None = None,
     stopped_s: float = float("inf"),
-    early: EarlySignals | None = None,
+    buffer: SignalBuffer | None = None,
     scratch: Path | None = None,
 ) -> int:
     """Runs one agent to its end, and what it started to its end. Main thread only.
@@ -140,7 +139,7 @@ def guard(
             counts.
         place: where it runs, and with which code; where and as this process does if None.
         stopped_s: an agent that has been stopped (SIGSTOP) for so long is killed: by then the run has lost this node.
-        early: keeps the signals that came before.
+        buffer: holds the signals that came before.
         scratch: where to write down what is left should this process be killed.
 
     Returns:
@@ -149,17 +148,17 @@ def guard(
     become_subreaper()
     agent: subprocess.Popen[bytes] | None = None
 
-    heard = early.heard if early is not None else []
+    received = buffer.received if buffer is not None else []
     memory = SharedMemory()
 
-    def look_at_memory() -> None:
+    def record_memory() -> None:
         # The agent does so, too, but what it knows ends with it.
         if memory.attribute({os.getpid(): descendants(os.getpid())}) and scratch is not None:
             record(scratch, inodes(memory.owned(os.getpid())))
 
-    def pass_on(signum: int, _frame: FrameType | None = None) -> None:
-        if signum not in heard:
-            heard.append(signum)
+    def forward(signum: int, _frame: FrameType | None = None) -> None:
+        if signum not in received:
+            received.append(signum)
         if agent is not None and agent.poll() is None:
             agent.send_signal(signum)
             # One that was stopped could do nothing about it.
@@ -167,14 +166,14 @@ def guard(
             left_s, _ = signal.getitimer(signal.ITIMER_REAL)
             signal.setitimer(signal.ITIMER_REAL, min(left_s or math.inf, patience_s(signum)))
 
-    def lose_patience(_signum: int, _frame: FrameType | None) -> None:
+    def kill_late_agent(_signum: int, _frame: FrameType | None) -> None:
         if agent is not None and agent.poll() is None:
             agent.kill()
 
     # The agent begins with them blocked, too, and unblocks them when it listens: one that comes early is not lost.
-    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
-    previous = {signum: signal.signal(signum, pass_on) for signum in PASSED_ON}
-    previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, lose_patience)
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED_SIGNALS)
+    previous = {signum: signal.signal(signum, forward) for signum in FORWARDED_SIGNALS}
+    previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, kill_late_agent)
     try:
         with log.open("ab") as output:
             agent = subprocess.Popen(
@@ -182,20 +181,20 @@ def guard(
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=place.directory if place is not None else None,
-                # Whoever started the guard by hand may not have set it.
+                # Whoever started the shim by hand may not have set it.
                 env=place.environment(environ) if place is not None else environ,
                 start_new_session=True,
             )
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
-        for signum in list(heard):
-            pass_on(signum)
-        code = _wait(agent, stopped_s, look_at_memory)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED_SIGNALS)
+        for signum in list(received):
+            forward(signum)
+        code = _wait(agent, stopped_s, record_memory)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        look_at_memory()
+        record_memory()
         stuck = end_descendants(LEFTOVER_GRACE_S)
         memory.remove(os.getpid())
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED_SIGNALS)
         for signum, handler in previous.items():
             signal.signal(signum, handler)
     if stuck:
@@ -219,16 +218,16 @@ def _wait(agent: subprocess.Popen[bytes], stopped_s: float, look: Callable[[], N
 
 
 def main() -> int:
-    """Guards this node for as long as the process that started the guard lives."""
+    """Runs this node for as long as the process that started the shim lives."""
     parser = argparse.ArgumentParser(prog="launcher.node.shim")
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--parent", type=int, help="process id of who starts the guard; without it, nothing runs")
+    parser.add_argument("--parent", type=int, help="process id of who starts the shim; without it, nothing runs")
     arguments = parser.parse_args()
     if arguments.parent is not None:
         signal_on_parent_death(signal.SIGTERM)
         if os.getppid() != arguments.parent:
             return 1
-    return guard_node(arguments.run_dir)
+    return run_shim(arguments.run_dir)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from launcher.control.values import STORE_HELPER
 from launcher.layout import Process, Role
 from launcher.node.context import NodeContext
 from launcher.node.environment import worker_environment
-from launcher.node.process import Worker
+from launcher.node.process import WorkerGroup, WorkerProcess
 from launcher.node.reporter import Reports
-from launcher.node.worker_group import Unit
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +22,7 @@ MODEL_HELPER = "model"
 class Starter:
     """Starts processes. Engines and trainers load side by side, so nothing waits longer than it must.
 
-    Main thread only, like :class:`~launcher.node.process.Worker`.
+    Main thread only, like :class:`~launcher.node.process.WorkerProcess`.
     """
 
     def __init__(self, context: NodeContext, reports: Reports) -> None:
@@ -31,11 +30,11 @@ class Starter:
         self._reports = reports
         self._masters_told: dict[int, int] = {}
 
-    def start_store(self, start: int) -> Worker:
+    def start_store(self, start: int) -> WorkerProcess:
         """Node 0 only: the trainers' store."""
         return self._start(self._helper(STORE_HELPER, "launcher.node.store"), {}, start)
 
-    def start_model(self) -> Worker | None:
+    def start_model(self) -> WorkerProcess | None:
         """Node 0 only: what makes the tiny model, if no model was given."""
         config = self._context.config
         # It appears as a whole, so an earlier attempt has made it or not.
@@ -46,7 +45,7 @@ class Starter:
         arguments = (str(self._context.model_path), "--seed", str(config.model.seed))
         return self._start(self._helper(MODEL_HELPER, "launcher.trainers.grpo.tiny_model", *arguments), {}, 0)
 
-    def start_engine(self, unit: Unit, order: ReplicaOrder) -> bool:
+    def start_engine(self, unit: WorkerGroup, order: ReplicaOrder) -> bool:
         """Starts this node's part of a replica; False while the head of a replica over several nodes is not known."""
         (process,) = unit.processes
         replica = self._context.layout.replicas[process.rank]
@@ -68,7 +67,7 @@ class Starter:
         unit.started(order.start, [self._start(process, runtime, order.start)])
         return True
 
-    def start_trainers(self, unit: Unit, order: TrainerOrder) -> None:
+    def start_trainers(self, unit: WorkerGroup, order: TrainerOrder) -> None:
         """Starts this node's trainer ranks."""
         assert order.store is not None
         host, _, port = order.store.rpartition(":")
@@ -83,9 +82,9 @@ class Starter:
         }
         unit.started(order.start, [self._start(process, runtime, order.start) for process in unit.processes])
 
-    def _start(self, process: Process, runtime: Mapping[str, str], start: int) -> Worker:
+    def _start(self, process: Process, runtime: Mapping[str, str], start: int) -> WorkerProcess:
         environ = worker_environment(self._context, process, runtime)
-        worker = Worker(process, environ, self._context.log_dir, start)
+        worker = WorkerProcess(process, environ, self._context.log_dir, start)
         logger.info("started %s, pid %d, log %s", process.name, worker.pid, worker.log)
         self._reports.started(worker)
         return worker

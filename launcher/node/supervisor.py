@@ -16,13 +16,12 @@ from launcher.layout import Role
 from launcher.node.context import NodeContext
 from launcher.node.health import Health
 from launcher.node.heartbeat import Beats
-from launcher.node.monitor import Watch
+from launcher.node.monitor import ProcessMonitor
 from launcher.node.outbox import Outbox
-from launcher.node.process import Worker, stop
+from launcher.node.process import WorkerGroup, WorkerProcess, stop
 from launcher.node.reporter import Reports
+from launcher.node.signals import StopRequest
 from launcher.node.spawn import MODEL_HELPER, Starter
-from launcher.node.stop_request import StopRequest
-from launcher.node.worker_group import Unit
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +45,11 @@ class Supervisor:
         self._beats = beats
         self._reports = Reports(context, outbox)
         self._starter = Starter(context, self._reports)
-        self._watch = Watch()
-        self._helpers: list[Worker] = []
+        self._monitor = ProcessMonitor()
+        self._helpers: list[WorkerProcess] = []
         self._has_helpers = False
-        self._trainers: Unit | None = None
-        self._engines: dict[int, Unit] = {}
+        self._trainers: WorkerGroup | None = None
+        self._engines: dict[int, WorkerGroup] = {}
         self._health: dict[int, Health] = {}
         self._done: int | None = None
         """The incarnation of the trainers whose good end has been told."""
@@ -68,7 +67,7 @@ class Supervisor:
                 for signum in request.signals:
                     if signum not in told:
                         told.add(signum)
-                        self._ask_for_the_end(signum)
+                        self._report_signal(signum)
                 # Before anything is started: an agent that was stopped for long must not go on where it was.
                 if (lost := self._beats.lost) is not None:
                     raise ControlError(f"Node 0 is lost: {lost}")
@@ -77,7 +76,7 @@ class Supervisor:
                     names = ", ".join(signum.name for signum in told)
                     raise ControlError(f"Node 0 does not answer, and somebody asked for the end ({names}).")
                 phase, orders = self._beats.phase, self._beats.orders
-                self._heed(StopStage(orders.stopping))
+                self._apply_stop(StopStage(orders.stopping))
                 if orders.is_fenced:
                     raise ControlError("The run counts this node as lost, and goes on without it.")
                 if phase in ENDED:
@@ -87,7 +86,7 @@ class Supervisor:
                     break
                 if phase is Phase.RUNNING or self._config.preflight.action == "off":
                     self._start_helpers()
-                    self._obey(orders)
+                    self._apply_assignment(orders)
                 self._check_helpers()
                 self._check_units()
                 self._check_engines()
@@ -112,13 +111,13 @@ class Supervisor:
         if (model := self._starter.start_model()) is not None:
             self._helpers.append(model)
 
-    def _ask_for_the_end(self, signum: signal.Signals) -> None:
-        if os.getppid() != self._context.guard:
-            self._reports.guard_killed()
+    def _report_signal(self, signum: signal.Signals) -> None:
+        if os.getppid() != self._context.shim:
+            self._reports.shim_killed()
             return
         self._reports.signalled(signum)
 
-    def _heed(self, stage: StopStage) -> None:
+    def _apply_stop(self, stage: StopStage) -> None:
         """Tells the trainers of this node that the run shall stop; ends the engines once all trainers know."""
         if stage is StopStage.NO:
             return
@@ -128,34 +127,34 @@ class Supervisor:
             for unit in self._engines.values():
                 unit.stop(self._config.inference.drain_timeout_s)
 
-    def _obey(self, orders: Orders) -> None:
+    def _apply_assignment(self, orders: Orders) -> None:
         """Ends what is of an earlier start, and starts what may be."""
         if orders.place is None:
             return
         if self._trainers is None and not self._engines:
-            self._take_place(orders.place)
+            self._take_slot(orders.place)
         if (
             self._trainers is not None
             and orders.trainers is not None
-            and self._is_free(self._trainers, orders.trainers)
+            and self._may_start(self._trainers, orders.trainers)
         ):
             self._starter.start_trainers(self._trainers, orders.trainers)
         for index, unit in self._engines.items():
             order = orders.replicas[index]
             if unit.start != order.start and index in self._health:
                 self._health.pop(index).close()
-            if self._is_free(unit, order):
+            if self._may_start(unit, order):
                 self._starter.start_engine(unit, order)
 
-    def _take_place(self, place: int) -> None:
+    def _take_slot(self, place: int) -> None:
         processes = self._context.layout.nodes[place].processes
         trainers = [process for process in processes if process.role is Role.TRAINER]
-        self._trainers = Unit(Role.TRAINER, trainers) if trainers else None
+        self._trainers = WorkerGroup(Role.TRAINER, trainers) if trainers else None
         for process in processes:
             if process.role is Role.INFERENCE:
-                self._engines[process.rank] = Unit(Role.INFERENCE, [process])
+                self._engines[process.rank] = WorkerGroup(Role.INFERENCE, [process])
 
-    def _is_free(self, unit: Unit, order: TrainerOrder | ReplicaOrder) -> bool:
+    def _may_start(self, unit: WorkerGroup, order: TrainerOrder | ReplicaOrder) -> bool:
         """Whether a unit can be started anew; an earlier start of it is asked to end."""
         if unit.start == order.start:
             return False
@@ -183,7 +182,7 @@ class Supervisor:
             was_stopping = unit.is_stopping
             for worker in unit.advance():
                 self._reports.ended(worker)
-                self._watch.ended(worker)
+                self._monitor.ended(worker)
                 if not was_stopping and (worker.poll() != 0 or unit.role is Role.INFERENCE):
                     logger.error("%s", self._reports.ended_badly(worker))
         trainers = self._trainers
@@ -221,7 +220,7 @@ class Supervisor:
 
     def _check_stopped(self) -> None:
         stopped_s = self._config.restart.stopped_process_timeout_s
-        for worker in self._watch.look(self._running(), stopped_s):
+        for worker in self._monitor.poll(self._running(), stopped_s):
             unit = next((unit for unit in self._units() if worker in unit.running), None)
             if unit is None:
                 worker.kill()  # a helper, whose end is noticed
@@ -242,12 +241,13 @@ class Supervisor:
         workers = [*(worker for unit in self._units() for worker in unit.running), *self._helpers]
         stop(workers, grace_s)
         for worker in workers:
-            self._watch.ended(worker)
+            self._monitor.ended(worker)
+        self._monitor.wait_ended()
         for health in self._health.values():
             health.close()
 
-    def _units(self) -> list[Unit]:
+    def _units(self) -> list[WorkerGroup]:
         return [*([] if self._trainers is None else [self._trainers]), *self._engines.values()]
 
-    def _running(self) -> list[Worker]:
+    def _running(self) -> list[WorkerProcess]:
         return [*(worker for unit in self._units() for worker in unit.running), *self._helpers]

@@ -26,12 +26,12 @@ class AgentTask:
         Raises:
             SystemExit: it did not end well, which makes the task fail.
         """
-        from launcher.node.signal_buffer import EarlySignals
+        from launcher.node.signals import SignalBuffer
 
-        early = EarlySignals()
-        from launcher.node.shim import guard_node
+        buffer = SignalBuffer()
+        from launcher.node.shim import run_shim
 
-        code = guard_node(self.run_dir, early)
+        code = run_shim(self.run_dir, buffer)
         if code != 0:
             # Not an error that submitit would catch and turn into exit code 1: node 0's code is the run's.
             sys.exit(code)

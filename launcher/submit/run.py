@@ -16,7 +16,7 @@ from launcher.config.schema import Config
 from launcher.config.secrets import secret_values, unset_secrets
 from launcher.layout import Layout, plan
 from launcher.layout.table import render_table
-from launcher.node.stop_request import StopRequest
+from launcher.node.signals import StopRequest
 from launcher.snapshot.anchor import anchored_settings, anchored_words
 from launcher.snapshot.keep import Code
 from launcher.snapshot.take import Taken, take

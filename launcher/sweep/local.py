@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.node.stop_request import StopRequest
+from launcher.node.signals import StopRequest
 from launcher.submit.cluster import Job
 from launcher.sweep.combo import Combination
 from launcher.sweep.ledger import Ledger

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from launcher.common.errors import LauncherError, ProcessFailure
 from launcher.common.text import number
-from launcher.node.stop_request import StopRequest
+from launcher.node.signals import StopRequest
 from launcher.slurm.client import ControllerAway
 from launcher.sweep.cancel import end_runs
 from launcher.sweep.combo import Outcome

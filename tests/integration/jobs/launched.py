@@ -100,8 +100,8 @@ class Launched:
         ]
         return found
 
-    def guard(self, node_rank: int) -> int:
-        """Process id of a node's guard."""
+    def shim(self, node_rank: int) -> int:
+        """Process id of a node's shim."""
         return int(Path(f"/proc/{self.agent(node_rank)}/stat").read_text().rpartition(")")[2].split()[1])
 
     def wait(self, timeout_s: float) -> int:

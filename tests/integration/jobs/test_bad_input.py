@@ -122,8 +122,8 @@ def test_an_allocation_smaller_than_planned(slurm: SlurmCluster, tmp_path: Path)
     config = compose([f"output_dir={tmp_path}", "layout.nodes=4", "layout.inference_nodes=2"])
     run_dir = create(config, plan(config))
     srun = ["srun", "--nodes=3", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
-    guard = [sys.executable, "-m", "launcher.node.shim", str(run_dir)]
-    done = slurm.run([*srun, *guard], check=False, PYTHONPATH=str(ROOT), LAUNCHER_TOKEN="0" * 64)
+    shim = [sys.executable, "-m", "launcher.node.shim", str(run_dir)]
+    done = slurm.run([*srun, *shim], check=False, PYTHONPATH=str(ROOT), LAUNCHER_TOKEN="0" * 64)
     # Node 0's code is the run's; the others only say that it has ended.
     assert f"rack0n01: task 0: Exited with exit code {ALLOCATION_CODE}" in done.stderr
     slurm.wait_empty()

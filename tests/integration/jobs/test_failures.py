@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -139,19 +140,21 @@ def test_an_agent_that_is_killed(launcher: Launcher, model: Path, node_rank: int
 
 
 @pytest.mark.parametrize("node_rank", [0, 1])
-def test_a_guard_that_is_killed(launcher: Launcher, model: Path, tmp_path: Path, node_rank: int) -> None:
-    detached, scratch = tmp_path / "detached", tmp_path / "tmp"
-    scratch.mkdir()
-    program = command(DETACHED + "time.sleep(600)", str(detached))
-    job = launcher(f"model.path={model}", program, TMPDIR=str(scratch))
-    wait_for_file(detached)
-    os.kill(job.guard(node_rank), signal.SIGKILL)
-    begin = time.monotonic()
-    assert job.wait(60) != 0
-    assert time.monotonic() - begin < DEADLINE_S
-    job.mark.wait_gone(DEADLINE_S)
-    assert not left_in(scratch)
-    assert f"The guard on node {node_rank} (local-{node_rank}) was killed" in job.cause
+def test_a_shim_that_is_killed(launcher: Launcher, model: Path, tmp_path: Path, node_rank: int) -> None:
+    detached = tmp_path / "detached"
+    # A long path would not be used, because sockets lie below it.
+    with tempfile.TemporaryDirectory(dir="/tmp") as scratch:
+        program = command(DETACHED + "time.sleep(600)", str(detached))
+        job = launcher(f"model.path={model}", program, TMPDIR=scratch)
+        wait_for_file(detached)
+        assert left_in(Path(scratch))
+        os.kill(job.shim(node_rank), signal.SIGKILL)
+        begin = time.monotonic()
+        assert job.wait(60) != 0
+        assert time.monotonic() - begin < DEADLINE_S
+        job.mark.wait_gone(DEADLINE_S)
+        assert not left_in(Path(scratch))
+    assert f"The shim on node {node_rank} (local-{node_rank}) was killed" in job.cause
 
 
 def test_a_node_that_falls_silent(launcher: Launcher, model: Path) -> None:

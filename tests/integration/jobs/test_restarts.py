@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launcher.node.shared_memory import used
+from launcher.node.stale_resources import used
 from launcher.testing.slurm_cluster.processes import descendants
 from tests.integration.jobs.launched import Launched, Launcher
 
@@ -98,7 +98,7 @@ def test_spares_take_the_places_of_lost_nodes_of_either_role(launcher: Launcher,
     for rank in (0, 1):
         job.wait_process(f"trainer-{rank:04d}")
 
-    # A node whose agent stops: its guard ends it, and by then the run goes on elsewhere.
+    # A node whose agent stops: its shim ends it, and by then the run goes on elsewhere.
     os.kill(job.agent(2), signal.SIGSTOP)
     taken = job.wait_event("spare", takes=2)
     assert (taken["node_rank"], taken["hostname"], taken["role"]) == (3, "local-3", "inference")
@@ -106,8 +106,8 @@ def test_spares_take_the_places_of_lost_nodes_of_either_role(launcher: Launcher,
     assert not all_events(job, "restart")
 
     # A node that is gone at once, with everything on it.
-    guard = job.guard(1)
-    kill_all([process.pid for process in descendants(guard)] + [guard])
+    shim = job.shim(1)
+    kill_all([process.pid for process in descendants(shim)] + [shim])
     taken = job.wait_event("spare", takes=1)
     assert (taken["node_rank"], taken["role"]) == (4, "trainer")
     for rank in (0, 1):

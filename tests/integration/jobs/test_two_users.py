@@ -21,9 +21,9 @@ import pytest
 
 from tests.integration.jobs.launched import ROOT, run_dir_of
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 
-DEADLINE_S = 400
+DEADLINE_S = 900
 NAMES = ("launcher-test-a", "launcher-test-b")
 CAPABILITY = "+dac_read_search"
 """Lets a user execute an interpreter that lies in another one's home; it lets nobody write."""
@@ -114,7 +114,7 @@ def test_two_users_on_one_node_neither_collide_nor_read_each_other(users: tuple[
     seen: set[str] = set()
     owned: set[str] = set()
     for user in users:
-        while not user.events("step"):
+        while not user.events("published"):
             assert user.launcher is not None
             assert user.launcher.poll() is None and time.monotonic() < deadline, user.output
             seen.update([*first.can_open(second), *second.can_open(first)])

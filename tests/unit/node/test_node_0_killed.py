@@ -1,4 +1,4 @@
-"""Node 0's agent is killed, and with it the control service: its guard has the last word."""
+"""Node 0's agent is killed, and with it the control service: its shim has the last word."""
 
 from __future__ import annotations
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from launcher.common.procfs import descendants
-from launcher.node.shared_memory import FOLDER, SharedMemory, used
-from launcher.node.stale_resources import inodes, record, sweep
+from launcher.node.stale_resources import FOLDER, SharedMemory, inodes, make_scratch, record, remove_stale, used
 
 PROGRAM = """
 import multiprocessing, multiprocessing.shared_memory
@@ -55,21 +61,44 @@ input()
 """
 
 
-def test_what_a_killed_guard_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
-    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose path leaves room for the names of sockets; pytest's own may be too long for that."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_what_a_killed_shim_left_is_removed_by_the_next_one(short: Path) -> None:
+    environ = {**os.environ, "TMPDIR": str(short)}
     words = [sys.executable, "-c", HOLDER]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ) as guard:
-        assert guard.stdout is not None
-        name, scratch = guard.stdout.readline().split()
-        assert Path(scratch).parent == tmp_path
-        assert sweep(tmp_path) == []  # its guard is there
-        guard.kill()
-        guard.wait(20)
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ) as shim:
+        assert shim.stdout is not None
+        name, scratch = shim.stdout.readline().split()
+        assert Path(scratch).parent == short
+        assert remove_stale(short) == []  # its shim is there
+        shim.kill()
+        shim.wait(20)
     with (FOLDER / name).open():
-        assert sweep(tmp_path) == []  # somebody uses it
-    assert sweep(tmp_path) == [name]
+        assert remove_stale(short) == []  # somebody uses it
+    assert remove_stale(short) == [name]
     assert not (FOLDER / name).exists()
     assert not Path(scratch).exists()
+
+
+def test_a_long_folder_for_temporary_files_is_not_used_for_sockets(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = short / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    scratch = make_scratch()
+    try:
+        assert scratch.parent == Path("/tmp")
+        assert scratch.stat().st_mode & 0o077 == 0
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(scratch / str(uuid.uuid4())))
+    finally:
+        shutil.rmtree(scratch)
 
 
 def test_names_that_are_somebody_elses_by_now_are_left_alone(tmp_path: Path) -> None:
@@ -80,10 +109,10 @@ def test_names_that_are_somebody_elses_by_now_are_left_alone(tmp_path: Path) -> 
     scratch = tmp_path / "launcher-x"
     scratch.mkdir()
     record(scratch, inodes({"kept", "gone"}, shared))
-    written = json.loads((scratch / "guard.json").read_text())
+    written = json.loads((scratch / "shim.json").read_text())
     written["memory"]["kept"] += 1000  # another file has the name now
     for other, names in ({"pid": 1 << 23}, ["gone"]), ({"hostname": "elsewhere"}, []):
         scratch.mkdir(exist_ok=True)
-        (scratch / "guard.json").write_text(json.dumps({**written, **other}))
-        assert sweep(tmp_path, shared) == names
+        (scratch / "shim.json").write_text(json.dumps({**written, **other}))
+        assert remove_stale(tmp_path, shared) == names
     assert [path.name for path in shared.iterdir()] == ["kept"]

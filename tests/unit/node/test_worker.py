@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launcher.layout import Process, Role
-from launcher.node.process import Worker, stop, tail
+from launcher.node.process import WorkerGroup, WorkerProcess, stop, tail
 from launcher.stopping import FILE_VARIABLE
 from tests.unit.processes import DETACHED, STUBBORN, Mark
 
@@ -58,7 +58,7 @@ def mark() -> Iterator[Mark]:
     found.kill()
 
 
-def worker(folder: Path, env: Mapping[str, str], *argv: str) -> Worker:
+def worker(folder: Path, env: Mapping[str, str], *argv: str) -> WorkerProcess:
     process = Process(
         name="trainer-0000",
         role=Role.TRAINER,
@@ -70,10 +70,10 @@ def worker(folder: Path, env: Mapping[str, str], *argv: str) -> Worker:
         argv=argv,
         env={},
     )
-    return Worker(process, {**os.environ, **env}, folder)
+    return WorkerProcess(process, {**os.environ, **env}, folder)
 
 
-def wait_end(started: Worker, timeout_s: float = 20) -> int:
+def wait_end(started: WorkerProcess, timeout_s: float = 20) -> int:
     deadline = time.monotonic() + timeout_s
     while (code := started.poll()) is None:
         assert time.monotonic() < deadline
@@ -81,7 +81,7 @@ def wait_end(started: Worker, timeout_s: float = 20) -> int:
     return code
 
 
-def wait_line(started: Worker, line: str, timeout_s: float = 20) -> None:
+def wait_line(started: WorkerProcess, line: str, timeout_s: float = 20) -> None:
     deadline = time.monotonic() + timeout_s
     while line not in tail(started.log):
         assert time.monotonic() < deadline, f"{line!r} is not in {started.log}"
@@ -134,6 +134,30 @@ def test_a_worker_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path,
     assert 0.5 <= time.monotonic() - begin < 5
     assert [each.poll() for each in started] == [-signal.SIGKILL] * 3
     assert not mark.left()
+
+
+def test_no_worker_holds_up_the_supervisor_while_it_is_killed(tmp_path: Path, mark: Mark) -> None:
+    """A tracker of shared memory lives for another second, and a program that ignores SIGTERM for the whole grace."""
+    started = []
+    for index in range(3):
+        (tmp_path / str(index)).mkdir()
+        started.append(worker(tmp_path / str(index), mark.env, "python", "-c", STUBBORN))
+    for each in started:
+        wait_line(each, "up")
+    group = WorkerGroup(Role.TRAINER, [each.process for each in started])
+    group.started(0, started)
+    begin = time.monotonic()
+    group.stop(0.0)
+    ended = group.advance()
+    assert time.monotonic() - begin < 1
+    while len(ended) < len(started):
+        assert time.monotonic() - begin < 20
+        before = time.monotonic()
+        ended += group.advance()
+        assert time.monotonic() - before < 1
+        time.sleep(0.05)
+    assert not group.is_stopping
+    assert {each.poll() for each in started} == {-signal.SIGKILL}
 
 
 def test_a_worker_that_ends_in_time_keeps_its_own_exit_code(tmp_path: Path, mark: Mark) -> None:
@@ -231,4 +255,5 @@ def test_a_wish_to_stop_that_comes_before_the_program_does_not_end_it(tmp_path: 
         os.kill(started.pid, signal.SIGUSR2)
     wait_line(started, "up")
     assert started.poll() is None
-    started.kill()
+    stop([started], 0)
+    assert started.poll() == -signal.SIGTERM

@@ -1,4 +1,4 @@
-"""The guard: nothing that an agent started outlives it, however the agent, or the guard's signals, end."""
+"""The shim: nothing that an agent started outlives it, however the agent, or the shim's signals, end."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 from launcher.common.procfs import descendants
 from tests.unit.processes import DETACHED, STUBBORN, Mark, wait_for_file
 
-GUARD = """
+SHIM = """
 import os, sys
 from pathlib import Path
-from launcher.node.shim import guard
+from launcher.node.shim import supervise_agent
 command = [sys.executable, "-c", sys.argv[1], sys.argv[2]]
-code = guard(command, Path(sys.argv[3]), os.environ, lambda _: float(sys.argv[4]), stopped_s=1.0)
+code = supervise_agent(command, Path(sys.argv[3]), os.environ, lambda _: float(sys.argv[4]), stopped_s=1.0)
 sys.exit(code if code >= 0 else 128 - code)
 """
 
@@ -32,14 +32,14 @@ def mark() -> Iterator[Mark]:
     found.kill()
 
 
-class Guarded:
-    """A guard above a stand-in agent that first starts a detached process."""
+class ShimProcess:
+    """A shim above a stand-in agent that first starts a detached process."""
 
     def __init__(self, mark: Mark, folder: Path, then: str, patience_s: float = 30) -> None:
         self.log = folder / "agent.log"
         self.detached = folder / "detached"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", GUARD, DETACHED + then, str(self.detached), str(self.log), str(patience_s)],
+            [sys.executable, "-c", SHIM, DETACHED + then, str(self.detached), str(self.log), str(patience_s)],
             env={**os.environ, **mark.env},
             start_new_session=True,
         )
@@ -60,17 +60,17 @@ class Guarded:
 
 @pytest.mark.parametrize(("then", "code"), [("", 0), ("sys.exit(5)", 5), ("os.kill(os.getpid(), 9)", 137)])
 def test_nothing_is_left_after_an_end_of_its_own(mark: Mark, tmp_path: Path, then: str, code: int) -> None:
-    guarded = Guarded(mark, tmp_path, then)
-    assert guarded.process.wait(20) == code
-    assert guarded.detached.exists()
+    shim = ShimProcess(mark, tmp_path, then)
+    assert shim.process.wait(20) == code
+    assert shim.detached.exists()
     assert not mark.left()
 
 
 def test_an_agent_that_stays_stopped_is_killed(mark: Mark, tmp_path: Path) -> None:
-    guarded = Guarded(mark, tmp_path, 'print("up", flush=True); signal.pause()')
-    guarded.wait_ready()
-    os.kill(guarded.agent(), signal.SIGSTOP)
-    assert guarded.process.wait(30) == 137
+    shim = ShimProcess(mark, tmp_path, 'print("up", flush=True); signal.pause()')
+    shim.wait_ready()
+    os.kill(shim.agent(), signal.SIGSTOP)
+    assert shim.process.wait(30) == 137
     assert not mark.left()
 
 
@@ -82,10 +82,10 @@ signal.pthread_sigmask(signal.SIG_UNBLOCK, [{int(signum)}])
 print("up", flush=True)
 signal.pause()
 """
-    guarded = Guarded(mark, tmp_path, then)
-    guarded.wait_ready()
-    guarded.process.send_signal(signum)
-    assert guarded.process.wait(20) == 7
+    shim = ShimProcess(mark, tmp_path, then)
+    shim.wait_ready()
+    shim.process.send_signal(signum)
+    assert shim.process.wait(20) == 7
     assert not mark.left()
 
 
@@ -97,17 +97,17 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 signal.pause()
 """
-    guarded = Guarded(mark, tmp_path, then)
-    guarded.wait_ready()
-    guarded.process.terminate()
-    assert guarded.process.wait(20) == 7
+    shim = ShimProcess(mark, tmp_path, then)
+    shim.wait_ready()
+    shim.process.terminate()
+    assert shim.process.wait(20) == 7
 
 
 def test_an_agent_that_was_killed_leaves_nothing(mark: Mark, tmp_path: Path) -> None:
-    guarded = Guarded(mark, tmp_path, "print('up', flush=True); signal.pause()")
-    guarded.wait_ready()
-    os.kill(guarded.agent(), signal.SIGKILL)
-    assert guarded.process.wait(20) == 137
+    shim = ShimProcess(mark, tmp_path, "print('up', flush=True); signal.pause()")
+    shim.wait_ready()
+    os.kill(shim.agent(), signal.SIGKILL)
+    assert shim.process.wait(20) == 137
     assert not mark.left()
 
 
@@ -122,23 +122,23 @@ if os.fork() == 0:
     time.sleep(600)
 signal.pause()
 """
-    guarded = Guarded(mark, tmp_path, then)
-    guarded.wait_ready()
-    path = Path("/dev/shm", guarded.log.read_text().split()[1])
+    shim = ShimProcess(mark, tmp_path, then)
+    shim.wait_ready()
+    path = Path("/dev/shm", shim.log.read_text().split()[1])
     assert path.exists()
-    os.kill(guarded.agent(), signal.SIGKILL)
-    assert guarded.process.wait(20) == 137
+    os.kill(shim.agent(), signal.SIGKILL)
+    assert shim.process.wait(20) == 137
     assert not mark.left()
     assert not path.exists()
 
 
 def test_an_agent_that_ignores_the_end_is_killed_when_patience_ends(mark: Mark, tmp_path: Path) -> None:
-    guarded = Guarded(mark, tmp_path, STUBBORN, patience_s=0.5)
-    guarded.wait_ready()
+    shim = ShimProcess(mark, tmp_path, STUBBORN, patience_s=0.5)
+    shim.wait_ready()
     begin = time.monotonic()
-    guarded.process.terminate()
-    guarded.process.terminate()
-    assert guarded.process.wait(20) == 137
+    shim.process.terminate()
+    shim.process.terminate()
+    assert shim.process.wait(20) == 137
     assert 0.4 < time.monotonic() - begin < 10
     assert not mark.left()
 
@@ -150,10 +150,10 @@ print("up", flush=True)
 os.kill(os.getpid(), signal.SIGSTOP)
 signal.pause()
 """
-    guarded = Guarded(mark, tmp_path, then)
-    guarded.wait_ready()
-    guarded.process.terminate()
-    assert guarded.process.wait(20) == 128 + signal.SIGTERM
+    shim = ShimProcess(mark, tmp_path, then)
+    shim.wait_ready()
+    shim.process.terminate()
+    assert shim.process.wait(20) == 128 + signal.SIGTERM
     assert not mark.left()
 
 

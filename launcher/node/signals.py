@@ -1,4 +1,7 @@
-"""The wish that a process ends in good order, as signals bring it."""
+"""Signals to a node: kept until there is an agent to forward them to, and collected by the agent.
+
+Imports nothing heavy: it has to be there first.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,27 @@ from collections.abc import Callable, Iterable
 from signal import Signals
 from types import FrameType
 
+FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
+class SignalBuffer:
+    """Keeps signals from its making on. Main thread only.
+
+    Blocking them would not do: a thread of a library, started before, would take them, and Python would run the handler
+    that was there, which is submitit's.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        for signum in FORWARDED_SIGNALS:
+            signal.signal(signum, self._on_signal)
+
+    def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
+        self.received.append(signum)
+
 
 class StopRequest:
-    """The signals that asked this process to end; one that comes again changes nothing, so repeating it is harmless."""
+    """The signals by which this process was requested to end; one that comes again changes nothing."""
 
     def __init__(self) -> None:
         self.signals: tuple[Signals, ...] = ()
@@ -23,13 +44,13 @@ class StopRequest:
         return self.signals[0] if self.signals else None
 
     def listen(self, signals: Iterable[Signals]) -> None:
-        """Takes over the signals, those included that were blocked until now. Main thread only."""
+        """Handles these signals from now on, those included that were blocked until now. Main thread only."""
         for signum in signals:
             self._previous[signum] = signal.signal(signum, self._on_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._previous)
 
     def restore(self) -> None:
-        """Gives the signals back."""
+        """Restores the handlers of before."""
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous.clear()
