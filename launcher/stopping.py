@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 
 from launcher.control.client import ADDRESS_VARIABLE, ControlClient
-from launcher.control.values import STOP_SEEN
+from launcher.control.values import STOP_ACKNOWLEDGED
 
 FILE_VARIABLE = "LAUNCHER_STOP_FILE"
 """Names a file of this node that exists once the run was asked to stop."""
@@ -48,7 +48,7 @@ def should_stop() -> bool:
     asked = _any_rank(is_asked())
     if asked and os.environ.get("RANK", "0") == "0" and os.environ.get(ADDRESS_VARIABLE):
         client = ControlClient.from_environment()
-        client.put(STOP_SEEN, True)
+        client.put(STOP_ACKNOWLEDGED, True)
         client.close()
     return asked
 

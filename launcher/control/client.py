@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from launcher.common.codec import from_json, to_json
 from launcher.common.errors import ControlError, ControlRefusal
 from launcher.common.keys import control_proof, token_from_environment
+from launcher.control.protocol import (
+    Challenge,
+    ChallengeAnswer,
+    GetRequest,
+    Outcome,
+    PutRequest,
+    Refusal,
+    Reply,
+    ReplyT_co,
+    Request,
+    decode_reply,
+    encode_request,
+    name_of,
+)
 
 ADDRESS_VARIABLE = "LAUNCHER_CONTROL"
 CALL_TIMEOUT_S = 10.0
@@ -19,7 +34,7 @@ LONGEST_WAIT_S = 5.0
 
 class ControlClient:
     """One connection, made when first needed and made again once if it broke. Safe to share between threads,
-    but a call that waits holds the connection: who waits for long uses a client of its own.
+    but a call that waits holds the connection: for long waits use a client of its own.
 
     Args:
         address: ``host:port``.
@@ -48,34 +63,44 @@ class ControlClient:
             )
         return cls(address, token_from_environment())
 
-    def call(self, op: str, *, timeout_s: float = CALL_TIMEOUT_S, **fields: Any) -> dict[str, Any]:
-        """One request, one answer.
+    def call(self, request: Request[ReplyT_co], *, timeout_s: float = CALL_TIMEOUT_S) -> ReplyT_co:
+        """Sends one request and returns its reply.
 
         Raises:
-            ControlError: no answer within ``timeout_s``, or a refusal.
+            ControlError: no reply within ``timeout_s``.
+            ControlRefusal: the request was refused.
         """
         deadline = time.monotonic() + timeout_s
+        name = name_of(request)
         with self._lock:
             try:
-                reply = self._exchange(op, fields, deadline)
+                reply = self._exchange(request, deadline)
             except (OSError, EOFError):
                 self._drop()
                 try:
-                    reply = self._exchange(op, fields, deadline)
+                    reply = self._exchange(request, deadline)
                 except (OSError, EOFError) as error:
                     self._drop()
                     late = isinstance(error, TimeoutError)
-                    what = f"did not answer `{op}` within {timeout_s:g} s" if late else f"is gone: {error}"
+                    what = f"did not answer `{name}` within {timeout_s:g} s" if late else f"is gone: {error}"
                     raise ControlError(f"The control service at {self.address} {what}.") from error
-        if not reply.get("ok"):
-            raise ControlRefusal(f"The control service refused `{op}`: {reply.get('error')}")
+        if isinstance(reply, Refusal):
+            raise ControlRefusal(f"The control service refused `{name}`: {reply.error}")
         return reply
 
     def put(self, key: str, value: Any) -> None:
         """Publishes a JSON value to the whole run."""
-        self.call("put", key=key, value=value)
+        self.call(PutRequest(key=key, value=value))
 
-    def wait_for(self, keys: list[str], *, timeout_s: float, what: str) -> dict[str, Any]:
+    def get(self, *keys: str) -> Mapping[str, Any]:
+        """Those of the values that are published now."""
+        return self.call(GetRequest(keys=keys)).values
+
+    def status(self, *, timeout_s: float = CALL_TIMEOUT_S) -> Reply:
+        """The phase of the run, and what ended it."""
+        return self.call(GetRequest(), timeout_s=timeout_s)
+
+    def wait_for(self, keys: Sequence[str], *, timeout_s: float, what: str) -> Mapping[str, Any]:
         """The values of all ``keys``, as soon as they are all published.
 
         Raises:
@@ -84,7 +109,7 @@ class ControlClient:
         deadline = time.monotonic() + timeout_s
         while True:
             wait_s = max(0.0, min(LONGEST_WAIT_S, deadline - time.monotonic()))
-            values: dict[str, Any] = self.call("get", keys=keys, wait_s=wait_s)["values"]
+            values = self.call(GetRequest(keys=tuple(keys), wait_s=wait_s)).values
             missing = [key for key in keys if key not in values]
             if not missing:
                 return values
@@ -96,29 +121,30 @@ class ControlClient:
         with self._lock:
             self._drop()
 
-    def _exchange(self, op: str, fields: dict[str, Any], deadline: float) -> dict[str, Any]:
+    def _exchange(self, request: Request[ReplyT_co], deadline: float) -> ReplyT_co | Refusal:
         if self._sock is None:
             self._connect(deadline)
-        return self._round_trip({"op": op, **fields}, deadline)
+        return decode_reply(self._round_trip(encode_request(request), deadline), request)
 
     def _connect(self, deadline: float) -> None:
         host, _, port = self.address.rpartition(":")
         self._sock = socket.create_connection((host, int(port)), timeout=_left(deadline))
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = b""
-        nonce = str(self._read_line(deadline).get("nonce", ""))
-        reply = self._round_trip({"answer": control_proof(self._token, nonce)}, deadline)
-        if not reply.get("ok"):
+        nonce = from_json(self._read_line(deadline), Challenge).nonce
+        answer = ChallengeAnswer(answer=control_proof(self._token, nonce))
+        outcome = from_json(self._round_trip(to_json(answer) + b"\n", deadline), Outcome)
+        if not outcome.ok:
             self._drop()
-            raise ControlRefusal(f"The control service at {self.address} refused this process: {reply.get('error')}")
+            raise ControlRefusal(f"The control service at {self.address} refused this process: {outcome.error}")
 
-    def _round_trip(self, message: dict[str, Any], deadline: float) -> dict[str, Any]:
+    def _round_trip(self, line: bytes, deadline: float) -> bytes:
         assert self._sock is not None
         self._sock.settimeout(_left(deadline))
-        self._sock.sendall(json.dumps(message).encode() + b"\n")
+        self._sock.sendall(line)
         return self._read_line(deadline)
 
-    def _read_line(self, deadline: float) -> dict[str, Any]:
+    def _read_line(self, deadline: float) -> bytes:
         assert self._sock is not None
         while b"\n" not in self._buffer:
             self._sock.settimeout(_left(deadline))
@@ -127,8 +153,7 @@ class ControlClient:
                 raise EOFError("connection closed")
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
-        return message
+        return line
 
     def _drop(self) -> None:
         if self._sock is not None:

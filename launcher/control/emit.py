@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from launcher.control.client import ADDRESS_VARIABLE, ControlClient
+from launcher.control.protocol import EventRequest
 from launcher.events.schema import Event, PhaseChanged
-from launcher.events.serialize import event_fields, make_event
+from launcher.events.serialize import make_event
 
 
 def emit(event: Event | str, **fields: Any) -> None:
@@ -30,7 +31,7 @@ def emit(event: Event | str, **fields: Any) -> None:
     if not os.environ.get(ADDRESS_VARIABLE):
         return
     event = make_event(event, fields) if isinstance(event, str) else event
-    _client().call("event", event=event.event_name, fields=event_fields(event))
+    _client().call(EventRequest.of(event))
 
 
 @contextmanager

@@ -1,85 +1,106 @@
-"""How a run ends: by a failure, by a wish to stop after a checkpoint, or at once."""
+"""How an attempt ends: after a failure, after a requested stop, or at once. And what every transition uses."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from dataclasses import replace
 
-from launcher.control.phase import ENDED, Phase
-from launcher.control.stopping import StopStage
-from launcher.events.schema import RunCancelled, StopRequested
+from launcher.control.effects import Effects, LogEvent, NotifyAllNodes, NotifyNodes
+from launcher.control.model import ENDED, Phase, StopReason, StopStage
+from launcher.control.state import ControlState
+from launcher.control.views import is_writing
+from launcher.events.schema import CheckpointChanged, FailureReported, RunCancelled, StopRequested
 from launcher.layout.model import Role
 
-if TYPE_CHECKING:
-    from launcher.control.state import JobState
+
+def enter(state: ControlState, phase: Phase) -> Effects:
+    """The next phase."""
+    state.phase = phase
+    yield NotifyAllNodes()
 
 
-class Ending:
-    """Brings a run's state to one of the phases of :data:`ENDED`, except for a good end."""
+def mark_dirty(state: ControlState, slots: Iterable[int]) -> Effects:
+    """The assignments of the nodes on these slots have changed."""
+    yield from mark_nodes_dirty(state, [node for slot in slots if (node := state.slots[slot]) is not None])
 
-    def __init__(self, state: JobState) -> None:
-        self.failure: dict[str, Any] | None = None
-        """What ended the run; None while nothing has."""
 
-        self._state = state
-        self._held: dict[str, Any] | None = None
-        """A failure that ends the run as soon as the checkpoint that is being written is complete."""
+def mark_nodes_dirty(state: ControlState, node_ranks: Iterable[int]) -> Effects:
+    """The assignments of these nodes have changed."""
+    changed = frozenset(node_ranks)
+    for rank in changed:
+        state.nodes[rank].revision += 1
+    if changed:
+        yield NotifyNodes(node_ranks=changed)
 
-    def fail(self, failure: dict[str, Any], now: float) -> None:
-        """The first failure is the failure; what comes later is logged as a consequence.
 
-        What is not the trainer's own end waits for a checkpoint that is just being written.
-        """
-        state = self._state
-        first = state.phase not in ENDED and self._held is None
-        state.emit("failure", **{**failure, "first": first})
-        if not first:
-            return
-        self.failure = failure
-        is_writing = state.phase is Phase.RUNNING and state.stopping.is_writing(now)
-        if is_writing and failure.get("role") != Role.TRAINER:
-            self._held = failure
-        else:
-            self._conclude()
+def fail(state: ControlState, failure: FailureReported, now: float) -> Effects:
+    """The first failure is the run's; what comes later is logged as a consequence.
 
-    def stop(self, reason: str, now: float) -> None:
-        """Somebody asked for a checkpoint and the end, or will end the run soon. Asked again, it changes nothing."""
-        state = self._state
-        if state.phase in ENDED or state.phase is Phase.DRAINING or not state.stopping.ask(reason, now):
-            return
-        state.emit(StopRequested(reason=reason))
-        state.touch_all()
-        if state.phase is not Phase.RUNNING or state.trainers.started_at is None:
-            state.phase = Phase.STOPPED  # nothing runs that could save anything
+    A failure that is not the trainer's waits for a checkpoint that is being written.
+    """
+    is_first = state.phase not in ENDED and not state.is_failure_held
+    yield LogEvent(event=replace(failure, first=is_first))
+    if not is_first:
+        return
+    state.failure = failure
+    if state.phase is Phase.RUNNING and is_writing(state, now) and failure.role != Role.TRAINER:
+        state.is_failure_held = True
+    else:
+        yield from _end_after_failure(state)
 
-    def cancel(self, reason: str) -> None:
-        """Somebody asked for the end."""
-        state = self._state
-        if state.phase not in ENDED:
-            self.failure = {"message": reason}
-            state.emit(RunCancelled(message=reason))
-            state.phase = Phase.CANCELLED
 
-    def process_ended(self, role: str, failure: dict[str, Any], now: float) -> None:
-        """A process ended while the run stops. Without its engines the trainer still reaches the next step's end, or
-        fails; nothing is started again."""
-        if role != Role.TRAINER:
-            self._state.emit("failure", **{**failure, "first": False})
-        else:
-            self.fail(failure, now)
+def request_stop(state: ControlState, reason: StopReason, now: float) -> Effects:
+    """The run is to stop after a checkpoint. Requested again, only a better known reason counts."""
+    if state.stop.stage is not StopStage.NO:
+        # In a phase that has ended, too: the reason is read when everybody has left.
+        if state.phase is not Phase.CANCELLED and reason.replaces(state.stop.reason):
+            state.stop.reason = reason
+            yield LogEvent(event=StopRequested(reason=reason.value))
+        return
+    if state.phase in ENDED or state.phase is Phase.DRAINING:
+        return
+    state.stop.stage, state.stop.reason, state.stop.requested_at = StopStage.REQUESTED, reason, now
+    yield LogEvent(event=StopRequested(reason=reason.value))
+    yield from mark_dirty(state, range(len(state.slots)))
+    if state.phase is not Phase.RUNNING or state.trainers.started_at is None:
+        yield from enter(state, Phase.STOPPED)  # nothing runs that could save anything
 
-    def is_due(self, now: float) -> bool:
-        """Ends the run if it has waited long enough for a checkpoint, or for a trainer that was to stop."""
-        state, stopping = self._state, self._state.stopping
-        if self._held is not None and not stopping.is_writing(now):
-            self._conclude()
-            return True
-        if stopping.is_overdue(now):
-            state.emit(StopRequested(reason=stopping.reason, overdue=True, after_s=now - stopping.asked_at))
-            state.phase = Phase.STOPPED
-            return True
-        return False
 
-    def _conclude(self) -> None:
-        """Ends the run after a failure; if it was asked to stop anyway, the next attempt can make good for it."""
-        is_stopping = self._state.stopping.stage is not StopStage.NO
-        self._state.phase = Phase.STOPPED if is_stopping else Phase.FAILED
+def acknowledge_stop(state: ControlState) -> Effects:
+    """All ranks of the trainer know that the run stops."""
+    if state.stop.stage is StopStage.REQUESTED:
+        state.stop.stage = StopStage.ACKNOWLEDGED
+    yield from mark_dirty(state, range(len(state.slots)))
+
+
+def cancel(state: ControlState, reason: str) -> Effects:
+    """The run is to end at once."""
+    if state.phase not in ENDED:
+        state.failure = FailureReported(message=reason)
+        yield LogEvent(event=RunCancelled(message=reason))
+        yield from enter(state, Phase.CANCELLED)
+
+
+def checkpoint_changed(state: ControlState, event: CheckpointChanged, now: float) -> None:
+    """A checkpoint begins, or has come to its end."""
+    state.stop.writing_since = now if event.state == "begin" else None
+
+
+def end_if_due(state: ControlState, now: float) -> Effects:
+    """Ends the run if it has waited long enough for a checkpoint, or for a trainer that was to stop."""
+    if is_writing(state, now):
+        return
+    stop, waited = state.stop, now - state.stop.requested_at
+    if state.is_failure_held:
+        yield from _end_after_failure(state)
+    elif stop.stage is not StopStage.NO and waited > state.settings.stop_timeout_s:
+        yield LogEvent(
+            event=StopRequested(reason=None if stop.reason is None else stop.reason.value, overdue=True, after_s=waited)
+        )
+        yield from enter(state, Phase.STOPPED)
+
+
+def _end_after_failure(state: ControlState) -> Effects:
+    # If a stop was requested anyway, the next attempt goes on in spite of the failure.
+    is_stopping = state.stop.stage is not StopStage.NO
+    yield from enter(state, Phase.STOPPED if is_stopping else Phase.FAILED)

@@ -1,98 +1,233 @@
-"""What follows a death: which replica or rank starts again, who takes an empty place, and when the run is over."""
+"""What follows a loss: the row of the policy that applies, carried out on the state."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import replace
 
-from launcher.control.replicas import Life, ReplicaState
-from launcher.control.trainers import Verdict
-from launcher.control.values import INCARNATION, replica_key
-from launcher.events.schema import ReplicaChanged, RestartScheduled, SpareAssigned
+from launcher.control.effects import Effects, LogEvent
+from launcher.control.ending import enter, fail, mark_dirty, mark_nodes_dirty
+from launcher.control.model import ENDED, Phase, StopStage
+from launcher.control.policy import (
+    REFUSED,
+    Decision,
+    Loss,
+    When,
+    counted_restarts,
+    decide,
+    is_from_outside,
+)
+from launcher.control.protocol import NodeLeftRequest, NodeLostRequest, ProcessEndedRequest
+from launcher.control.replicas import (
+    drop_replica,
+    gather_urls,
+    move_replica,
+    restart_limit,
+    restart_replica,
+    restarts_that_count,
+)
+from launcher.control.state import ControlState, ReplicaRecord
+from launcher.control.values import TRAINER_RESTART_COUNT, replica_key
+from launcher.control.views import everybody_left, free_spares, kept_replicas, replicas_on, role_of
+from launcher.events.schema import FailureReported, NodeLost, ReplicaChanged, RestartScheduled, SpareAssigned
+from launcher.layout.model import Role
 
-if TYPE_CHECKING:
-    from launcher.control.state import JobState
+HOLD_S = 1.5
+"""A rank that fails early may only be the first to notice another's end; the others get so long to report theirs."""
 
 
-class Recovery:
-    """Carries out the policies on a run's state.
+def process_ended(state: ControlState, request: ProcessEndedRequest, now: float) -> Effects:
+    """A process ended that should not have, or not like this; or it hung."""
+    if state.phase in ENDED or state.phase is Phase.DRAINING or state.nodes[request.node_rank].is_lost:
+        return
+    if request.role == Role.INFERENCE:
+        record = state.replicas[request.rank]
+        if request.restart_count == record.restart_count and record.runs:
+            yield from _engine_ended(state, record, request, now)
+    elif request.role != Role.TRAINER or request.restart_count == state.trainers.restart_count:
+        holding = _trainer_circumstances(state, request.exit_code, now)
+        rule = decide(Loss.PROCESS, request.role, holding)
+        yield from _carry_out_for_trainers(state, rule.then, request.failure, now)
 
-    Args:
-        state: of the run.
-        min_replicas: replicas without which training cannot go on.
-    """
 
-    def __init__(self, state: JobState, min_replicas: int) -> None:
-        self._state = state
-        self._min_replicas = min_replicas
+def _engine_ended(state: ControlState, record: ReplicaRecord, request: ProcessEndedRequest, now: float) -> Effects:
+    holding = {
+        When.STOPPING: state.stop.stage is not StopStage.NO,
+        When.REFUSED: request.exit_code == REFUSED and not state.was_any_engine_ready,
+        When.RESTARTS_LEFT: len(restarts_that_count(state, record, now)) < restart_limit(state),
+        When.ENOUGH_REPLICAS: _are_enough_without(state, [record]),
+    }
+    failure = request.failure
+    match decide(Loss.PROCESS, Role.INFERENCE, _those(holding)).then:
+        case Decision.LOG:
+            yield LogEvent(event=replace(failure, first=False))
+        case Decision.RESTART_REPLICA:
+            yield from restart_replica(state, record, failure.message, now)
+        case Decision.DROP_REPLICAS:
+            yield from _drop(state, [record], failure.message)
+        case _:
+            yield from _drop(state, [record], failure.message)
+            yield from fail(state, failure, now)
 
-    def engine_ended(self, life: Life, failure: dict[str, Any], exit_code: int | None, now: float) -> None:
-        """A replica's process ended or hangs."""
-        state, index = self._state, life.replica.index
-        state.values.pop(replica_key(index, "ready"), None)
-        is_restarting = state.replicas.failed(index, str(failure["message"]), now, exit_code=exit_code)
-        state.touch(life.replica.node_ranks)
-        if not is_restarting:
-            self._after_drop(failure)
 
-    def trainer_ended(self, failure: dict[str, Any], exit_code: int | None, now: float) -> None:
-        """A trainer rank ended badly or hangs."""
-        verdict = self._state.trainers.judge(failure, exit_code, now)
-        if verdict is Verdict.RESTART:
-            self.restart_trainers(failure, now)
-        elif verdict is Verdict.FAIL:
-            self._state.fail(failure)
+def _trainer_circumstances(state: ControlState, exit_code: int | None, now: float) -> frozenset[When]:
+    trainers, restart = state.trainers, state.settings.restart
+    age_s = 0.0 if trainers.started_at is None else now - trainers.started_at
+    return _those(
+        {
+            When.STOPPING: state.stop.stage is not StopStage.NO,
+            When.AT_STARTUP: not trainers.has_progressed
+            and age_s < restart.startup_failure_window_s
+            and not is_from_outside(exit_code),
+            When.ONLY_RANK: state.settings.layout.world_size == 1,
+            When.RESTARTS_LEFT: _trainers_may_restart(state, now),
+        }
+    )
 
-    def store_ended(self, failure: dict[str, Any], now: float) -> None:
-        """The trainers' store ended; node 0 starts another one, which nobody knows yet."""
-        self.restart_trainers(failure, now)
 
-    def restart_trainers(self, failure: dict[str, Any], now: float) -> None:
-        """All ranks of all nodes start again, together; beyond the limit the run is over."""
-        state, trainers = self._state, self._state.trainers
-        if not trainers.allow_restart(now):
-            state.fail(failure)
-            return
-        # Ranks would meet what those before them left in their store; torch counts on a new one for each start.
-        state.values[INCARNATION] = trainers.incarnation
-        state.emit(
-            RestartScheduled(
-                what="trainer",
-                restart_count=trainers.restarts.count,
-                max_restarts=trainers.restart.max_trainer_restarts,
-                reason=str(failure["message"]),
-                delay_s=0.0,
-            )
+def _trainers_may_restart(state: ControlState, now: float) -> bool:
+    restart = state.settings.restart
+    return (
+        len(counted_restarts(state.trainers.restart_times, now, restart.count_window_s)) < restart.max_trainer_restarts
+    )
+
+
+def _carry_out_for_trainers(state: ControlState, decision: Decision, failure: FailureReported, now: float) -> Effects:
+    trainers = state.trainers
+    match decision:
+        case Decision.LOG:
+            yield LogEvent(event=replace(failure, first=False))
+        case Decision.HOLD:
+            if trainers.held_failure is None:
+                trainers.held_failure, trainers.held_since = failure, now
+        case Decision.RESTART_TRAINERS:
+            yield from _restart_trainers(state, failure, now)
+        case _:
+            yield from fail(state, failure, now)
+
+
+def step_overdue(state: ControlState, now: float) -> Effects:
+    """The trainers hang: no step was finished in time."""
+    limit_s = state.settings.restart.step_timeout_s
+    failure = FailureReported(
+        message=f"No step was finished within `restart.step_timeout_s` ({limit_s:g} s).", role=Role.TRAINER.value
+    )
+    rule = decide(Loss.STEP, Role.TRAINER, _trainer_circumstances(state, None, now))
+    yield from _carry_out_for_trainers(state, rule.then, failure, now)
+
+
+def _restart_trainers(state: ControlState, failure: FailureReported, now: float) -> Effects:
+    """All ranks of all nodes start again, together."""
+    trainers, restart = state.trainers, state.settings.restart
+    trainers.restart_times = [*counted_restarts(trainers.restart_times, now, restart.count_window_s), now]
+    trainers.restart_count += 1
+    trainers.done.clear()
+    trainers.started_at = trainers.last_step_at = trainers.held_failure = None
+    # Ranks would read what those before them left in their store; torch requires a new one for each start.
+    state.values[TRAINER_RESTART_COUNT] = trainers.restart_count
+    yield LogEvent(
+        event=RestartScheduled(
+            what="trainer",
+            restart_count=len(trainers.restart_times),
+            max_restarts=restart.max_trainer_restarts,
+            reason=failure.message,
+            delay_s=0.0,
         )
-        state.touch(trainers.places)
+    )
+    yield from mark_dirty(state, trainers.slots)
 
-    def refill(self, place: int, role: str, failure: dict[str, Any], now: float) -> None:
-        """A place has lost its node: a spare takes it, or the run goes on without, or it is over."""
-        state, reason = self._state, str(failure["message"])
-        affected = [life for life in state.replicas.on_place(place) if life.state is not ReplicaState.DROPPED]
-        for life in affected:
-            state.values.pop(replica_key(life.replica.index, "ready"), None)
-            state.emit(ReplicaChanged(replica=life.replica.index, state="lost", reason=reason))
-        node = state.members.fill(place)
-        if node is not None:
-            hostname = state.members.hostnames[node]
-            state.emit(SpareAssigned(node_rank=node, hostname=hostname, slot=place, role=role))
-            state.touch([place])
-            for life in affected:
-                state.replicas.move(life.replica.index, now)
-                state.touch(life.replica.node_ranks)
-            if place in state.trainers.places and state.trainers.started_at is not None:
-                self.restart_trainers(failure, now)
-        elif place in state.trainers.places:
+
+def node_lost(state: ControlState, request: NodeLostRequest, now: float) -> Effects:
+    """A node takes no part any more: its lease ran out, or it reported that it cannot go on, or it never reported."""
+    rank, failure = request.node_rank, request.failure
+    node = state.nodes[rank]
+    if node.is_lost:
+        return
+    slot, spares = node.slot, free_spares(state)
+    affected = [] if slot is None else kept_replicas(replicas_on(state, slot))
+    holding = {
+        When.NODE_0: rank == 0,
+        When.SPARE: bool(spares),
+        When.ENOUGH_REPLICAS: _are_enough_without(state, affected),
+        When.RESTARTS_LEFT: state.trainers.started_at is None or _trainers_may_restart(state, now),
+    }
+    decision = decide(Loss.NODE, supervised_as(state, slot), _those(holding)).then
+    if rank == 0:
+        # It keeps its slot, and ends the run in order.
+        node.has_left = True
+        yield from fail(state, failure, now)
+        return
+    node.slot, node.is_lost = None, True
+    if slot is not None:
+        state.slots[slot] = None
+    yield from mark_nodes_dirty(state, [rank])
+    if state.phase in ENDED:
+        yield from fail(state, failure, now)  # logged as the consequence that it is
+        return
+    role = role_of(state, slot)
+    yield LogEvent(event=NodeLost(node_rank=rank, hostname=node.hostname, role=role.value, reason=failure.message))
+    if state.phase is Phase.DRAINING:
+        yield from node_left(state, NodeLeftRequest(node_rank=rank))
+        return
+    for record in affected:
+        state.values.pop(replica_key(record.index, "ready"), None)
+        yield LogEvent(event=ReplicaChanged(replica=record.index, state="lost", reason=failure.message))
+    match decision:
+        case Decision.REPLACE_NODE if slot is not None:
+            yield from _replace_node(state, slot, spares[0], affected, failure, now)
+        case Decision.DROP_REPLICAS:
+            yield from _drop(state, affected, failure.message)
+        case Decision.REQUEUE:
+            if slot not in state.trainers.slots:
+                yield from _drop(state, affected, failure.message)
             # Nothing is wrong with the run: another allocation will do.
-            state.fail({**failure, "requeue": True})
-        else:
-            for life in affected:
-                state.replicas.drop(life.replica.index, reason)
-                state.touch(life.replica.node_ranks)
-            self._after_drop({**failure, "requeue": True})
+            yield from fail(state, replace(failure, requeue=True), now)
+        case Decision.FAIL:
+            yield from fail(state, failure, now)
 
-    def _after_drop(self, failure: dict[str, Any]) -> None:
-        if self._state.replicas.left < self._min_replicas:
-            self._state.fail(failure)
-        else:
-            self._state.gather_urls()
+
+def supervised_as(state: ControlState, slot: int | None) -> Role:
+    """Which rows of the policy count for the node on a slot. A node with both roles counts as a trainer node."""
+    return Role.TRAINER if slot in state.trainers.slots else role_of(state, slot)
+
+
+def node_left(state: ControlState, request: NodeLeftRequest) -> Effects:
+    """A node has ended all its processes and leaves."""
+    state.nodes[request.node_rank].has_left = True
+    if state.phase is Phase.DRAINING and everybody_left(state):
+        # A trainer that ended without having read the request to stop had finished.
+        is_stopped = state.stop.stage is StopStage.ACKNOWLEDGED
+        yield from enter(state, Phase.STOPPED if is_stopped else Phase.FINISHED)
+
+
+def _replace_node(
+    state: ControlState,
+    slot: int,
+    spare: int,
+    affected: Sequence[ReplicaRecord],
+    failure: FailureReported,
+    now: float,
+) -> Effects:
+    node = state.nodes[spare]
+    state.slots[slot], node.slot = spare, slot
+    role = role_of(state, slot)
+    yield LogEvent(event=SpareAssigned(node_rank=spare, hostname=node.hostname, slot=slot, role=role.value))
+    yield from mark_dirty(state, [slot])
+    for record in affected:
+        yield from move_replica(state, record, now)
+    if slot in state.trainers.slots and state.trainers.started_at is not None:
+        yield from _restart_trainers(state, failure, now)
+
+
+def _drop(state: ControlState, records: Sequence[ReplicaRecord], reason: str) -> Effects:
+    for record in records:
+        yield from drop_replica(state, record, reason)
+    yield from gather_urls(state)
+
+
+def _are_enough_without(state: ControlState, affected: Sequence[ReplicaRecord]) -> bool:
+    return len(kept_replicas(state.replicas)) - len(affected) >= state.settings.min_replicas
+
+
+def _those(circumstances: dict[When, bool]) -> frozenset[When]:
+    return frozenset(when for when, holds in circumstances.items() if holds)

@@ -1,195 +1,145 @@
-"""The lives of the replicas: which generation of each runs, which may be asked, and when one is started again."""
+"""What happens to a replica: it becomes ready, serves a version, restarts, or is dropped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
-
-from launcher.config.schema import RestartConfig
-from launcher.control.policy import REFUSED, Restarts
-from launcher.events.schema import Event, ReplicaChanged, RestartScheduled
-from launcher.layout.model import Replica
-
-Version = tuple[int, int]
-"""Incarnation of the trainers and number of the version; versions are ordered by both."""
+from launcher.control.effects import Effects, LogEvent, NotifyPool
+from launcher.control.ending import mark_dirty
+from launcher.control.policy import backoff_s, counted_restarts
+from launcher.control.protocol import EngineMasterRequest, EngineReadyRequest, PublishedRequest
+from launcher.control.state import ControlState, ReplicaRecord, ReplicaState
+from launcher.control.values import ALL_URLS, replica_key
+from launcher.control.views import kept_replicas, serves
+from launcher.events.schema import EngineReady, ReplicaChanged, RestartScheduled
+from launcher.events.serialize import make_event
 
 
-class ReplicaState(StrEnum):
-    """What a replica is doing."""
-
-    STARTING = "starting"
-    """Its processes run, or are about to; it has not answered yet."""
-
-    READY = "ready"
-    RESTARTING = "restarting"
-    """Its processes are ended; they start again after a pause."""
-
-    DROPPED = "dropped"
-    """It does not come back."""
+def engine_master(state: ControlState, request: EngineMasterRequest) -> Effects:
+    """The parts of a replica over several nodes may meet."""
+    record = state.replicas[request.replica]
+    if request.restart_count == record.restart_count:
+        record.master = request.address
+        yield from mark_dirty(state, record.replica.node_ranks)
 
 
-@dataclass(slots=True, kw_only=True)
-class Life:
-    """One replica's life so far."""
-
-    replica: Replica
-    restarts: Restarts
-    state: ReplicaState = ReplicaState.STARTING
-    generation: int = 0
-    """Counts its starts, from 0; what an earlier generation still says is not listened to."""
-
-    starts_at: float = 0.0
-    url: str | None = None
-    master: str | None = None
-    """Rendezvous of a replica that spans nodes."""
-
-    version: Version | None = None
-    """The weights that it serves; None for those that it was started with."""
-
-    @property
-    def runs(self) -> bool:
-        """Whether its processes should be there."""
-        return self.state in (ReplicaState.STARTING, ReplicaState.READY)
-
-
-class Replicas:
-    """All replicas of a run.
-
-    Args:
-        restart: how often and how soon.
-        emit: called with each event.
-    """
-
-    def __init__(self, replicas: Sequence[Replica], restart: RestartConfig, emit: Callable[[Event], None]) -> None:
-        self._restart = restart
-        self._emit = emit
-        self.lives = [
-            Life(
-                replica=replica,
-                restarts=Restarts(
-                    window_s=restart.count_window_s,
-                    backoff_s=restart.engine_backoff_s,
-                    longest_s=restart.max_engine_backoff_s,
-                ),
-            )
-            for replica in replicas
-        ]
-        self.version: Version | None = None
-        """The last version that was published."""
-
-        self.changes = 0
-        """Rises with everything that :meth:`pool` shows."""
-
-        self._was_any_ready = False
-
-    def on_place(self, place: int) -> list[Life]:
-        """Replicas that have a part on a place."""
-        return [life for life in self.lives if place in life.replica.node_ranks]
-
-    @property
-    def left(self) -> int:
-        """Replicas that serve, or will."""
-        return sum(life.state is not ReplicaState.DROPPED for life in self.lives)
-
-    def ready(self, index: int, generation: int, url: str) -> bool:
-        """An engine is healthy; False if that is no news, because of an older generation."""
-        life = self.lives[index]
-        if generation != life.generation or life.state is not ReplicaState.STARTING:
-            return False
-        life.state, life.url = ReplicaState.READY, url
-        self.changes += 1
-        self._was_any_ready = True
-        if generation and self.serves(life):
-            self._emit(ReplicaChanged(replica=index, state="ready", url=url))
-        return True
-
-    def failed(self, index: int, reason: str, now: float, *, exit_code: int | None = None) -> bool:
-        """A replica's process ended or hangs: all of it is to end, and to start again if the policy allows.
-
-        Returns:
-            Whether it starts again; otherwise it is dropped.
-        """
-        life = self.lives[index]
-        limit = self._restart.max_engine_restarts if self._was_any_ready else min(1, self._restart.max_engine_restarts)
-        pause = None if exit_code == REFUSED and not self._was_any_ready else life.restarts.allow(now, limit)
-        if pause is None:
-            self.drop(index, reason)
-            return False
-        self._end(life, ReplicaState.RESTARTING)
-        life.starts_at = now + pause
-        self._emit(ReplicaChanged(replica=index, state="restarting", reason=reason))
-        self._emit(
-            RestartScheduled(
-                what="engine",
-                replica=index,
-                restart_count=life.restarts.count,
-                max_restarts=limit,
-                reason=reason,
-                delay_s=pause,
-            )
+def engine_ready(state: ControlState, request: EngineReadyRequest) -> Effects:
+    """An engine is healthy."""
+    record = state.replicas[request.replica]
+    if request.restart_count != record.restart_count or record.state is not ReplicaState.STARTING:
+        return
+    record.state, record.url = ReplicaState.READY, request.url
+    state.was_any_engine_ready = True
+    yield from _pool_changed(state)
+    if record.restart_count and serves(state, record):
+        yield LogEvent(event=ReplicaChanged(replica=record.index, state="ready", url=record.url))
+    yield LogEvent(
+        event=EngineReady(
+            replica=record.index, url=request.url, seconds=request.seconds, restart_count=request.restart_count
         )
-        return True
+    )
+    state.values[replica_key(record.index, "ready")] = True
 
-    def move(self, index: int, now: float) -> None:
-        """Another node has taken a place of the replica's: it starts there, at once and without being counted."""
-        life = self.lives[index]
-        if life.state is not ReplicaState.DROPPED:
-            self._end(life, ReplicaState.RESTARTING)
-            life.starts_at = now
 
-    def drop(self, index: int, reason: str) -> None:
-        """A replica is left out for the rest of the attempt."""
-        life = self.lives[index]
-        if life.state is not ReplicaState.DROPPED:
-            self._end(life, ReplicaState.DROPPED)
-            self._emit(ReplicaChanged(replica=index, state="dropped", reason=reason))
+def weights_published(state: ControlState, request: PublishedRequest) -> Effects:
+    """Replicas serve a version. Trainers of an earlier start are ignored."""
+    version = (request.restart_count, request.version)
+    trainers = state.trainers
+    if request.restart_count != trainers.restart_count or (state.published is not None and version < state.published):
+        return
+    state.published = version
+    trainers.has_progressed = True
+    yield from _pool_changed(state)
+    for index, restart_count in request.replicas.items():
+        record = state.replicas[index]
+        if record.restart_count != restart_count or record.state is not ReplicaState.READY:
+            continue
+        is_back = record.restart_count > 0 and record.version is None
+        record.version = version
+        if is_back:
+            yield LogEvent(event=ReplicaChanged(replica=index, state="ready", url=record.url, version=request.version))
+    dropped = [record.index for record in state.replicas if record.index not in request.replicas]
+    fields = {**request.fields, "version": request.version, "replicas": sorted(request.replicas), "dropped": dropped}
+    yield LogEvent(event=make_event("published", fields))
 
-    def start_due(self, now: float) -> list[Life]:
-        """Starts what has waited long enough."""
-        due = [life for life in self.lives if life.state is ReplicaState.RESTARTING and now >= life.starts_at]
-        for life in due:
-            life.state = ReplicaState.STARTING
-            self.changes += 1
-        return due
 
-    def published(self, version: Version, indices: Collection[int], generations: Collection[int]) -> bool:
-        """The trainer says which replicas serve a version; False if an older incarnation of it speaks."""
-        if self.version is not None and version < self.version:
-            return False
-        self.version = version
-        self.changes += 1
-        for index, generation in zip(indices, generations, strict=True):
-            life = self.lives[index]
-            if life.generation != generation or life.state is not ReplicaState.READY:
-                continue
-            is_back = life.generation > 0 and life.version is None
-            life.version = version
-            if is_back:
-                self._emit(ReplicaChanged(replica=index, state="ready", url=life.url, version=version[1]))
-        return True
+def url_published(state: ControlState, record: ReplicaRecord, url: str) -> Effects:
+    """A replica listens."""
+    record.url = record.last_url = url
+    yield from mark_dirty(state, record.replica.node_ranks)
+    yield from gather_urls(state)
 
-    def serves(self, life: Life) -> bool:
-        """Whether a replica may be asked: it is healthy, and no other has newer weights."""
-        return life.state is ReplicaState.READY and life.version == self.version
 
-    def pool(self) -> list[dict[str, Any]]:
-        """Every replica that is not dropped, as the trainer sees it."""
-        return [
-            {
-                "replica": life.replica.index,
-                "generation": life.generation,
-                "state": life.state.value,
-                "url": life.url,
-                "serves": self.serves(life),
-            }
-            for life in self.lives
-            if life.state is not ReplicaState.DROPPED
-        ]
+def gather_urls(state: ControlState) -> Effects:
+    """One value with the URLs of all replicas, as soon as each that is not dropped has published its own."""
+    urls = [record.last_url for record in kept_replicas(state.replicas)]
+    if urls and None not in urls:
+        is_new = ALL_URLS not in state.values
+        state.values[ALL_URLS] = urls
+        if is_new:
+            yield from mark_dirty(state, state.trainers.slots)
 
-    def _end(self, life: Life, state: ReplicaState) -> None:
-        life.state = state
-        self.changes += 1
-        life.generation += 1
-        life.url = life.master = life.version = None
+
+def restart_limit(state: ControlState) -> int:
+    """How many restarts of a replica may count."""
+    most = state.settings.restart.max_engine_restarts
+    # Engines that could never start would hardly start the next time.
+    return most if state.was_any_engine_ready else min(1, most)
+
+
+def restarts_that_count(state: ControlState, record: ReplicaRecord, now: float) -> list[float]:
+    """Times of the restarts of a replica that count against the limit."""
+    return counted_restarts(record.restart_times, now, state.settings.restart.count_window_s)
+
+
+def restart_replica(state: ControlState, record: ReplicaRecord, reason: str, now: float) -> Effects:
+    """All processes of a replica end, and start again after a pause."""
+    restart, counted = state.settings.restart, restarts_that_count(state, record, now)
+    pause_s = backoff_s(len(counted), restart.engine_backoff_s, restart.max_engine_backoff_s)
+    record.restart_times = [*counted, now]
+    record.starts_at = now + pause_s
+    yield from _end(state, record, ReplicaState.RESTARTING)
+    yield LogEvent(event=ReplicaChanged(replica=record.index, state="restarting", reason=reason))
+    yield LogEvent(
+        event=RestartScheduled(
+            what="engine",
+            replica=record.index,
+            restart_count=len(record.restart_times),
+            max_restarts=restart_limit(state),
+            reason=reason,
+            delay_s=pause_s,
+        )
+    )
+
+
+def move_replica(state: ControlState, record: ReplicaRecord, now: float) -> Effects:
+    """Another node has taken a slot of the replica's: it starts there, at once and without being counted."""
+    record.starts_at = now
+    yield from _end(state, record, ReplicaState.RESTARTING)
+
+
+def drop_replica(state: ControlState, record: ReplicaRecord, reason: str) -> Effects:
+    """A replica is left out for the rest of the attempt."""
+    yield from _end(state, record, ReplicaState.DROPPED)
+    yield LogEvent(event=ReplicaChanged(replica=record.index, state="dropped", reason=reason))
+
+
+def start_due_replicas(state: ControlState, now: float) -> Effects:
+    """Starts those whose pause is over."""
+    for record in state.replicas:
+        if record.state is ReplicaState.RESTARTING and now >= record.starts_at:
+            record.state = ReplicaState.STARTING
+            yield from _pool_changed(state)
+            yield from mark_dirty(state, record.replica.node_ranks)
+
+
+def _end(state: ControlState, record: ReplicaRecord, then: ReplicaState) -> Effects:
+    record.state = then
+    record.restart_count += 1
+    record.url = record.master = record.version = None
+    state.values.pop(replica_key(record.index, "ready"), None)
+    yield from _pool_changed(state)
+    yield from mark_dirty(state, record.replica.node_ranks)
+
+
+def _pool_changed(state: ControlState) -> Effects:
+    state.pool_revision += 1
+    yield NotifyPool()

@@ -1,38 +1,47 @@
-"""The control service: JSON lines over TCP, one connection per client, opened by a challenge.
+"""The control service on node 0: JSON lines over TCP, one connection per client. See :mod:`launcher.control.protocol`.
 
-Wire protocol, one JSON object a line in both directions::
-
-    server -> {"nonce": hex}
-    client -> {"answer": HMAC(token, nonce)}          wrong: the connection is closed
-    client -> {"op": name, ...}
-    server -> {"ok": true, ...} | {"ok": false, "error": text}
-
-Operations of agents: ``hello`` ``preflight`` ``beat`` ``master`` ``ready`` ``ended`` ``done`` ``gone`` ``lost``
-``fail``; of trainers: ``pool`` ``published``; of everybody: ``signal`` ``stop`` ``cancel`` ``put`` ``get`` ``event``.
-Every answer holds the time here, by which others set their clocks.
-``beat``, ``get`` and ``pool`` take ``wait_s``: the answer comes as soon as something changed, at the latest then, so
-that nobody polls quickly and everybody learns quickly. The answer to ``beat`` holds the node's ``orders`` if they are
-not those that it knows.
+The server is a loop around :func:`launcher.control.transitions.apply`: a request or a tick of the clock is an event,
+the event changes the state, and the effects are carried out. Heartbeats and other requests that wait are answered as
+soon as an effect notifies them, so nobody has to poll often.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import socket
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from launcher.common.challenge import is_same, new_nonce
+from launcher.common.codec import from_json, to_json
 from launcher.common.keys import control_proof
-from launcher.control.state import JobState
-from launcher.events.serialize import make_event
-from launcher.preflight.model import report_from_json
+from launcher.control import effects
+from launcher.control.preflight_report import PreflightReport, PreflightResult
+from launcher.control.protocol import (
+    Accepted,
+    Challenge,
+    ChallengeAnswer,
+    GetRequest,
+    HeartbeatReply,
+    HeartbeatRequest,
+    PoolReply,
+    PoolRequest,
+    Refusal,
+    Reply,
+    Request,
+    ValuesReply,
+    decode_request,
+)
+from launcher.control.state import ControlState
+from launcher.control.transitions import ControlEvent, Tick, apply
+from launcher.control.views import assignment, everybody_left, pool
+from launcher.events.schema import Event
 
 logger = logging.getLogger(__name__)
 
@@ -41,18 +50,18 @@ TICK_S = 0.5
 HANDSHAKE_TIMEOUT_S = 10.0
 
 
-class Bell:
-    """Wakes everybody who waits for one kind of news, each time it rings. For one event loop."""
+class Condition:
+    """A condition variable of one event loop, without a lock."""
 
     def __init__(self) -> None:
         self._next = asyncio.Event()
 
-    def ring(self) -> None:
-        """There is news."""
+    def notify_all(self) -> None:
+        """Wakes all that wait."""
         self._next.set()
         self._next = asyncio.Event()
 
-    async def wait_until(self, predicate: Callable[[], bool], timeout_s: float) -> None:
+    async def wait_for(self, predicate: Callable[[], bool], timeout_s: float) -> None:
         """Returns as soon as the predicate holds, or after ``timeout_s``."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -61,23 +70,41 @@ class Bell:
 
 
 class ControlServer:
-    """Serves a :class:`JobState` from a thread of its own.
+    """Serves a run's state from a thread of its own.
 
     Args:
-        state: what is served; touched by the service's thread only, from now on.
-        sock: a bound socket, held by the caller until now.
+        state: only the server's thread touches it, from now on.
+        sock: a bound socket.
         token: the run's token.
+        log: called with each event of the run's log, in order.
+        compare: compares the preflight reports of all nodes; needed if the settings have a preflight.
+        on_signal: called with the name of a signal that a node received.
+        clock: seconds that never go back.
     """
 
-    def __init__(self, state: JobState, sock: socket.socket, token: str) -> None:
+    def __init__(
+        self,
+        state: ControlState,
+        sock: socket.socket,
+        token: str,
+        *,
+        log: Callable[[Event], None],
+        compare: Callable[[Sequence[PreflightReport]], PreflightResult] | None = None,
+        on_signal: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._state = state
         self._sock = sock
         self._token = token
+        self._log = log
+        self._compare = compare
+        self._on_signal = on_signal
+        self._clock = clock
         self._loop = asyncio.new_event_loop()
-        # Thousands of agents wait for orders; each has a bell of its own, or all would wake at every change for one.
-        self._order_news: defaultdict[int, Bell] = defaultdict(Bell)
-        self._value_news = Bell()
-        self._pool_news = Bell()
+        # Thousands of agents wait for their assignments; each has a condition of its own, or all would wake for one.
+        self._nodes_changed: defaultdict[int, Condition] = defaultdict(Condition)
+        self._values_changed = Condition()
+        self._pool_changed = Condition()
         self._stop = asyncio.Event()
         self._up = threading.Event()
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
@@ -114,133 +141,91 @@ class ControlServer:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            self._change(self._state.tick)
+            self._apply(Tick())
 
-    def _change(self, action: Callable[..., None], *arguments: Any) -> None:
-        state = self._state
-        phase, pool = state.phase, state.replicas.changes
-        action(*arguments)
-        touched, state.touched = state.touched, set()
-        for node in self._order_news if state.phase is not phase else touched:
-            self._order_news[node].ring()
-        if state.replicas.changes != pool:
-            self._pool_news.ring()
+    def _apply(self, event: ControlEvent) -> None:
+        events = [event]
+        while events:
+            for effect in apply(self._state, events.pop(), self._clock()):
+                match effect:
+                    case effects.LogEvent():
+                        self._log(replace(effect.event, time=time.time()))
+                    case effects.NotifyNodes():
+                        for node in effect.node_ranks:
+                            self._nodes_changed[node].notify_all()
+                    case effects.NotifyAllNodes():
+                        for condition in self._nodes_changed.values():
+                            condition.notify_all()
+                    case effects.NotifyValues():
+                        self._values_changed.notify_all()
+                    case effects.NotifyPool():
+                        self._pool_changed.notify_all()
+                    case effects.ForwardSignal():
+                        if self._on_signal is not None:
+                            self._on_signal(effect.name)
+                    case effects.ComparePreflightReports():
+                        assert self._compare is not None
+                        events.append(self._compare(effect.reports))
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             nonce = new_nonce()
-            writer.write(_line({"nonce": nonce}))
-            first = json.loads(await asyncio.wait_for(reader.readline(), HANDSHAKE_TIMEOUT_S))
-            if not is_same(str(first.get("answer", "")), control_proof(self._token, nonce)):
-                writer.write(_line({"ok": False, "error": "wrong token"}))
+            writer.write(_line(Challenge(nonce=nonce)))
+            first = await asyncio.wait_for(reader.readline(), HANDSHAKE_TIMEOUT_S)
+            if not is_same(from_json(first, ChallengeAnswer).answer, control_proof(self._token, nonce)):
+                writer.write(_line(Refusal(error="wrong token")))
                 return
-            writer.write(_line({"ok": True}))
+            writer.write(_line(Accepted()))
             while line := await reader.readline():
                 writer.write(_line(await self._answer(line)))
                 await writer.drain()
-        except (
-            TimeoutError,
-            ConnectionError,
-            ValueError,
-            AttributeError,
-            RecursionError,
-            asyncio.CancelledError,
-        ) as error:
-            # Anything may connect to a port; what does not speak the protocol is dropped, not answered.
+        except (TimeoutError, ConnectionError, ValueError, RecursionError, asyncio.CancelledError) as error:
+            # Anything may connect to a port; a connection that breaks the protocol is closed without a reply.
             logger.debug("control connection dropped: %r", error)
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes) -> Reply | Refusal:
         try:
-            request = json.loads(line)
-            return {"ok": True, **await self._handle(request["op"], request)}
-        except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
-            return {"ok": False, "error": f"bad request: {error!r}"}
+            return await self._handle(decode_request(line))
+        except (TypeError, ValueError, IndexError, RecursionError) as error:
+            return Refusal(error=f"bad request: {error!r}")
 
-    async def _handle(self, op: str, request: dict[str, Any]) -> dict[str, Any]:
+    async def _handle(self, request: Request[Reply]) -> Reply:
         state = self._state
-        more: dict[str, Any] = {}
-        if op == "hello":
-            self._change(state.hello, int(request["node_rank"]), str(request["hostname"]), str(request["address"]))
-        elif op == "preflight":
-            self._change(state.preflight, report_from_json(request["report"]))
-        elif op == "beat":
-            more = await self._beat(request)
-        elif op == "get":
-            keys = [str(key) for key in request["keys"]]
-            wait_s = float(request.get("wait_s", 0))
-            await self._value_news.wait_until(lambda: all(key in state.values for key in keys), wait_s)
-            more = {"values": {key: state.values[key] for key in keys if key in state.values}}
-        elif op == "pool":
-            known, wait_s = request.get("changes"), float(request.get("wait_s", 0))
-            await self._pool_news.wait_until(lambda: state.replicas.changes != known, wait_s)
-            more = {"changes": state.replicas.changes, "replicas": state.replicas.pool()}
-        elif op == "put":
-            self._change(state.put, str(request["key"]), request["value"])
-            self._value_news.ring()
-        elif op == "event":
-            state.emit(make_event(str(request["event"]), dict(request["fields"])))
-        else:
-            self._change(self._report(op, request))
+        if isinstance(request, GetRequest):
+            keys = request.keys
+            await self._values_changed.wait_for(lambda: all(key in state.values for key in keys), request.wait_s)
+            return ValuesReply(**self._status(), values={key: state.values[key] for key in keys if key in state.values})
+        if isinstance(request, PoolRequest):
+            known = request.revision
+            await self._pool_changed.wait_for(lambda: state.pool_revision != known, request.wait_s)
+            return PoolReply(**self._status(), revision=state.pool_revision, members=pool(state))
+        assert isinstance(request, ControlEvent)
+        self._apply(request)
+        if isinstance(request, HeartbeatRequest):
+            return await self._heartbeat(request)
+        return Reply(**self._status())
+
+    async def _heartbeat(self, request: HeartbeatRequest) -> HeartbeatReply:
+        state, rank = self._state, request.node_rank
+
+        def is_changed() -> bool:
+            return request.revision is not None and state.nodes[rank].revision != request.revision
+
+        await self._nodes_changed[rank].wait_for(lambda: state.phase != request.phase or is_changed(), request.wait_s)
+        return HeartbeatReply(**self._status(), assignment=assignment(state, rank) if is_changed() else None)
+
+    def _status(self) -> dict[str, Any]:
+        state = self._state
         return {
-            "phase": state.phase.value,
+            "phase": state.phase,
             "failure": state.failure,
-            "stopping": state.stopping.reason,
-            "everybody_gone": state.everybody_gone,
+            "stop_reason": state.stop.reason,
+            "everybody_left": everybody_left(state),
             "time": time.time(),
-            **more,
         }
 
-    async def _beat(self, request: dict[str, Any]) -> dict[str, Any]:
-        state, node = self._state, int(request["node_rank"])
-        state.beat(node)
-        phase, revision = request.get("phase"), request.get("revision")
 
-        def has_orders() -> bool:
-            return revision is not None and state.revision(node) != revision
-
-        await self._order_news[node].wait_until(
-            lambda: state.phase != phase or has_orders(), float(request.get("wait_s", 0))
-        )
-        return {"orders": state.orders(node).to_json()} if has_orders() else {}
-
-    def _report(self, op: str, request: dict[str, Any]) -> Callable[[], None]:
-        """What somebody tells, as the change of state that it is."""
-        state = self._state
-        reports: dict[str, Callable[[], None]] = {
-            "master": lambda: state.master(
-                int(request["replica"]), int(request["generation"]), str(request["address"])
-            ),
-            "ready": lambda: state.engine_ready(
-                int(request["replica"]), int(request["generation"]), str(request["url"]), float(request["seconds"])
-            ),
-            "ended": lambda: state.ended(
-                int(request["node_rank"]),
-                str(request["role"]),
-                int(request["rank"]),
-                int(request["start"]),
-                request["exit_code"],
-                dict(request["failure"]),
-            ),
-            "published": lambda: state.published(
-                int(request["incarnation"]),
-                int(request["version"]),
-                {int(index): int(generation) for index, generation in dict(request["replicas"]).items()},
-                dict(request["fields"]),
-            ),
-            "done": lambda: state.node_done(int(request["node_rank"]), int(request["incarnation"])),
-            "gone": lambda: state.node_gone(int(request["node_rank"])),
-            "lost": lambda: state.node_lost(int(request["node_rank"]), dict(request["failure"])),
-            "fail": lambda: state.fail(dict(request["failure"])),
-            "signal": lambda: state.signalled(str(request["name"])),
-            "stop": lambda: state.stop(str(request["reason"])),
-            "cancel": lambda: state.cancel(str(request["reason"])),
-        }
-        if op not in reports:
-            raise ValueError(f"unknown operation {op!r}")
-        return reports[op]
-
-
-def _line(message: dict[str, Any]) -> bytes:
-    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+def _line(message: object) -> bytes:
+    return to_json(message) + b"\n"

@@ -1,97 +1,135 @@
-"""When a run may start: every place has its node, and every node has been looked at."""
+"""From the first node that reports to the start of the run: every slot has its node, and every node was checked."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from launcher.common.errors import PREFLIGHT_FAILED
+from launcher.control.effects import ComparePreflightReports, Effects, LogEvent
+from launcher.control.ending import enter, fail, mark_dirty
+from launcher.control.model import Phase
+from launcher.control.policy import Decision, Loss, When, decide
+from launcher.control.preflight_report import BadNode, PreflightResult, headline, table
+from launcher.control.protocol import HelloRequest, NodeLostRequest
+from launcher.control.recovery import node_lost, supervised_as
+from launcher.control.state import ControlState
+from launcher.control.views import free_spares, missing_slots, role_of, trainers_may_start
+from launcher.events.failure_kinds import FailureKind
+from launcher.events.schema import FailureReported, NodeJoined, PhaseChanged, PreflightFinished
 
-from launcher.control.checking import Checking
-from launcher.control.phase import Phase
-from launcher.control.replicas import ReplicaState
-from launcher.layout.model import Layout
 
-if TYPE_CHECKING:
-    from launcher.control.recovery import Recovery
-    from launcher.control.state import JobState
+def hello(state: ControlState, request: HelloRequest, now: float) -> Effects:
+    """A node reports. One that is lost already takes no part."""
+    node = state.nodes[request.node_rank]
+    if node.is_lost:
+        return
+    node.last_contact, node.hostname = now, request.hostname
+    state.values[f"node/{request.node_rank}/address"] = request.address
+    layout = state.settings.layout
+    yield LogEvent(
+        event=NodeJoined(
+            node_rank=request.node_rank,
+            hostname=request.hostname,
+            role=role_of(state, node.slot).value,
+            role_rank=None if node.slot is None else layout.nodes[node.slot].role_rank,
+            address=request.address,
+        )
+    )
 
 
-class Starting:
-    """Brings a run's state from :attr:`Phase.STARTING` to :attr:`Phase.RUNNING`.
-
-    Args:
-        checking: the look at every node; without one the run starts as soon as they are there.
-        start_timeout_s: longest wait for all nodes to report.
-    """
-
-    def __init__(
-        self, state: JobState, layout: Layout, recovery: Recovery, checking: Checking | None, start_timeout_s: float
-    ) -> None:
-        self._state = state
-        self._layout = layout
-        self._recovery = recovery
-        self._checking = checking
-        self._start_timeout_s = start_timeout_s
-
-    def start_if_complete(self, now: float) -> None:
-        """Goes on once every place has its node."""
-        state = self._state
-        if state.phase is not Phase.STARTING or self._missing_places():
-            return
-        if self._checking is None:
-            self._run()
+def advance(state: ControlState, now: float) -> Effects:
+    """Goes on with the start as far as possible. Follows every transition."""
+    if state.phase is Phase.STARTING and not any(True for _ in missing_slots(state)):
+        if state.settings.has_preflight:
+            state.preflight.since = now
+            yield from enter(state, Phase.CHECKING)
+            yield LogEvent(event=PhaseChanged(phase="preflight", who="job", state="begin"))
         else:
-            state.phase = Phase.CHECKING
-            self._checking.begin(now)
-            self.judge_if_due(now)
+            yield from _run(state)
+    if state.phase is Phase.CHECKING and not state.preflight.is_comparing and _has_all_reports(state, now):
+        state.preflight.is_comparing = True
+        yield ComparePreflightReports(reports=tuple(state.preflight.reports.values()))
+    if state.trainers.started_at is None and trainers_may_start(state):
+        state.trainers.started_at = now
 
-    def judge_if_due(self, now: float) -> None:
-        """Starts the run once every node has said what it found; spares take the places of bad nodes."""
-        state, checking = self._state, self._checking
-        if checking is None or state.phase is not Phase.CHECKING or not checking.is_due(now):
-            return
-        bad = checking.judge(state.members.lost)
-        if bad and checking.bad_nodes_fail:
-            places = [node for node in bad if state.members.place_of(node.node_rank) is not None]
-            spares = state.members.spares() - {node.node_rank for node in bad}
-            curable = all(node.is_its_own and node.node_rank != 0 for node in places)
-            if places and not (curable and len(places) <= len(spares)):
-                state.fail(checking.failure(bad))
-                return
-            for node in sorted(bad, key=lambda node: -node.node_rank):  # spares first, so that none takes a place
-                message = f"Preflight failed on node {node.node_rank} ({node.hostname}): {node.reason}"
-                failure = {"message": message, "node_rank": node.node_rank, "hostname": node.hostname}
-                state.node_lost(node.node_rank, failure)
-        checking.end()
-        self._run()
 
-    def give_up_waiting(self, now: float) -> None:
-        """Not every node has reported in time: spares take the places of those that have not."""
-        state = self._state
-        missing = [self._layout.nodes[place] for place in self._missing_places()]
-        names = ", ".join(f"{n.node_rank} ({n.hostname})" for n in missing[:8]) + (", ..." if missing[8:] else "")
-        failure = {
-            "message": f"{len(missing)} of {len(self._layout.nodes)} nodes did not report within"
-            f" `start_timeout_s` ({self._start_timeout_s:g}): node {names}."
-        }
-        for planned in missing:
-            node = state.members.node_at(planned.node_rank)
-            if state.phase is not Phase.STARTING:
-                return
-            if node is None:
-                self._recovery.refill(planned.node_rank, planned.role.value, failure, now)
-                self.start_if_complete(now)
-            else:
-                state.node_lost(node, failure)
+def _has_all_reports(state: ControlState, now: float) -> bool:
+    preflight = state.preflight
+    is_late = now - preflight.since > state.settings.preflight_timeout_s
+    return is_late or len(preflight.reports) == len(state.nodes)
 
-    def _run(self) -> None:
-        self._state.phase = Phase.RUNNING
-        self._state.touch(range(len(self._layout.nodes)))
 
-    def _missing_places(self) -> list[int]:
-        """Places that are waited for: those of replicas that were dropped are not."""
-        state = self._state
-        return [
-            place
-            for place in state.members.empty_places()
-            if place in state.trainers.places
-            or any(life.state is not ReplicaState.DROPPED for life in state.replicas.on_place(place))
-        ]
+def preflight_compared(state: ControlState, result: PreflightResult, now: float) -> Effects:
+    """Starts the run, with spares in the slots of bad nodes; or ends it."""
+    if state.phase is not Phase.CHECKING:
+        return
+    for node in state.settings.layout.everybody:
+        rank = node.node_rank
+        report = state.preflight.reports.get(rank)
+        yield LogEvent(
+            event=PreflightFinished(
+                node_rank=rank,
+                hostname=node.hostname,
+                ok=result.ok(rank),
+                seconds=report.seconds if report else None,
+                clock_s=report.clock_s if report else None,
+                clock_error_s=report.clock_error_s if report else None,
+                checks=[{"name": f.name, "ok": f.ok, "text": f.text} for f in result.findings[rank]],
+            )
+        )
+    state.preflight.bad_nodes = result.bad
+    bad = [found for found in result.bad if not state.nodes[found.node_rank].is_lost]
+    with_slot = [node for node in bad if state.nodes[node.node_rank].slot is not None]
+    spares = set(free_spares(state)) - {node.node_rank for node in bad}
+    decisions = {_decide(state, node, len(with_slot) <= len(spares)) for node in bad if node in with_slot}
+    if Decision.FAIL in decisions:
+        failure = FailureReported(
+            message=headline(bad, len(state.nodes)),
+            kind=FailureKind.PREFLIGHT,
+            tail=table(bad),
+            bad_nodes=[node.hostname for node in bad],
+            launcher_exit_code=PREFLIGHT_FAILED,
+        )
+        yield from fail(state, failure, now)
+        return
+    if state.settings.bad_nodes_fail:
+        for found in sorted(bad, key=lambda found: -found.node_rank):  # spares first, so that none takes a slot
+            failure = FailureReported(
+                message=f"Preflight failed on node {found.node_rank} ({found.hostname}): {found.reason}",
+                kind=FailureKind.PREFLIGHT,
+                node_rank=found.node_rank,
+                hostname=found.hostname,
+            )
+            yield from node_lost(state, NodeLostRequest(node_rank=found.node_rank, failure=failure), now)
+    yield LogEvent(event=PhaseChanged(phase="preflight", who="job", state="end"))
+    yield from _run(state)
+
+
+def _decide(state: ControlState, node: BadNode, is_spare_there: bool) -> Decision:
+    holding = {
+        When.WARN_ONLY: not state.settings.bad_nodes_fail,
+        When.NODE_0: node.node_rank == 0,
+        When.EVERYWHERE: not node.is_its_own,
+        When.SPARE: is_spare_there,
+    }
+    role = supervised_as(state, state.nodes[node.node_rank].slot)
+    return decide(Loss.PREFLIGHT, role, frozenset(when for when, holds in holding.items() if holds)).then
+
+
+def lose_missing_nodes(state: ControlState, now: float) -> Effects:
+    """Not every node has reported in time: spares take the slots of those that have not."""
+    layout = state.settings.layout
+    missing = [layout.nodes[slot] for slot in missing_slots(state)]
+    names = ", ".join(f"{n.node_rank} ({n.hostname})" for n in missing[:8]) + (", ..." if missing[8:] else "")
+    failure = FailureReported(
+        message=f"{len(missing)} of {len(layout.nodes)} nodes did not report within"
+        f" `start_timeout_s` ({state.settings.start_timeout_s:g}): node {names}.",
+        kind=FailureKind.NODE_LOST,
+    )
+    for node in missing:
+        rank = state.slots[node.node_rank]
+        if state.phase is Phase.STARTING and rank is not None:
+            yield from node_lost(state, NodeLostRequest(node_rank=rank, failure=failure), now)
+
+
+def _run(state: ControlState) -> Effects:
+    yield from enter(state, Phase.RUNNING)
+    yield from mark_dirty(state, range(len(state.slots)))

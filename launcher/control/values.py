@@ -1,4 +1,4 @@
-"""Names of the values that the processes of a run publish to each other through the control service."""
+"""Keys of the values that the processes of a run publish to each other through the control service."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ STORE_HELPER = "store"
 """Name of the process that serves :data:`STORE`."""
 
 CONNECTED = "bridge/connected"
-"""True once a trainer has opened the bridge: from then on engines that start wait for its weights."""
+"""True once a trainer has opened the bridge: engines that start later wait for its weights."""
 
-INCARNATION = "trainer/incarnation"
-"""Which start of the trainers this is, from 0; each has a store of its own."""
+TRAINER_RESTART_COUNT = "trainer/restart_count"
+"""How often the trainers were restarted in this attempt; each start of them has a store of its own."""
 
 STORE = "trainer/store"
 """``host:port`` of the rendezvous store of the trainers' first start; see :func:`store_key`."""
 
-STOP_SEEN = "trainer/stopping"
-"""True once the trainer has seen that the run shall stop, on all of its ranks; the engines may end."""
+STOP_ACKNOWLEDGED = "trainer/stop_acknowledged"
+"""True once all ranks of the trainer know that the run stops; the engines may end."""
 
 ALL_URLS = "inference/urls"
-"""URLs of all replicas, in their order; one value, so that no node asks for each of them."""
+"""URLs of all replicas, in their order; one value, so that a node needs one request for them."""
+
+REPLICA_PREFIX = "replica/"
 
 
-def store_key(incarnation: int) -> str:
+def store_key(restart_count: int) -> str:
     """Key under which the store of one start of the trainers is published."""
-    return STORE if incarnation == 0 else f"{STORE}/{incarnation}"
+    return STORE if restart_count == 0 else f"{STORE}/{restart_count}"
 
 
 def replica_key(index: int, what: str) -> str:
-    """Key of what a replica publishes: its ``url``; that it is ``ready``; the ``master`` of one that spans nodes."""
-    return f"replica/{index}/{what}"
+    """Key of a replica's value: its ``url``; that it is ``ready``."""
+    return f"{REPLICA_PREFIX}{index}/{what}"

@@ -20,9 +20,11 @@ from launcher.common.keys import token_from_environment
 from launcher.config import load_run_config
 from launcher.control import emit as events
 from launcher.control.client import ControlClient
+from launcher.control.model import PoolMember
+from launcher.control.protocol import EventRequest, PublishedRequest
 from launcher.control.values import CONNECTED
 from launcher.inference.client import wait_ready
-from launcher.inference.pool import Member, Pool
+from launcher.inference.pool import Pool
 
 RUN_DIR_VARIABLE = "LAUNCHER_RUN_DIR"
 TRAINER = "trainer-0000"
@@ -94,7 +96,7 @@ class RunReplicas:
         self._restart_count = restart_count
         self._lock = threading.Lock()
         self._control: ControlClient | None = None
-        self._latest: dict[int, Member] = {}
+        self._latest: dict[int, PoolMember] = {}
         self._latest_at = float("-inf")
 
     def announce(self) -> None:
@@ -124,21 +126,22 @@ class RunReplicas:
                 except ControlError as error:
                     return str(error)
             member = self._latest.get(replica.index)
-        if member is not None and member.is_ready and member.generation == replica.restart_count:
+        if member is not None and member.is_ready and member.restart_count == replica.restart_count:
             return None
         return f"Replica {replica.index} is lost" + ("." if member is None else f": it is {member.state}.")
 
     def record(self, commit: Commit) -> None:
         """Writes the event, and has the control service list the replicas as serving the version."""
         if commit.adapter is not None:
-            self._client().call("event", event=commit.event, fields=commit.fields)
+            self._client().call(EventRequest(event=commit.event, fields=commit.fields))
             return
         self._client().call(
-            "published",
-            incarnation=self._restart_count,
-            version=commit.version,
-            replicas={str(index): count for index, count in commit.replicas.items()},
-            fields=commit.measured,
+            PublishedRequest(
+                restart_count=self._restart_count,
+                version=commit.version,
+                replicas=commit.replicas,
+                fields=commit.measured,
+            )
         )
 
     def close(self) -> None:
@@ -155,11 +158,11 @@ class RunReplicas:
         return self._control
 
 
-def _infos(members: Sequence[Member]) -> list[ReplicaInfo]:
+def _infos(members: Sequence[PoolMember]) -> list[ReplicaInfo]:
     return [
         ReplicaInfo(
             index=member.replica,
-            restart_count=member.generation,
+            restart_count=member.restart_count,
             url=member.url,
             is_ready=member.is_ready and member.url is not None,
         )

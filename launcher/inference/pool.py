@@ -4,33 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from launcher.common.errors import ControlError
 from launcher.control.client import LONGEST_WAIT_S, ControlClient
-
-READY = "ready"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """One replica that serves, or will."""
-
-    replica: int
-    generation: int
-    """Counts its starts."""
-
-    state: str
-    """``starting``, ``ready`` or ``restarting``."""
-
-    url: str | None
-    serves: bool
-    """It is healthy and has the newest weights."""
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it is healthy; its weights may be old."""
-        return self.state == READY
+from launcher.control.model import PoolMember
+from launcher.control.protocol import PoolRequest
 
 
 class Pool:
@@ -48,27 +26,26 @@ class Pool:
         """
         return cls(ControlClient.from_environment())
 
-    def members(self) -> list[Member]:
+    def members(self) -> list[PoolMember]:
         """Every replica that was not dropped, in their order."""
-        return [Member(**member) for member in self._client.call("pool")["replicas"]]
+        return list(self._client.call(PoolRequest()).members)
 
     def urls(self) -> list[str]:
         """Of the replicas that may be asked."""
         return [member.url for member in self.members() if member.serves and member.url is not None]
 
-    def wait(self, is_enough: Callable[[list[Member]], bool], *, timeout_s: float, what: str) -> list[Member]:
+    def wait(self, is_enough: Callable[[list[PoolMember]], bool], *, timeout_s: float, what: str) -> list[PoolMember]:
         """The members, as soon as they are enough.
 
         Raises:
             ControlError: they are not after ``timeout_s``; the message says ``what`` was awaited.
         """
         deadline = time.monotonic() + timeout_s
-        changes: int | None = None
+        revision: int | None = None
         while True:
             wait_s = max(0.0, min(LONGEST_WAIT_S, deadline - time.monotonic()))
-            reply = self._client.call("pool", changes=changes, wait_s=wait_s)
-            changes = reply["changes"]
-            members = [Member(**member) for member in reply["replicas"]]
+            reply = self._client.call(PoolRequest(revision=revision, wait_s=wait_s))
+            revision, members = reply.revision, list(reply.members)
             if is_enough(members):
                 return members
             if time.monotonic() >= deadline:

@@ -20,9 +20,9 @@ from launcher.common.run_dir import CONTROL, EVENTS, attempt_dir, read_submissio
 from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.control.client import ControlClient
+from launcher.control.protocol import HelloRequest
 from launcher.control.server import ControlServer
-from launcher.control.state import JobState
-from launcher.control.stopping import Stopping
+from launcher.control.state import ControlSettings, new_state
 from launcher.events.log import EventLog, EventWriter, has_finished
 from launcher.events.schema import AttemptStarted
 from launcher.events.serialize import make_event
@@ -37,7 +37,7 @@ from launcher.node.outbox import Outbox
 from launcher.node.signal_policy import SignalPolicy
 from launcher.node.signals import StopRequest
 from launcher.node.supervisor import Supervisor
-from launcher.preflight.aggregate import Gate
+from launcher.preflight.aggregate import compare_reports
 from launcher.preflight.record_bad_nodes import remember
 from launcher.preflight.runner import Preflight
 from launcher.preflight.site import Site
@@ -115,7 +115,7 @@ def run(run_dir: Path, stop: StopRequest, shim: int) -> int:
             preflight = Preflight(_site(context, node), client, beats.wait_past)
             cleanup.callback(preflight.close)
             preflight.start()
-        client.call("hello", node_rank=node.node_rank, hostname=node.hostname, address=address)
+        client.call(HelloRequest(node_rank=node.node_rank, hostname=node.hostname, address=address))
         beats.start()
         cleanup.callback(beats.close)
         os.environ.update(caches.environment())
@@ -146,24 +146,23 @@ def _serve_control(
     if (submission := read_submission(run_dir)) is not None:
         events.append(make_event("submitted", {**submission, "job_id": node.job_id}, float(submission["time"])))
     cleanup.callback(policy.close)
-    state = JobState(
-        layout,
-        events.append,
+    settings = ControlSettings(
+        layout=layout,
         start_timeout_s=config.start_timeout_s,
         lease_timeout_s=config.lease_timeout_s,
-        gate=None if config.preflight.action == "off" else Gate([n.hostname for n in layout.everybody]),
-        check_timeout_s=2 * config.preflight.timeout_s + config.lease_timeout_s,
+        has_preflight=config.preflight.action != "off",
+        preflight_timeout_s=2 * config.preflight.timeout_s + config.lease_timeout_s,
         bad_nodes_fail=config.preflight.action == "fail",
         restart=config.restart,
         min_replicas=config.inference.min_replicas,
-        stopping=Stopping(
-            stop_timeout_s=config.checkpoint.stop_timeout_s, write_timeout_s=config.checkpoint.write_timeout_s
-        ),
-        on_signal=policy.handle,
+        stop_timeout_s=config.checkpoint.stop_timeout_s,
+        write_timeout_s=config.checkpoint.write_timeout_s,
     )
-    cleanup.callback(lambda: remember(state.bad_nodes, config.preflight, run_dir))
-    state.emit(
+    state = new_state(settings, time.monotonic())
+    cleanup.callback(lambda: remember(state.preflight.bad_nodes, config.preflight, run_dir))
+    events.append(
         AttemptStarted(
+            time=time.time(),
             attempt=node.attempt,
             job_id=node.job_id,
             nodes=len(layout.nodes),
@@ -176,7 +175,14 @@ def _serve_control(
     )
     sock = hold_free_port(address)
     control = f"{address}:{port_of(sock)}"
-    server = ControlServer(state, sock, token)
+    server = ControlServer(
+        state,
+        sock,
+        token,
+        log=events.append,
+        compare=partial(compare_reports, [node.hostname for node in layout.everybody]),
+        on_signal=policy.handle,
+    )
     server.start()
     cleanup.callback(server.close)
     policy.start(ControlClient(control, token))

@@ -13,7 +13,9 @@ from launcher.common.errors import LauncherError
 from launcher.common.keys import token_from_environment
 from launcher.common.run_dir import CONTROL, EVENTS, attempt_dir
 from launcher.control.client import ControlClient
+from launcher.control.protocol import NodeLeftRequest, NodeLostRequest
 from launcher.events.log import EventLog
+from launcher.events.schema import FailureReported
 from launcher.events.serialize import make_event
 from launcher.node.node_environment import node_environment
 
@@ -35,9 +37,10 @@ def report_failure(run_dir: Path, message: str, exit_code: int, **fields: Any) -
     try:
         address = json.loads((directory / CONTROL).read_text())["control"]
         client = ControlClient(address, token_from_environment())
-        told = {**failure, "launcher_exit_code": exit_code}
-        client.call("lost", timeout_s=CALL_TIMEOUT_S, node_rank=node.node_rank, failure=told)
-        client.call("gone", timeout_s=CALL_TIMEOUT_S, node_rank=node.node_rank)
+        report = make_event("failure", {**failure, "launcher_exit_code": exit_code})
+        assert isinstance(report, FailureReported)
+        client.call(NodeLostRequest(node_rank=node.node_rank, failure=report), timeout_s=CALL_TIMEOUT_S)
+        client.call(NodeLeftRequest(node_rank=node.node_rank), timeout_s=CALL_TIMEOUT_S)
         client.close()
     except (OSError, LauncherError):
         # Node 0 is not there any more, or not yet. Then the exit code is what tells.

@@ -114,7 +114,7 @@ def _is_back(directory: Path) -> bool:
     """Whether node 0 can be reached again; then it was this node that was cut off, and node 0 decides what follows."""
     try:
         client = ControlClient(json.loads((directory / CONTROL).read_text())["control"], token_from_environment())
-        client.call("get", keys=[], timeout_s=CALL_TIMEOUT_S)
+        client.status(timeout_s=CALL_TIMEOUT_S)
         client.close()
     except (OSError, LauncherError):
         return False

@@ -8,16 +8,17 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from launcher.common.attempts import End, ends, record_end
 from launcher.common.errors import STOPPED, ProcessFailure
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.control.client import ControlClient
-from launcher.control.phase import Phase
+from launcher.control.model import Phase, StopReason
+from launcher.control.protocol import EventRequest
+from launcher.events.schema import AttemptFinished, FailureReported, JobRequeued
 from launcher.node.context import NodeContext
 from launcher.node.node_environment import NodeEnvironment
-from launcher.node.signal_policy import StopReason
+from launcher.node.signal_policy import end_of
 from launcher.slurm.job_signals import cancel_own_job, node_removed_from_job, requeue, signal_cause
 
 logger = logging.getLogger(__name__)
@@ -105,22 +106,21 @@ def conclude(
         Node 0's exit code, which is the run's.
     """
     deadline = time.monotonic() + GONE_TIMEOUT_S
-    reply = client.call("get", keys=[])
-    while not reply["everybody_gone"] and time.monotonic() < deadline:
+    reply = client.status()
+    while not reply.everybody_left and time.monotonic() < deadline:
         time.sleep(POLL_S)
-        reply = client.call("get", keys=[])
-    phase, failure = Phase(reply["phase"]), reply["failure"] or {}
-    end = _end(phase, stop_reason() or (StopReason(reply["stopping"]) if reply["stopping"] else None))
+        reply = client.status()
+    phase, failure = reply.phase, reply.failure
+    end = _end(phase, stop_reason() or reply.stop_reason)
     record_end(context.run_dir, context.attempt, end)
-    outcome, fields = _outcome(phase), {}
-    if phase is Phase.STOPPED or failure.get("requeue"):
+    outcome, problem = _outcome(phase), None
+    if phase is Phase.STOPPED or (failure is not None and failure.requeue):
         problem, end = queue_again(context.config, context.run_dir, node, end)
         if problem is None:
             outcome = "requeued"
-            client.call("event", event="requeued", fields={"reason": end.value, "attempt": context.attempt + 1})
-        else:
-            fields["reason"] = problem
-    client.call("event", event="finished", fields={"outcome": outcome, "seconds": time.monotonic() - began, **fields})
+            client.call(EventRequest.of(JobRequeued(reason=end.value, attempt=context.attempt + 1)))
+    finished = AttemptFinished(outcome=outcome, seconds=time.monotonic() - began, reason=problem)
+    client.call(EventRequest.of(finished))
     if outcome != "requeued" and not node.is_local and node_removed_from_job(node.hostname):
         # SLURM believes that this node, and the job script with it, is lost, and will not notice that script's end.
         logger.warning(
@@ -132,7 +132,7 @@ def conclude(
 
 def _end(phase: Phase, reason: StopReason | None) -> End:
     if phase is Phase.STOPPED:
-        return End.STOPPED if reason is None else reason.end
+        return End.STOPPED if reason is None else end_of(reason)
     known = {Phase.FINISHED: End.COMPLETED, Phase.CANCELLED: End.CANCELLED}
     return known.get(phase, End.FAILED)
 
@@ -142,12 +142,14 @@ def _outcome(phase: Phase) -> str:
     return known.get(phase, "failed")
 
 
-def _exit_code(outcome: str, failure: dict[str, Any]) -> int:
+def _exit_code(outcome: str, failure: FailureReported | None) -> int:
     if outcome in ("completed", "requeued"):
         return 0
     if outcome == "stopped":
         return STOPPED
-    return int(failure.get("launcher_exit_code", CANCELLED_CODE if outcome == "cancelled" else 5))
+    if failure is not None and failure.launcher_exit_code is not None:
+        return failure.launcher_exit_code
+    return CANCELLED_CODE if outcome == "cancelled" else ProcessFailure.exit_code
 
 
 def queue_again(config: Config, run_dir: Path, node: NodeEnvironment, end: End) -> tuple[str | None, End]:

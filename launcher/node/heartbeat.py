@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from launcher.common.errors import ControlError
 from launcher.control.client import ControlClient
-from launcher.control.orders import Orders
-from launcher.control.phase import Phase
+from launcher.control.model import Assignment, Phase
+from launcher.control.protocol import HeartbeatRequest
+from launcher.events.schema import FailureReported
 
 BEAT_S = 1.0
 ANSWER_S = 2.0
@@ -18,7 +18,7 @@ ANSWER_S = 2.0
 
 
 class Beats:
-    """Keeps :attr:`phase` and :attr:`orders` up to date. A change arrives at once, not at the next beat.
+    """Keeps :attr:`phase` and :attr:`assignment` up to date. A change arrives at once, not at the next beat.
 
     Args:
         client: nobody else's.
@@ -34,8 +34,8 @@ class Beats:
         has_ended: Callable[[], bool] = lambda: False,
     ) -> None:
         self.phase = Phase.STARTING
-        self.orders = Orders()
-        self.failure: dict[str, Any] | None = None
+        self.assignment = Assignment()
+        self.failure: FailureReported | None = None
         self._error = ""
         self._failing_since: float | None = None
         self._client = client
@@ -86,11 +86,12 @@ class Beats:
             sent = time.monotonic()
             try:
                 reply = self._client.call(
-                    "beat",
-                    node_rank=self._node_rank,
-                    phase=self.phase.value,
-                    revision=self.orders.revision,
-                    wait_s=BEAT_S,
+                    HeartbeatRequest(
+                        node_rank=self._node_rank,
+                        phase=self.phase,
+                        revision=self.assignment.revision,
+                        wait_s=BEAT_S,
+                    ),
                     timeout_s=BEAT_S + ANSWER_S,
                 )
             except ControlError as error:
@@ -101,9 +102,9 @@ class Beats:
                 self._stop.wait(BEAT_S / 4)
                 continue
             self._answered, self._failing_since = sent, None
-            self.failure = reply["failure"]
-            if "orders" in reply:
-                self.orders = Orders.from_json(reply["orders"])
+            self.failure = reply.failure
+            if reply.assignment is not None:
+                self.assignment = reply.assignment
             with self._news:
-                self.phase = Phase(reply["phase"])
+                self.phase = reply.phase
                 self._news.notify_all()

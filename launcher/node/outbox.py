@@ -6,10 +6,10 @@ import logging
 import queue
 import threading
 import time
-from typing import Any
 
 from launcher.common.errors import ControlError, ControlRefusal
 from launcher.control.client import ControlClient
+from launcher.control.protocol import Reply, Request
 
 logger = logging.getLogger(__name__)
 
@@ -22,18 +22,18 @@ class Outbox:
 
     def __init__(self, client: ControlClient) -> None:
         self._client = client
-        self._queue: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Request[Reply]] = queue.SimpleQueue()
         self._unsent = 0
         self._all_sent = threading.Condition()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
 
-    def send(self, op: str, **fields: Any) -> None:
+    def send(self, request: Request[Reply]) -> None:
         """Queues one message, and returns at once."""
         with self._all_sent:
             self._unsent += 1
-        self._queue.put((op, fields))
+        self._queue.put(request)
 
     def flush(self, timeout_s: float) -> bool:
         """Waits until everything has been sent; False if it has not after ``timeout_s``."""
@@ -46,16 +46,16 @@ class Outbox:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            op, fields = self._queue.get()
-            while not self._stop.is_set() and not self._deliver(op, fields):
+            request = self._queue.get()
+            while not self._stop.is_set() and not self._deliver(request):
                 time.sleep(RETRY_S)
             with self._all_sent:
                 self._unsent -= 1
                 self._all_sent.notify_all()
 
-    def _deliver(self, op: str, fields: dict[str, Any]) -> bool:
+    def _deliver(self, request: Request[Reply]) -> bool:
         try:
-            self._client.call(op, timeout_s=CALL_TIMEOUT_S, **fields)
+            self._client.call(request, timeout_s=CALL_TIMEOUT_S)
         except ControlRefusal as error:
             logger.error("%s", error)
         except ControlError:

@@ -7,9 +7,18 @@ import time
 from typing import Literal
 
 from launcher.common.errors import EngineTimeout, ProcessFailure
+from launcher.control.protocol import (
+    EngineMasterRequest,
+    EngineReadyRequest,
+    EventRequest,
+    NodeLostRequest,
+    ProcessEndedRequest,
+    PutRequest,
+    SignalRequest,
+    TrainersDoneRequest,
+)
 from launcher.control.values import MODEL_READY
-from launcher.events.schema import Event, PhaseChanged, ProcessChanged
-from launcher.events.serialize import event_fields
+from launcher.events.schema import Event, FailureReported, PhaseChanged, ProcessChanged
 from launcher.layout import Role
 from launcher.node.context import NodeContext
 from launcher.node.failure_reason import reason
@@ -40,24 +49,26 @@ class Reports:
         """The directory of the model is complete."""
         if made:
             self._event(PhaseChanged(phase="make model", who="model", state="end"))
-        self._outbox.send("put", key=MODEL_READY, value=True)
+        self._outbox.send(PutRequest(key=MODEL_READY, value=True))
 
     def engine_ready(self, worker: WorkerProcess, url: str) -> None:
         """An engine answers."""
         process = worker.process
-        self._outbox.send("ready", replica=process.rank, generation=worker.start, url=url, seconds=worker.age_s())
+        self._outbox.send(
+            EngineReadyRequest(replica=process.rank, restart_count=worker.start, url=url, seconds=worker.age_s())
+        )
 
-    def master(self, replica: int, generation: int, address: str) -> None:
+    def master(self, replica: int, restart_count: int, address: str) -> None:
         """Where the parts of a replica over several nodes are to meet."""
-        self._outbox.send("master", replica=replica, generation=generation, address=address)
+        self._outbox.send(EngineMasterRequest(replica=replica, restart_count=restart_count, address=address))
 
-    def done(self, incarnation: int) -> None:
+    def done(self, restart_count: int) -> None:
         """Every trainer rank of this node has ended well."""
-        self._outbox.send("done", node_rank=self._context.node_rank, incarnation=incarnation)
+        self._outbox.send(TrainersDoneRequest(node_rank=self._context.node_rank, restart_count=restart_count))
 
     def signalled(self, signum: signal.Signals) -> None:
         """Somebody asked this node to end, which is to end the run, at once or after a checkpoint."""
-        self._outbox.send("signal", name=signum.name)
+        self._outbox.send(SignalRequest(name=signum.name))
 
     def ended_badly(self, worker: WorkerProcess) -> ProcessFailure:
         """A process ended that should not have, or not like this; the failure, if it is the run's."""
@@ -106,30 +117,38 @@ class Reports:
         message = f"{who} on node {context.node_rank} ({context.hostname}) {what}"
         failure = error(message, log=worker.log, tail=tail(worker.log, begin=worker.log_start))
         exit_code = None if is_hanging else worker.poll()
-        told = {
-            "message": message,
-            "process": process.name,
-            "role": role,
-            "node_rank": context.node_rank,
-            "hostname": context.hostname,
-            "rank": None if is_helper else process.rank,
-            "exit_code": exit_code,
-            # By this node's clock: what is told first need not have failed first.
-            "at": time.time(),
-            "log": str(worker.log),
-            "tail": list(failure.tail),
-            "launcher_exit_code": failure.exit_code,
-        }
-        where = {"node_rank": context.node_rank, "role": role, "rank": process.rank, "start": worker.start}
-        self._outbox.send("ended", **where, exit_code=exit_code, failure=told)
+        report = FailureReported(
+            message=message,
+            process=process.name,
+            role=role,
+            node_rank=context.node_rank,
+            hostname=context.hostname,
+            rank=None if is_helper else process.rank,
+            exit_code=exit_code,
+            # By this node's clock: what is reported first need not have failed first.
+            at=time.time(),
+            log=str(worker.log),
+            tail=list(failure.tail),
+            launcher_exit_code=failure.exit_code,
+        )
+        self._outbox.send(
+            ProcessEndedRequest(
+                node_rank=context.node_rank,
+                role=role,
+                rank=process.rank,
+                restart_count=worker.start,
+                exit_code=exit_code,
+                failure=report,
+            )
+        )
         return failure
 
     def shim_killed(self) -> None:
         """This node's shim was killed, which no orderly end would do."""
         node_rank, hostname = self._context.node_rank, self._context.hostname
         message = f"The shim on node {node_rank} ({hostname}) was killed; the node ends its processes."
-        failure = {"message": message, "node_rank": node_rank, "hostname": hostname}
-        self._outbox.send("lost", node_rank=node_rank, failure=failure)
+        failure = FailureReported(message=message, node_rank=node_rank, hostname=hostname)
+        self._outbox.send(NodeLostRequest(node_rank=node_rank, failure=failure))
 
     def _process(self, worker: WorkerProcess, state: Literal["started", "ended"], exit_code: int | None = None) -> None:
         process = worker.process
@@ -147,4 +166,4 @@ class Reports:
         )
 
     def _event(self, event: Event) -> None:
-        self._outbox.send("event", event=event.event_name, fields=event_fields(event))
+        self._outbox.send(EventRequest.of(event))

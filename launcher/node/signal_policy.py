@@ -7,13 +7,14 @@ import queue
 import signal
 import threading
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 
 from launcher.common.attempts import End, record_end
 from launcher.common.errors import ControlError
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.control.client import ControlClient
+from launcher.control.model import StopReason
+from launcher.control.protocol import CancelRequest, StopRunRequest
 from launcher.node.node_environment import NodeEnvironment
 from launcher.slurm.job_signals import SignalCause, signal_cause
 
@@ -26,36 +27,11 @@ LOOKUP_TIMEOUT_S = 60.0
 """An answer that comes later than :data:`PROVISIONAL_S` still corrects the reason."""
 
 
-class StopReason(StrEnum):
-    """Why a run is to stop after a checkpoint."""
-
-    REQUEST = "request"
-    REQUEUE = "requeue"
-    PREEMPTION = "preemption"
-    TIME_LIMIT = "time limit"
-
-    @property
-    def end(self) -> End:
-        """What the attempt counts as."""
-        if self is StopReason.TIME_LIMIT:
-            return End.TIMED_OUT
-        return End.STOPPED if self is StopReason.REQUEST else End.PREEMPTED
-
-    def replaces(self, other: StopReason | None) -> bool:
-        """Whether this is better known than ``other``.
-
-        A request is what remains when SLURM gives no other reason, and a requeue what a preemption looks like before
-        SLURM says more.
-        """
-        return other is None or _CERTAINTY[self] > _CERTAINTY[other]
-
-
-_CERTAINTY = {
-    StopReason.REQUEST: 0,
-    StopReason.REQUEUE: 1,
-    StopReason.PREEMPTION: 2,
-    StopReason.TIME_LIMIT: 2,
-}
+def end_of(reason: StopReason) -> End:
+    """What an attempt that stopped for a reason counts as."""
+    if reason is StopReason.TIME_LIMIT:
+        return End.TIMED_OUT
+    return End.STOPPED if reason is StopReason.REQUEST else End.PREEMPTED
 
 
 def decide(name: str, now: SignalCause | None) -> StopReason | None:
@@ -165,11 +141,11 @@ class SignalPolicy:
                 return
             try:
                 if reason is None:
-                    self._client.call("cancel", reason=name)
+                    self._client.call(CancelRequest(reason=name))
                 elif reason.replaces(self._reason):
                     self._reason = reason
                     # Now, because SLURM may not leave the time to do it later.
-                    record_end(self._run_dir, self._attempt, reason.end)
-                    self._client.call("stop", reason=reason.value)
+                    record_end(self._run_dir, self._attempt, end_of(reason))
+                    self._client.call(StopRunRequest(reason=reason))
             except ControlError as error:
                 logger.warning("%s had no effect: %s", name, error)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from launcher.common.ports import hold_free_port, port_of
-from launcher.control.orders import ReplicaOrder, TrainerOrder
+from launcher.control.model import ReplicaAssignment, TrainerAssignment
 from launcher.control.values import STORE_HELPER
 from launcher.layout import Process, Role
 from launcher.node.context import NodeContext
@@ -45,29 +45,29 @@ class Starter:
         arguments = (str(self._context.model_path), "--seed", str(config.model.seed))
         return self._start(self._helper(MODEL_HELPER, "launcher.trainers.grpo.tiny_model", *arguments), {}, 0)
 
-    def start_engine(self, unit: WorkerGroup, order: ReplicaOrder) -> bool:
+    def start_engine(self, unit: WorkerGroup, order: ReplicaAssignment) -> bool:
         """Starts this node's part of a replica; False while the head of a replica over several nodes is not known."""
         (process,) = unit.processes
         replica = self._context.layout.replicas[process.rank]
         runtime = {
             "LAUNCHER_PORT": str(replica.port),
-            "LAUNCHER_GENERATION": str(order.start),
+            "LAUNCHER_GENERATION": str(order.restart_count),
             "LAUNCHER_AWAITS_WEIGHTS": str(int(order.awaits_weights)),
         }
         if len(replica.node_ranks) > 1:
             if order.master is None:
-                if process.replica_rank == 0 and self._masters_told.get(replica.index) != order.start:
-                    self._masters_told[replica.index] = order.start
+                if process.replica_rank == 0 and self._masters_told.get(replica.index) != order.restart_count:
+                    self._masters_told[replica.index] = order.restart_count
                     # vLLM binds this port itself, so it can only be held until just before.
                     with hold_free_port(self._context.address) as sock:
                         address = f"{self._context.address}:{port_of(sock)}"
-                    self._reports.master(replica.index, order.start, address)
+                    self._reports.master(replica.index, order.restart_count, address)
                 return False
             runtime["LAUNCHER_ENGINE_MASTER"] = order.master
-        unit.started(order.start, [self._start(process, runtime, order.start)])
+        unit.started(order.restart_count, [self._start(process, runtime, order.restart_count)])
         return True
 
-    def start_trainers(self, unit: WorkerGroup, order: TrainerOrder) -> None:
+    def start_trainers(self, unit: WorkerGroup, order: TrainerAssignment) -> None:
         """Starts this node's trainer ranks."""
         assert order.store is not None
         host, _, port = order.store.rpartition(":")
@@ -76,11 +76,13 @@ class Starter:
             "MASTER_PORT": port,
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "TORCHELASTIC_RUN_ID": self._context.run_dir.name,
-            "TORCHELASTIC_RESTART_COUNT": str(order.start),
-            "LAUNCHER_RESTART": str(order.start),
+            "TORCHELASTIC_RESTART_COUNT": str(order.restart_count),
+            "LAUNCHER_RESTART": str(order.restart_count),
             "LAUNCHER_INFERENCE_URLS": ",".join(order.urls),
         }
-        unit.started(order.start, [self._start(process, runtime, order.start) for process in unit.processes])
+        unit.started(
+            order.restart_count, [self._start(process, runtime, order.restart_count) for process in unit.processes]
+        )
 
     def _start(self, process: Process, runtime: Mapping[str, str], start: int) -> WorkerProcess:
         environ = worker_environment(self._context, process, runtime)

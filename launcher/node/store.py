@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from launcher.common.errors import ControlError
 from launcher.common.ports import hold_free_port, port_of
 from launcher.control.client import ControlClient
-from launcher.control.values import INCARNATION, store_key
+from launcher.control.values import TRAINER_RESTART_COUNT, store_key
 from launcher.stopping import survive_sigterm
 
 if TYPE_CHECKING:
@@ -38,12 +38,12 @@ def main() -> None:
     while True:
         # The trainers go on without the control service for a while, and so must their store.
         with contextlib.suppress(ControlError):
-            incarnation = int(control.call("get", keys=[INCARNATION])["values"][INCARNATION])
-            if incarnation not in stores:
+            restart_count = int(control.get(TRAINER_RESTART_COUNT)[TRAINER_RESTART_COUNT])
+            if restart_count not in stores:
                 store, port = serve(address)
-                control.put(store_key(incarnation), f"{address}:{port}")
-                stores[incarnation] = store
-                stores.pop(incarnation - 2, None)
+                control.put(store_key(restart_count), f"{address}:{port}")
+                stores[restart_count] = store
+                stores.pop(restart_count - 2, None)
         time.sleep(LOOK_S)
 
 

@@ -9,9 +9,8 @@ import time
 
 from launcher.common.errors import ControlError
 from launcher.common.procfs import reap_adopted
-from launcher.control.orders import Orders, ReplicaOrder, TrainerOrder
-from launcher.control.phase import ENDED, Phase
-from launcher.control.stopping import StopStage
+from launcher.control.model import ENDED, Assignment, Phase, ReplicaAssignment, StopStage, TrainerAssignment
+from launcher.control.protocol import NodeLeftRequest
 from launcher.layout import Role
 from launcher.node.context import NodeContext
 from launcher.node.health import Health
@@ -75,9 +74,9 @@ class Supervisor:
                     # Whoever asks for the end kills soon; without node 0 there is nothing to wait for.
                     names = ", ".join(signum.name for signum in told)
                     raise ControlError(f"Node 0 does not answer, and somebody asked for the end ({names}).")
-                phase, orders = self._beats.phase, self._beats.orders
-                self._apply_stop(StopStage(orders.stopping))
-                if orders.is_fenced:
+                phase, assignment = self._beats.phase, self._beats.assignment
+                self._apply_stop(assignment.stop_stage)
+                if assignment.is_fenced:
                     raise ControlError("The run counts this node as lost, and goes on without it.")
                 if phase in ENDED:
                     break
@@ -86,7 +85,7 @@ class Supervisor:
                     break
                 if phase is Phase.RUNNING or self._config.preflight.action == "off":
                     self._start_helpers()
-                    self._apply_assignment(orders)
+                    self._apply_assignment(assignment)
                 self._check_helpers()
                 self._check_units()
                 self._check_engines()
@@ -99,7 +98,7 @@ class Supervisor:
             raise
         finally:
             self._end_everything(grace_s)
-        self._outbox.send("gone", node_rank=self._context.node_rank)
+        self._outbox.send(NodeLeftRequest(node_rank=self._context.node_rank))
         self._outbox.flush(LAST_WORDS_S)
 
     def _start_helpers(self) -> None:
@@ -123,25 +122,25 @@ class Supervisor:
             return
         if not self._context.stop_file.exists():
             self._context.stop_file.touch()
-        if stage is StopStage.SEEN:
+        if stage is StopStage.ACKNOWLEDGED:
             for unit in self._engines.values():
                 unit.stop(self._config.inference.drain_timeout_s)
 
-    def _apply_assignment(self, orders: Orders) -> None:
+    def _apply_assignment(self, assignment: Assignment) -> None:
         """Ends what is of an earlier start, and starts what may be."""
-        if orders.place is None:
+        if assignment.slot is None:
             return
         if self._trainers is None and not self._engines:
-            self._take_slot(orders.place)
+            self._take_slot(assignment.slot)
         if (
             self._trainers is not None
-            and orders.trainers is not None
-            and self._may_start(self._trainers, orders.trainers)
+            and assignment.trainers is not None
+            and self._may_start(self._trainers, assignment.trainers)
         ):
-            self._starter.start_trainers(self._trainers, orders.trainers)
+            self._starter.start_trainers(self._trainers, assignment.trainers)
         for index, unit in self._engines.items():
-            order = orders.replicas[index]
-            if unit.start != order.start and index in self._health:
+            order = assignment.replicas[index]
+            if unit.start != order.restart_count and index in self._health:
                 self._health.pop(index).close()
             if self._may_start(unit, order):
                 self._starter.start_engine(unit, order)
@@ -154,14 +153,14 @@ class Supervisor:
             if process.role is Role.INFERENCE:
                 self._engines[process.rank] = WorkerGroup(Role.INFERENCE, [process])
 
-    def _may_start(self, unit: WorkerGroup, order: TrainerOrder | ReplicaOrder) -> bool:
+    def _may_start(self, unit: WorkerGroup, order: TrainerAssignment | ReplicaAssignment) -> bool:
         """Whether a unit can be started anew; an earlier start of it is asked to end."""
-        if unit.start == order.start:
+        if unit.start == order.restart_count:
             return False
         if unit.running:
             unit.stop(self._config.stop_grace_s)
             return False
-        return order.runs and not self._context.stop_file.exists()
+        return order.may_start and not self._context.stop_file.exists()
 
     def _check_helpers(self) -> None:
         for worker in list(self._helpers):
@@ -195,8 +194,8 @@ class Supervisor:
         """Follows the engines whose HTTP server is on this node."""
         inference, restart = self._config.inference, self._config.restart
         for index, unit in self._engines.items():
-            order = self._beats.orders.replicas.get(index)
-            if order is None or unit.is_stopping or unit.start != order.start:
+            order = self._beats.assignment.replicas.get(index)
+            if order is None or unit.is_stopping or unit.start != order.restart_count:
                 continue
             for worker in unit.running:
                 if worker.process.replica_rank != 0:

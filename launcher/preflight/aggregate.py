@@ -1,69 +1,47 @@
-"""Node 0's side: gathers the report of every node, compares them, and says which nodes are bad. Without any network."""
+"""Node 0's side: compares the reports of all nodes, and finds the bad ones. Without any network."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from launcher.preflight.model import BadNode, Finding, Report
+from launcher.control.preflight_report import BadNode, Finding, PreflightReport, PreflightResult
 
 VERSIONS = "versions"
-SILENT = "silent"
+NO_ANSWER = "silent"
 """Name of the check that a node fails which never reports."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What all reports say together."""
-
-    findings: Mapping[int, tuple[Finding, ...]]
-    """By node rank: its own findings, and what the comparison with the others adds."""
-
-    bad: tuple[BadNode, ...]
-
-    def ok(self, node_rank: int) -> bool:
-        """False for a bad node."""
-        return all(node.node_rank != node_rank for node in self.bad)
-
-
-class Gate:
-    """Opens when every node has reported.
+def compare_reports(hostnames: Sequence[str], reports: Sequence[PreflightReport]) -> PreflightResult:
+    """Compares what the nodes found; a node without a report is bad for that alone.
 
     Args:
         hostnames: of all nodes, in the order of their ranks.
     """
+    return _Comparison(hostnames, reports).result()
 
-    def __init__(self, hostnames: Sequence[str]) -> None:
+
+class _Comparison:
+    def __init__(self, hostnames: Sequence[str], reports: Sequence[PreflightReport]) -> None:
         self._hostnames = tuple(hostnames)
-        self.reports: dict[int, Report] = {}
+        self._reports = {report.node_rank: report for report in reports}
 
-    def add(self, report: Report) -> None:
-        """A node reports."""
-        self.reports[report.node_rank] = report
-
-    @property
-    def is_complete(self) -> bool:
-        """True once nobody is awaited any more."""
-        return len(self.reports) == len(self._hostnames)
-
-    def verdict(self) -> Verdict:
-        """Judges what is there; a node that has not reported is bad for that alone."""
-        findings: dict[int, list[Finding]] = {rank: [*report.findings] for rank, report in self.reports.items()}
+    def result(self) -> PreflightResult:
+        findings: dict[int, list[Finding]] = {rank: [*report.findings] for rank, report in self._reports.items()}
         for rank in range(len(self._hostnames)):
             if rank not in findings:
-                findings[rank] = [Finding(name=SILENT, ok=False, text="has not said what it found")]
+                findings[rank] = [Finding(name=NO_ANSWER, ok=False, text="has not reported what it found")]
         for rank, finding in [*self._blamed(), *self._odd()]:
             findings[rank].append(finding)
-        return Verdict(
+        return PreflightResult(
             findings={rank: tuple(found) for rank, found in findings.items()}, bad=tuple(self._bad(findings))
         )
 
     def _blamed(self) -> list[tuple[int, Finding]]:
         """For each check: the fewest nodes that explain all complaints, the one with most of them first."""
         links: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
-        for rank, report in sorted(self.reports.items()):
-            for complaint in report.complaints:
+        for rank, report in sorted(self._reports.items()):
+            for complaint in report.peer_reports:
                 links[complaint.name].append((rank, complaint.about, complaint.text))
         blamed = []
         for name, open_links in links.items():
@@ -89,10 +67,10 @@ class Gate:
 
     def _odd(self) -> list[tuple[int, Finding]]:
         """Nodes with other facts than most; where no side is larger, node 0's counts."""
-        names = sorted({name for report in self.reports.values() for name in report.facts})
+        names = sorted({name for report in self._reports.values() for name in report.facts})
         differences: dict[int, list[str]] = defaultdict(list)
         for name in names:
-            values = {rank: report.facts.get(name, "none") for rank, report in sorted(self.reports.items())}
+            values = {rank: report.facts.get(name, "none") for rank, report in sorted(self._reports.items())}
             counts = Counter(values.values())
             usual = max(counts, key=lambda value: (counts[value], value == values.get(0)))
             for rank, value in values.items():

@@ -6,7 +6,7 @@ import secrets
 import time
 from pathlib import Path
 
-from launcher.preflight.model import Complaint
+from launcher.control.preflight_report import PeerReport
 
 DIRECTORY = "preflight"
 LOOK_AGAIN_S = 0.05
@@ -43,7 +43,7 @@ def name_of(node_rank: int, word: str) -> str:
     return f"{node_rank:05d}-{word}"
 
 
-def read(attempt_dir: Path, wanted: dict[int, str], *, timeout_s: float) -> list[Complaint]:
+def read(attempt_dir: Path, wanted: dict[int, str], *, timeout_s: float) -> list[PeerReport]:
     """Reads the canaries of a few nodes; what a slow filesystem shows late is waited for.
 
     Args:
@@ -61,7 +61,7 @@ def read(attempt_dir: Path, wanted: dict[int, str], *, timeout_s: float) -> list
         time.sleep(LOOK_AGAIN_S)
 
 
-def list_all(attempt_dir: Path, wanted: dict[int, str], *, timeout_s: float) -> list[Complaint]:
+def list_all(attempt_dir: Path, wanted: dict[int, str], *, timeout_s: float) -> list[PeerReport]:
     """Looks for the canary of every node by listing their directory, which costs the same for any number of nodes."""
     directory = attempt_dir / DIRECTORY
     deadline = time.monotonic() + timeout_s
@@ -80,6 +80,6 @@ def _content(path: Path) -> str | None:
         return None
 
 
-def _unseen(rank: int, timeout_s: float) -> Complaint:
+def _unseen(rank: int, timeout_s: float) -> PeerReport:
     text = f"what it writes into the run directory is not seen after {timeout_s:g} s: is `output_dir` shared?"
-    return Complaint(name="canary", about=rank, text=text)
+    return PeerReport(name="canary", about=rank, text=text)

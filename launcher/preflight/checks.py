@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.common.ports import hold_port
-from launcher.preflight.model import Finding
+from launcher.control.preflight_report import Finding
 from launcher.preflight.site import Site
 from launcher.slurm.job_signals import Reach, reach_slurm
 

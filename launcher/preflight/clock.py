@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from launcher.preflight.model import Complaint
+from launcher.control.preflight_report import PeerReport
 
 SAMPLES = 5
 
@@ -27,10 +27,10 @@ def clock_offset(ask: Callable[[], float]) -> tuple[float, float]:
     return best
 
 
-def skew_complaint(offset_s: float, error_s: float, limit_s: float) -> Complaint | None:
+def skew_complaint(offset_s: float, error_s: float, limit_s: float) -> PeerReport | None:
     """What to say of a clock that is off; the measurement's error is in its favour."""
     if abs(offset_s) - error_s <= limit_s:
         return None
     way = "ahead of" if offset_s > 0 else "behind"
     text = f"clock {abs(offset_s):.1f} s {way} node 0's, `preflight.max_clock_skew_s` is {limit_s:g}"
-    return Complaint(name="clock", about=0, text=text)
+    return PeerReport(name="clock", about=0, text=text)

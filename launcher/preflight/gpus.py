@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.preflight.model import Finding
+from launcher.control.preflight_report import Finding
 from launcher.preflight.site import Site
 
 TOOL = "nvidia-smi"

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from launcher.common.ports import hold_free_port, port_of
-from launcher.preflight.model import Complaint
+from launcher.control.preflight_report import PeerReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class Probe:
                 connection.sendall(self._answer)
 
 
-def connect(peer: Peer, *, timeout_s: float) -> Complaint | None:
+def connect(peer: Peer, *, timeout_s: float) -> PeerReport | None:
     """Connects to a peer's probe, and makes sure that it is that node which answers."""
     where = f"{peer.address}:{peer.port}"
     try:
@@ -76,13 +76,13 @@ def connect(peer: Peer, *, timeout_s: float) -> Complaint | None:
             answer = json.loads(connection.makefile("rb").readline() or b"{}")
     except (OSError, ValueError) as error:
         reason = f"no answer within {timeout_s:g} s" if isinstance(error, TimeoutError) else str(error)
-        return Complaint(name="connect", about=peer.node_rank, text=f"cannot be reached at {where}: {reason}")
+        return PeerReport(name="connect", about=peer.node_rank, text=f"cannot be reached at {where}: {reason}")
     if answer.get("node_rank") != peer.node_rank:
-        return Complaint(name="connect", about=peer.node_rank, text=f"another program answers at its address {where}")
+        return PeerReport(name="connect", about=peer.node_rank, text=f"another program answers at its address {where}")
     return None
 
 
-def resolve(peer: Peer, my_stack: str) -> Complaint | None:
+def resolve(peer: Peer, my_stack: str) -> PeerReport | None:
     """Resolves a peer's name: to something, and not to the loopback, where only a node itself would find itself."""
     try:
         found = socket.getaddrinfo(peer.hostname, None, type=socket.SOCK_STREAM)
@@ -95,5 +95,5 @@ def resolve(peer: Peer, my_stack: str) -> Complaint | None:
     return None
 
 
-def _unresolved(peer: Peer, what: str) -> Complaint:
-    return Complaint(name="names", about=peer.node_rank, text=f"its name {what}")
+def _unresolved(peer: Peer, what: str) -> PeerReport:
+    return PeerReport(name="names", about=peer.node_rank, text=f"its name {what}")

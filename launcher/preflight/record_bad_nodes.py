@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.config.schema import PreflightConfig
+from launcher.control.preflight_report import BadNode
 from launcher.preflight.bad_nodes import NodeMemory, Remembered, default_memory
-from launcher.preflight.model import BadNode
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,9 @@ from functools import partial
 from typing import Any
 
 from launcher.control.client import ControlClient
-from launcher.control.phase import Phase
+from launcher.control.model import Phase
+from launcher.control.preflight_report import Finding, PeerReport, PreflightReport
+from launcher.control.protocol import PreflightRequest
 from launcher.preflight import canary as canaries
 from launcher.preflight.canary import Canary
 from launcher.preflight.checks import (
@@ -28,7 +30,6 @@ from launcher.preflight.checks import (
 from launcher.preflight.clock import clock_offset, skew_complaint
 from launcher.preflight.facts import facts
 from launcher.preflight.gpus import check_gpus, hardware_facts
-from launcher.preflight.model import Complaint, Finding, Report
 from launcher.preflight.network import Peer, Probe, connect, peer_from_json, resolve
 from launcher.preflight.site import Site, network_stack, peers_of
 
@@ -111,16 +112,16 @@ class Preflight:
             return
         begin = time.monotonic()
         complaints, clock = self._look_around()
-        report = Report(
+        report = PreflightReport(
             node_rank=self._site.node.node_rank,
             seconds=seconds + time.monotonic() - begin,
             findings=tuple(findings),
-            complaints=tuple(complaints),
+            peer_reports=tuple(complaints),
             facts=self._gathering["versions"].value or {},
             clock_s=clock[0],
             clock_error_s=clock[1],
         )
-        self._client.call("preflight", report=report.to_json())
+        self._client.call(PreflightRequest(report=report))
         # Until everybody has seen enough of it.
         self._wait_past(Phase.CHECKING)
         self.close()
@@ -134,17 +135,17 @@ class Preflight:
                 found.append(Finding(name=name, ok=False, text=task.trouble))
         return found
 
-    def _look_around(self) -> tuple[list[Complaint], tuple[float, float]]:
+    def _look_around(self) -> tuple[list[PeerReport], tuple[float, float]]:
         """Tries the peers, all at once; what hangs is a complaint."""
         timeout_s = self._settings.timeout_s
         nodes = len(self._site.layout.everybody)
         me = self._site.node.node_rank
         # One question by node 0 for everybody's words; the others ask for those of their few peers.
         ranks = list(range(nodes)) if me == 0 else peers_of(me, nodes)
-        values = self._client.call("get", keys=[peer_key(rank) for rank in ranks])["values"]
+        values = self._client.get(*(peer_key(rank) for rank in ranks))
         known = {rank: peer_from_json(values[peer_key(rank)]) for rank in ranks if peer_key(rank) in values}
         peers = [known[rank] for rank in peers_of(me, nodes) if rank in known]
-        clock = clock_offset(lambda: float(self._client.call("get", keys=[])["time"]))
+        clock = clock_offset(lambda: self._client.status().time)
         tasks: list[tuple[str, int, _Task]] = []
         for peer in peers:
             if self._has("connect"):
@@ -201,13 +202,13 @@ class _Task:
         self._done.set()
 
 
-def _collect(tasks: list[tuple[str, int, _Task]], timeout_s: float) -> list[Complaint]:
+def _collect(tasks: list[tuple[str, int, _Task]], timeout_s: float) -> list[PeerReport]:
     deadline = time.monotonic() + timeout_s
-    found: list[Complaint] = []
+    found: list[PeerReport] = []
     for name, about, task in tasks:
         if not task.wait(deadline - time.monotonic()):
-            found.append(Complaint(name=name, about=about, text=task.trouble))
-        elif isinstance(task.value, Complaint):
+            found.append(PeerReport(name=name, about=about, text=task.trouble))
+        elif isinstance(task.value, PeerReport):
             found.append(task.value)
         elif isinstance(task.value, list):
             found += task.value

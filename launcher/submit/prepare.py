@@ -143,7 +143,7 @@ def with_default_cpus(config: Config, types: list[NodeType]) -> Config:
     numbers = []
     for nodes in requests(config):
         cluster = nodes.cluster
-        takes_gpus = config.layout.device == "cuda" and cluster.gpus != "none"
+        takes_gpus = config.layout.device == "cuda" and cluster.gpu_request != "none"
         number = cluster.cpus_per_task or cpus_per_node(
             types,
             cluster.partition,

@@ -90,7 +90,7 @@ def _ready(request: Request, batch: Sequence[Combination]) -> list[Combination]:
         result, problems = checked[key]
         for text in problems:
             found.setdefault(text, []).append(number)
-        preflight = replace(combo.config.preflight, memory=result.config.preflight.memory)
+        preflight = replace(combo.config.preflight, bad_node_dir=result.config.preflight.bad_node_dir)
         combos.append(replace(combo, config=replace(combo.config, cluster=result.config.cluster, preflight=preflight)))
     texts = grouped(found, [combo.overrides for combo in batch])
     if len({combo.config.cluster.kind for combo in batch}) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,9 +21,10 @@ from launcher.common.keys import TOKEN_VARIABLE, new_token
 from launcher.common.ports import hold_free_port, port_of
 from launcher.config import Config, LayoutConfig
 from launcher.control.client import ADDRESS_VARIABLE, ControlClient
+from launcher.control.protocol import EngineReadyRequest, HelloRequest, ProcessEndedRequest, PublishedRequest
 from launcher.control.server import ControlServer
-from launcher.control.state import JobState
-from launcher.events.schema import Event
+from launcher.control.state import ControlSettings, new_state
+from launcher.events.schema import Event, FailureReported
 from launcher.events.serialize import event_to_dict
 from launcher.inference.bridge_run import RunReplicas
 from launcher.inference.pool import Pool
@@ -40,40 +42,57 @@ def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlClient]:
     layout = plan(Config(layout=LayoutConfig(nodes=3, inference_nodes=2, gpus_per_node=1, device="cpu")))
     sock = hold_free_port("127.0.0.1")
     address = f"127.0.0.1:{port_of(sock)}"
-    server = ControlServer(JobState(layout, LOG.append, start_timeout_s=60, lease_timeout_s=60), sock, TOKEN)
+    server = ControlServer(
+        new_state(ControlSettings(layout=layout, start_timeout_s=60, lease_timeout_s=60), time.monotonic()),
+        sock,
+        TOKEN,
+        log=LOG.append,
+    )
     server.start()
     monkeypatch.setenv(ADDRESS_VARIABLE, address)
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
     client = ControlClient(address, TOKEN)
     for node in range(3):
-        client.call("hello", node_rank=node, hostname=f"host-{node}", address="x")
+        client.call(HelloRequest(node_rank=node, hostname=f"host-{node}", address="x"))
     for replica in range(2):
-        client.call("ready", replica=replica, generation=0, url=f"http://{replica}", seconds=1.0)
+        client.call(ready(replica, 0, f"http://{replica}"))
     yield client
     client.close()
     server.close()
 
 
-def engine_ends(control: ControlClient, replica: int, generation: int) -> None:
-    where = {"node_rank": replica + 1, "role": "inference", "rank": replica, "start": generation}
-    control.call("ended", **where, exit_code=-9, failure={"message": "killed"})
+def ready(replica: int, restart_count: int, url: str) -> EngineReadyRequest:
+    return EngineReadyRequest(replica=replica, restart_count=restart_count, url=url, seconds=1.0)
 
 
-def publish(control: ControlClient, version: int, replicas: dict[str, int]) -> None:
-    control.call("published", incarnation=0, version=version, replicas=replicas, fields={})
+def engine_ends(control: ControlClient, replica: int, restart_count: int) -> None:
+    control.call(
+        ProcessEndedRequest(
+            node_rank=replica + 1,
+            role="inference",
+            rank=replica,
+            restart_count=restart_count,
+            exit_code=-9,
+            failure=FailureReported(message="killed"),
+        )
+    )
+
+
+def publish(control: ControlClient, version: int, replicas: dict[int, int]) -> None:
+    control.call(PublishedRequest(restart_count=0, version=version, replicas=replicas))
 
 
 def test_a_url_leaves_when_its_engine_ends_and_is_back_with_the_newest_version(control: ControlClient) -> None:
     pool = Pool(control)
     assert pool.urls() == ["http://0", "http://1"]
-    publish(control, 1, {"0": 0, "1": 0})
+    publish(control, 1, {0: 0, 1: 0})
     engine_ends(control, 0, 0)
     assert pool.urls() == ["http://1"]
     restarted = pool.wait(lambda members: members[0].state == "starting", timeout_s=30, what="the restart")
-    assert restarted[0].generation == 1
-    control.call("ready", replica=0, generation=1, url="http://new", seconds=1.0)
+    assert restarted[0].restart_count == 1
+    control.call(ready(0, 1, "http://new"))
     assert pool.urls() == ["http://1"]
-    publish(control, 2, {"0": 1, "1": 0})
+    publish(control, 2, {0: 1, 1: 0})
     assert pool.urls() == ["http://new", "http://1"]
 
 
@@ -82,9 +101,7 @@ def test_who_waits_for_engines_learns_of_them_at_once_and_is_told_what_is_missin
         engine_ends(control, 1, 0)
         with pytest.raises(ControlError, match=r"Waited 0\.1 s for all engines: replica 0 ready, replica 1 restarting"):
             pool.wait(lambda members: all(m.is_ready for m in members), timeout_s=0.1, what="all engines")
-        timer = threading.Timer(
-            0.3, control.call, ("ready",), {"replica": 1, "generation": 1, "url": "http://b", "seconds": 1.0}
-        )
+        timer = threading.Timer(0.3, control.call, (ready(1, 1, "http://b"),))
         pool.wait(lambda members: members[1].state == "starting", timeout_s=30, what="the restart")
         timer.start()
         members = pool.wait(lambda members: all(m.is_ready for m in members), timeout_s=30, what="all engines")
@@ -118,7 +135,7 @@ def test_every_commit_is_in_the_event_log(control: ControlClient) -> None:
     events = [{k: v for k, v in event.items() if k != "time"} for event in logged if "published" in event["event"]]
     assert events == [
         {"event": "published", "version": 3, "replicas": [1], "dropped": [0], **measured},
-        {"event": "adapter_published", "adapter": "style", "version": 3, "replicas": [1], **measured},
+        {"event": "adapter_published", "adapter": "style", "version": 3, "replicas": [1], "dropped": [], **measured},
     ]
 
 
@@ -148,10 +165,10 @@ def test_a_version_waits_for_the_replica_that_comes_back(
     assert replicas._wait_for_another(tries) is False
     engine_ends(control, 0, 0)
     assert replicas._wait_for_another(tries) is None
-    control.call("ready", replica=0, generation=1, url="http://0", seconds=1.0)
-    Pool(control).wait(lambda found: found[0].generation == 1, timeout_s=30, what="the restart")
+    control.call(ready(0, 1, "http://0"))
+    Pool(control).wait(lambda found: found[0].restart_count == 1, timeout_s=30, what="the restart")
     while replicas._wait_for_another(tries) is None:
-        control.call("ready", replica=0, generation=1, url="http://0", seconds=1.0)
+        control.call(ready(0, 1, "http://0"))
     assert replicas._wait_for_another(tries) is True
     discovery.close()
 

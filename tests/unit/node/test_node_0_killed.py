@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from launcher.config import Config
 from launcher.config.schema import SlurmClusterConfig
 from launcher.config.text import to_yaml
 from launcher.control.server import ControlServer
-from launcher.control.state import JobState
+from launcher.control.state import ControlSettings, new_state
 from launcher.layout import plan
 from launcher.node import failover as stand_in_module
 from launcher.node.failover import node_0_killed, stand_in
@@ -165,9 +166,9 @@ def test_none_does_if_it_was_this_node_that_was_cut_off(
     survivor: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = plan(Config(), ["a", "b"])
-    state = JobState(layout, lambda _: None, start_timeout_s=60, lease_timeout_s=60)
+    state = new_state(ControlSettings(layout=layout, start_timeout_s=60, lease_timeout_s=60), time.monotonic())
     sock = hold_free_port("127.0.0.1")
-    server = ControlServer(state, sock, "t" * 64)
+    server = ControlServer(state, sock, "t" * 64, log=lambda _: None)
     monkeypatch.setenv("LAUNCHER_TOKEN", "t" * 64)
     (survivor / "attempts" / "1" / "control.json").write_text(json.dumps({"control": f"127.0.0.1:{port_of(sock)}"}))
     server.start()

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from launcher.common.attempts import End, ends, record_begin, record_end
-from launcher.node.signal_policy import StopReason, decide, decide_local
+from launcher.control.model import StopReason
+from launcher.node.signal_policy import decide, decide_local, end_of
 from launcher.slurm.job_signals import SignalCause, read_node_removed, read_signal_cause
 
 LINE = (
@@ -121,7 +122,7 @@ def test_no_end_is_no_time_limit() -> None:
 
 
 def test_what_an_attempt_counts_as() -> None:
-    assert {reason: reason.end for reason in StopReason} == {
+    assert {reason: end_of(reason) for reason in StopReason} == {
         StopReason.TIME_LIMIT: End.TIMED_OUT,
         StopReason.PREEMPTION: End.PREEMPTED,
         StopReason.REQUEUE: End.PREEMPTED,

@@ -5,32 +5,31 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.preflight.aggregate import Gate
-from launcher.preflight.model import BadNode, Complaint, Finding, Report, report_from_json
+from launcher.common.codec import from_json, to_json
+from launcher.control.preflight_report import BadNode, Finding, PeerReport, PreflightReport, headline, table
+from launcher.preflight.aggregate import compare_reports
 from launcher.preflight.site import peers_of
-from launcher.preflight.table import headline, table
 
 HOSTS = ("a", "b", "c", "d", "e")
 
 
-def complaint(about: int, name: str = "connect") -> Complaint:
-    return Complaint(name=name, about=about, text="cannot be reached")
+def complaint(about: int, name: str = "connect") -> PeerReport:
+    return PeerReport(name=name, about=about, text="cannot be reached")
 
 
 def judge(
-    complaints: dict[int, list[Complaint]], facts: dict[int, dict[str, str]] | None = None
+    complaints: dict[int, list[PeerReport]], facts: dict[int, dict[str, str]] | None = None
 ) -> tuple[BadNode, ...]:
-    gate = Gate(HOSTS)
+    reports = []
     for rank in range(len(HOSTS)):
-        report = Report(
+        report = PreflightReport(
             node_rank=rank,
             seconds=0.1,
-            complaints=tuple(complaints.get(rank, [])),
+            peer_reports=tuple(complaints.get(rank, [])),
             facts=(facts or {}).get(rank, {"torch": "2.13"}),
         )
-        gate.add(report_from_json(report.to_json()))
-    assert gate.is_complete
-    return gate.verdict().bad
+        reports.append(from_json(to_json(report), PreflightReport))
+    return compare_reports(HOSTS, reports).bad
 
 
 def test_healthy_nodes_pass() -> None:
@@ -57,7 +56,7 @@ def test_node_0_is_to_blame_if_all_others_say_so() -> None:
 
 def test_a_clock_is_wrong_at_its_owner_unless_all_are() -> None:
     text = "clock 9.0 s ahead of node 0's, `preflight.max_clock_skew_s` is 2"
-    skew = Complaint(name="clock", about=0, text=text)
+    skew = PeerReport(name="clock", about=0, text=text)
     (bad,) = judge({2: [skew]})
     assert (bad.hostname, bad.reason) == ("c", f"clock: {text}")
     (bad,) = judge({rank: [skew] for rank in range(1, 5)})
@@ -71,26 +70,26 @@ def test_the_odd_versions_are_named_against_the_usual_ones() -> None:
 
 
 def test_without_a_majority_node_0_is_right() -> None:
-    gate = Gate(["a", "b"])
-    gate.add(Report(node_rank=1, seconds=0, facts={"code": "new"}))
-    gate.add(Report(node_rank=0, seconds=0, facts={"code": "old"}))
-    assert [bad.hostname for bad in gate.verdict().bad] == ["b"]
+    new = PreflightReport(node_rank=1, seconds=0, facts={"code": "new"})
+    old = PreflightReport(node_rank=0, seconds=0, facts={"code": "old"})
+    assert [bad.hostname for bad in compare_reports(["a", "b"], [new, old]).bad] == ["b"]
 
 
 def test_what_is_wrong_everywhere_is_no_fault_of_a_node() -> None:
-    gate = Gate(["a", "b"])
+    reports = []
     model = Finding(name="model", ok=False, text="`model.path` cannot be read here")
     for rank in range(2):
         more = [Finding(name="shm", ok=False, text="full")] if rank else []
-        gate.add(Report(node_rank=rank, seconds=0, findings=(model, *more)))
-    assert [(bad.hostname, bad.is_its_own) for bad in gate.verdict().bad] == [("a", False), ("b", True)]
+        reports.append(PreflightReport(node_rank=rank, seconds=0, findings=(model, *more)))
+    assert [(bad.hostname, bad.is_its_own) for bad in compare_reports(["a", "b"], reports).bad] == [
+        ("a", False),
+        ("b", True),
+    ]
 
 
 def test_a_silent_node_is_bad() -> None:
-    gate = Gate(["a", "b"])
-    gate.add(Report(node_rank=0, seconds=0))
-    assert not gate.is_complete
-    assert [(bad.hostname, bad.checks) for bad in gate.verdict().bad] == [("b", ("silent",))]
+    bad_nodes = compare_reports(["a", "b"], [PreflightReport(node_rank=0, seconds=0)]).bad
+    assert [(bad.hostname, bad.checks) for bad in bad_nodes] == [("b", ("silent",))]
 
 
 def test_the_table_has_one_line_for_each_bad_node() -> None:

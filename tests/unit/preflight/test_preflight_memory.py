@@ -10,8 +10,8 @@ import pytest
 
 from launcher.cli import main
 from launcher.config.schema import Config, LayoutConfig, PreflightConfig, SlurmClusterConfig
+from launcher.control.preflight_report import BadNode
 from launcher.preflight.bad_nodes import NodeMemory, Remembered, default_memory
-from launcher.preflight.model import BadNode
 from launcher.preflight.record_bad_nodes import CLUSTER_VARIABLE, remember
 from launcher.submit.exclude_nodes import leave_out_bad_nodes
 from tests.unit.slurm_tools import tool, tools

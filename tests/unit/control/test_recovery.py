@@ -1,29 +1,35 @@
-"""Who dies, and what follows: the run's state without any process, on a clock of its own."""
+"""What follows a loss: the run's state without any process, on a clock of its own."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
+from launcher.common.codec import from_json, to_json
 from launcher.config.schema import Config, InferenceConfig, LayoutConfig, RestartConfig, TrainerConfig
-from launcher.control.orders import Orders, ReplicaOrder, TrainerOrder
-from launcher.control.phase import Phase
-from launcher.control.policy import Restarts, is_from_outside
-from launcher.control.state import ALL_URLS, MODEL_READY, STORE, JobState, replica_key
-from launcher.control.values import CONNECTED, INCARNATION, store_key
-from launcher.events.schema import StepFinished
-from launcher.events.serialize import event_to_dict
+from launcher.control.model import Assignment, Phase, ReplicaAssignment, TrainerAssignment
+from launcher.control.policy import backoff_s, counted_restarts, is_from_outside
+from launcher.control.preflight_report import Finding, PreflightReport
+from launcher.control.state import ControlSettings
+from launcher.control.values import (
+    ALL_URLS,
+    CONNECTED,
+    MODEL_READY,
+    STORE,
+    TRAINER_RESTART_COUNT,
+    replica_key,
+    store_key,
+)
+from launcher.control.views import pool
+from launcher.events.schema import FailureReported
 from launcher.layout import Role, plan
-from launcher.preflight.aggregate import Gate
-from launcher.preflight.model import Finding, Report
+from tests.unit.control.driven import DrivenRun
 
 KILLED = -9
 RAISED = 1
 
 
-class Run:
-    """A run of which every process is imagined: trainer nodes first, one replica per inference node."""
+class Run(DrivenRun):
+    """Trainer nodes first, one replica per inference node."""
 
     def __init__(
         self,
@@ -34,7 +40,8 @@ class Run:
         restart: RestartConfig | None = None,
         min_replicas: int = 1,
         tensor_parallel_size: int = 1,
-        gate: bool = False,
+        has_preflight: bool = False,
+        bad_nodes_fail: bool = True,
         starts: bool = True,
     ) -> None:
         config = Config(
@@ -44,111 +51,101 @@ class Run:
             trainer=TrainerConfig(workers_per_node=1),
             inference=InferenceConfig(tensor_parallel_size=tensor_parallel_size),
         )
-        self.now = 1000.0
-        self.events: list[dict[str, Any]] = []
         self.layout = plan(config)
-        self.state = JobState(
-            self.layout,
-            lambda event: self.events.append(event_to_dict(event)),
+        settings = ControlSettings(
+            layout=self.layout,
             start_timeout_s=60,
             lease_timeout_s=10,
-            restart=restart,
+            restart=restart or RestartConfig(),
             min_replicas=min_replicas,
-            gate=Gate([node.hostname for node in self.layout.everybody]) if gate else None,
-            clock=lambda: self.now,
+            has_preflight=has_preflight,
+            bad_nodes_fail=bad_nodes_fail,
         )
+        super().__init__(settings, now=1000.0)
         if starts:
             for node in self.layout.everybody:
-                self.hello(node.node_rank)
-            self.state.put(MODEL_READY, True)
-            self.state.put(STORE, "10.0.0.0:1234")
+                self.joins(node.node_rank)
+            self.put(MODEL_READY, True)
+            self.put(STORE, "10.0.0.0:1234")
             for replica in range(len(self.layout.replicas)):
                 self.listens(replica)
                 self.is_ready(replica)
 
-    def hello(self, node: int) -> None:
-        self.state.hello(node, f"host-{node}", f"10.0.0.{node}")
+    def joins(self, node: int) -> None:
+        self.hello(node, f"host-{node}", f"10.0.0.{node}")
 
     def listens(self, replica: int) -> None:
-        self.state.put(replica_key(replica, "url"), f"http://{replica}:9000")
+        self.put(replica_key(replica, "url"), f"http://{replica}:9000")
 
     def is_ready(self, replica: int) -> None:
-        life = self.state.replicas.lives[replica]
-        self.state.engine_ready(replica, life.generation, f"http://{replica}:{life.generation}", 1.0)
+        restart_count = self.state.replicas[replica].restart_count
+        self.engine_ready(replica, restart_count, f"http://{replica}:{restart_count}")
 
     def passes(self, seconds: float, silent: tuple[int, ...] = ()) -> None:
-        """Time goes by, second by second, while every node but the silent ones beats."""
+        """Time goes by, second by second, while every node but the silent ones sends heartbeats."""
         end = self.now + seconds
         while self.now < end:
             self.now = min(self.now + 1.0, end)
             for node in self.layout.everybody:
                 if node.node_rank not in silent:
-                    self.state.beat(node.node_rank)
-            self.state.tick()
+                    self.heartbeat(node.node_rank)
+            self.tick()
 
     def engine_ends(self, replica: int, exit_code: int | None = KILLED) -> None:
-        life = self.state.replicas.lives[replica]
-        failure = {"message": f"engine {replica} ended with {exit_code}"}
-        node = self.state.members.node_at(life.replica.node_ranks[0])
+        record = self.state.replicas[replica]
+        failure = FailureReported(message=f"engine {replica} ended with {exit_code}")
+        node = self.state.slots[record.replica.node_ranks[0]]
         assert node is not None
-        self.state.ended(node, Role.INFERENCE, replica, life.generation, exit_code, failure)
+        self.ended(node, Role.INFERENCE, replica, record.restart_count, exit_code, failure)
 
-    def trainer_ends(self, rank: int, exit_code: int | None = KILLED, start: int | None = None) -> None:
-        start = self.state.trainers.incarnation if start is None else start
-        failure = {"message": f"trainer {rank} ended with {exit_code}"}
-        self.state.ended(rank, Role.TRAINER, rank, start, exit_code, failure)
+    def trainer_ends(self, rank: int, exit_code: int | None = KILLED, restart_count: int | None = None) -> None:
+        restart_count = self.state.trainers.restart_count if restart_count is None else restart_count
+        failure = FailureReported(message=f"trainer {rank} ended with {exit_code}")
+        self.ended(rank, Role.TRAINER, rank, restart_count, exit_code, failure)
 
-    def published(self, version: int, replicas: list[int], incarnation: int | None = None) -> None:
-        generations = {index: self.state.replicas.lives[index].generation for index in replicas}
-        incarnation = self.state.trainers.incarnation if incarnation is None else incarnation
-        self.state.published(incarnation, version, generations, {"seconds": 0.1, "bytes": 1})
+    def published(self, version: int, replicas: list[int], restart_count: int | None = None) -> None:
+        served = {index: self.state.replicas[index].restart_count for index in replicas}
+        restart_count = self.state.trainers.restart_count if restart_count is None else restart_count
+        self.publishes(restart_count, version, served)
 
     def loses(self, node: int) -> None:
-        self.state.node_lost(node, {"message": f"node {node} is lost"})
+        self.node_lost(node, f"node {node} is lost")
 
-    def engine_order(self, node: int, replica: int) -> ReplicaOrder:
-        return self.state.orders(node).replicas[replica]
+    def engine_assignment(self, node: int, replica: int) -> ReplicaAssignment:
+        return self.assignment(node).replicas[replica]
 
-    def trainer_order(self, node: int) -> TrainerOrder:
-        order = self.state.orders(node).trainers
-        assert order is not None
-        return order
+    def trainer_assignment(self, node: int) -> TrainerAssignment:
+        found = self.assignment(node).trainers
+        assert found is not None
+        return found
 
     @property
     def pool(self) -> list[int]:
-        """Replicas that may be asked."""
-        return [member["replica"] for member in self.state.replicas.pool() if member["serves"]]
-
-    @property
-    def phase(self) -> Phase:
-        return self.state.phase
-
-    def told(self, event: str, **fields: Any) -> list[dict[str, Any]]:
-        wanted = {"event": event, **fields}.items()
-        return [found for found in self.events if wanted <= found.items()]
+        """Replicas that may be sent requests."""
+        return [member.replica for member in pool(self.state) if member.serves]
 
     @property
     def cause(self) -> str:
         assert self.state.failure is not None
-        return str(self.state.failure["message"])
+        return self.state.failure.message
 
 
 def test_an_engine_that_ends_starts_again_after_a_pause_and_nobody_else_does() -> None:
     run = Run()
     assert run.pool == [0, 1]
-    run.state.touched.clear()
+    run.notified.clear()
     run.engine_ends(0)
     assert run.pool == [1]
-    assert run.state.touched == {2}
-    assert run.engine_order(2, 0) == ReplicaOrder(start=1, runs=False)
+    assert run.notified == {2}
+    assert run.engine_assignment(2, 0) == ReplicaAssignment(restart_count=1, may_start=False)
     run.passes(1)
-    assert run.engine_order(2, 0) == ReplicaOrder(start=1, runs=True)
-    assert run.engine_order(3, 1).start == 0
-    assert run.trainer_order(0).start == 0
+    assert run.engine_assignment(2, 0) == ReplicaAssignment(restart_count=1, may_start=True)
+    assert run.engine_assignment(3, 1).restart_count == 0
+    assert run.trainer_assignment(0).restart_count == 0
     run.listens(0)
     run.is_ready(0)
     assert run.pool == [0, 1]
-    (restart,) = run.told("restart")
+    (restart,) = run.logged("restart")
     assert (restart["what"], restart.get("replica"), restart["restart_count"], restart["max_restarts"]) == (
         "engine",
         0,
@@ -156,23 +153,23 @@ def test_an_engine_that_ends_starts_again_after_a_pause_and_nobody_else_does() -
         3,
     )
     assert (restart["delay_s"], restart["reason"]) == (1.0, "engine 0 ended with -9")
-    assert [event["state"] for event in run.told("replica", replica=0)] == ["restarting", "ready"]
+    assert [event["state"] for event in run.logged("replica", replica=0)] == ["restarting", "ready"]
 
 
 def test_an_engine_that_was_restarted_may_not_be_asked_before_it_has_the_last_version() -> None:
     run = Run()
-    run.state.put(CONNECTED, True)
+    run.put(CONNECTED, True)
     run.published(7, [0, 1])
     run.engine_ends(0)
     run.passes(1)
-    assert run.engine_order(2, 0).awaits_weights
+    assert run.engine_assignment(2, 0).awaits_weights
     run.listens(0)
     run.is_ready(0)
     assert run.pool == [1]
-    assert not run.told("replica", replica=0, state="ready")
+    assert not run.logged("replica", replica=0, state="ready")
     run.published(8, [0, 1])
     assert run.pool == [0, 1]
-    assert run.told("replica", replica=0, state="ready", version=8)
+    assert run.logged("replica", replica=0, state="ready", version=8)
 
 
 def test_a_replica_that_did_not_take_a_version_is_not_asked_until_it_has_one() -> None:
@@ -180,30 +177,38 @@ def test_a_replica_that_did_not_take_a_version_is_not_asked_until_it_has_one() -
     run.published(1, [0, 1])
     run.published(2, [1])
     assert run.pool == [1]
-    assert run.told("published", version=2)[0]["dropped"] == [0]
+    assert run.logged("published", version=2)[0]["dropped"] == [0]
     run.published(3, [0, 1])
     assert run.pool == [0, 1]
 
 
 def test_what_an_earlier_start_of_an_engine_still_says_changes_nothing() -> None:
     run = Run()
-    life = run.state.replicas.lives[0]
+    record = run.state.replicas[0]
     run.engine_ends(0)
     run.passes(1)
-    run.state.ended(2, Role.INFERENCE, 0, 0, KILLED, {"message": "late"})
-    run.state.engine_ready(0, 0, "http://old", 1.0)
-    assert life.generation == 1
+    run.ended(2, Role.INFERENCE, 0, 0, KILLED, FailureReported(message="late"))
+    run.engine_ready(0, 0, "http://old", 1.0)
+    assert record.restart_count == 1
     assert run.pool == [1]
-    assert len(run.told("restart")) == 1
+    assert len(run.logged("restart")) == 1
 
 
 def test_pauses_double_up_to_the_longest_and_old_restarts_are_forgotten() -> None:
-    restarts = Restarts(window_s=100, backoff_s=2, longest_s=10)
-    assert [restarts.allow(now, 5) for now in range(5)] == [2, 4, 8, 10, 10]
-    assert restarts.allow(5, 5) is None
-    assert restarts.allow(102, 5) == 8  # two of them still count
-    assert restarts.allow(300, 5) == 2
-    assert Restarts(window_s=1, backoff_s=1, longest_s=5).allow(0, 10**9) == 1
+    times: list[float] = []
+
+    def pause(now: float) -> float:
+        times[:] = counted_restarts(times, now, 100)
+        found = backoff_s(len(times), 2, 10)
+        times.append(now)
+        return found
+
+    assert [pause(now) for now in range(5)] == [2, 4, 8, 10, 10]
+    assert len(counted_restarts(times, 5, 100)) == 5
+    assert pause(102) == 8  # two of them still count
+    assert pause(300) == 2
+    assert backoff_s(10**9, 1, 5) == 5
+    assert backoff_s(0, 1, 5) == 1
 
 
 def test_an_engine_that_fails_too_often_is_left_out_while_enough_are_left() -> None:
@@ -216,9 +221,9 @@ def test_an_engine_that_fails_too_often_is_left_out_while_enough_are_left() -> N
     run.engine_ends(0)
     run.passes(300)
     assert run.phase is Phase.RUNNING
-    assert run.told("replica", replica=0, state="dropped")
-    assert run.state.replicas.pool()[0]["replica"] == 1
-    assert not run.engine_order(2, 0).runs
+    assert run.logged("replica", replica=0, state="dropped")
+    assert pool(run.state)[0].replica == 1
+    assert not run.engine_assignment(2, 0).may_start
     for _ in range(3):
         run.engine_ends(1)
         run.passes(1)
@@ -228,17 +233,17 @@ def test_an_engine_that_fails_too_often_is_left_out_while_enough_are_left() -> N
 
 def test_engines_that_never_were_ready_get_one_more_try_and_one_that_refuses_its_arguments_none() -> None:
     run = Run(nodes=2, inference_nodes=1, starts=False)
-    run.hello(0)
-    run.hello(1)
-    run.state.put(MODEL_READY, True)
+    run.joins(0)
+    run.joins(1)
+    run.put(MODEL_READY, True)
     run.engine_ends(0, exit_code=1)
     assert run.phase is Phase.RUNNING
     run.passes(1)
     run.engine_ends(0, exit_code=1)
     assert run.phase is Phase.FAILED
     other = Run(nodes=2, inference_nodes=1, starts=False)
-    other.hello(0)
-    other.hello(1)
+    other.joins(0)
+    other.joins(1)
     other.engine_ends(0, exit_code=2)
     assert other.phase is Phase.FAILED
 
@@ -249,14 +254,14 @@ def test_a_lost_inference_node_takes_its_replica_along_and_training_goes_on() ->
     run.passes(12, silent=(2,))
     assert run.phase is Phase.RUNNING
     assert run.pool == [1]
-    (lost,) = run.told("node_lost")
+    (lost,) = run.logged("node_lost")
     assert (lost["node_rank"], lost["hostname"], lost["role"]) == (2, "host-2", "inference")
-    assert [event["state"] for event in run.told("replica", replica=0)] == ["lost", "dropped"]
-    assert not run.told("restart")
+    assert [event["state"] for event in run.logged("replica", replica=0)] == ["lost", "dropped"]
+    assert not run.logged("restart")
     # It is back, and too late.
-    run.state.beat(2)
-    run.hello(2)
-    assert run.state.orders(2) == Orders(revision=run.state.revision(2), is_fenced=True)
+    run.heartbeat(2)
+    run.joins(2)
+    assert run.assignment(2) == Assignment(revision=run.state.nodes[2].revision, is_fenced=True)
     assert run.pool == [1]
     run.passes(12, silent=(3,))
     assert run.phase is Phase.FAILED
@@ -287,18 +292,18 @@ def test_a_lost_trainer_node_without_a_spare_ends_the_run() -> None:
 def test_trainers_start_again_together_and_engines_stay() -> None:
     run = Run()
     run.published(5, [0, 1])
-    run.state.touched.clear()
+    run.notified.clear()
     run.trainer_ends(1)
     assert run.phase is Phase.RUNNING
-    assert run.state.touched == {0, 1}
-    assert [run.trainer_order(node).start for node in (0, 1)] == [1, 1]
+    assert run.notified == {0, 1}
+    assert [run.trainer_assignment(node).restart_count for node in (0, 1)] == [1, 1]
     # In a store of their own, where they do not meet what those before them left.
-    assert not run.trainer_order(0).runs
-    assert run.state.values[INCARNATION] == 1
-    run.state.put(store_key(1), "10.0.0.0:4321")
-    assert (run.trainer_order(0).runs, run.trainer_order(0).store) == (True, "10.0.0.0:4321")
-    assert [run.engine_order(2, 0).start, run.engine_order(3, 1).start] == [0, 0]
-    (restart,) = run.told("restart")
+    assert not run.trainer_assignment(0).may_start
+    assert run.state.values[TRAINER_RESTART_COUNT] == 1
+    run.put(store_key(1), "10.0.0.0:4321")
+    assert (run.trainer_assignment(0).may_start, run.trainer_assignment(0).store) == (True, "10.0.0.0:4321")
+    assert [run.engine_assignment(2, 0).restart_count, run.engine_assignment(3, 1).restart_count] == [0, 0]
+    (restart,) = run.logged("restart")
     assert (restart["what"], restart.get("replica"), restart["restart_count"], restart["max_restarts"]) == (
         "trainer",
         None,
@@ -306,12 +311,12 @@ def test_trainers_start_again_together_and_engines_stay() -> None:
         3,
     )
     # The other rank, which was a victim, tells of its own end now.
-    run.trainer_ends(0, RAISED, start=0)
-    assert len(run.told("restart")) == 1
+    run.trainer_ends(0, RAISED, restart_count=0)
+    assert len(run.logged("restart")) == 1
     # A lower version of the trainers that were restarted is newer than all before.
     run.published(3, [0])
     assert run.pool == [0]
-    run.published(6, [0, 1], incarnation=0)
+    run.published(6, [0, 1], restart_count=0)
     assert run.pool == [0]
 
 
@@ -321,7 +326,7 @@ def test_trainers_that_fail_too_often_end_the_run_with_the_last_reason() -> None
         run.passes(30)
         run.trainer_ends(0)
     assert run.phase is Phase.FAILED
-    assert [event["restart_count"] for event in run.told("restart")] == [1, 2]
+    assert [event["restart_count"] for event in run.logged("restart")] == [1, 2]
 
 
 def test_restarts_of_trainers_long_ago_do_not_count() -> None:
@@ -334,13 +339,13 @@ def test_restarts_of_trainers_long_ago_do_not_count() -> None:
 
 def test_ranks_that_ended_well_start_again_with_the_others() -> None:
     run = Run()
-    run.state.node_done(0, 0)
+    run.trainers_done(0, 0)
     run.trainer_ends(1)
-    run.state.node_done(1, 1)
+    run.trainers_done(1, 1)
     assert run.phase is Phase.RUNNING
-    run.state.node_done(0, 0)
+    run.trainers_done(0, 0)
     assert run.phase is Phase.RUNNING
-    run.state.node_done(0, 1)
+    run.trainers_done(0, 1)
     assert run.phase is Phase.DRAINING
 
 
@@ -364,83 +369,83 @@ def test_which_ends_come_from_outside(code: int | None, expected: bool) -> None:
 
 def test_a_program_that_fails_by_itself_right_away_is_not_tried_again() -> None:
     run = Run(nodes=2, inference_nodes=1)
-    run.trainer_order(0)
+    run.trainer_assignment(0)
     run.trainer_ends(0, RAISED)
     assert (run.phase, run.cause) == (Phase.FAILED, "trainer 0 ended with 1")
     later = Run(nodes=2, inference_nodes=1)
-    later.trainer_order(0)
+    later.trainer_assignment(0)
     later.passes(61)
     later.trainer_ends(0, RAISED)
     assert later.phase is Phase.RUNNING
     stepped = Run(nodes=2, inference_nodes=1)
-    stepped.trainer_order(0)
-    stepped.state.emit(StepFinished(step=1))
+    stepped.trainer_assignment(0)
+    stepped.emit("step", step=1)
     stepped.trainer_ends(0, RAISED)
     assert stepped.phase is Phase.RUNNING
 
 
 def test_an_early_failure_waits_for_the_others_who_may_tell_the_cause() -> None:
     victim = Run()
-    victim.trainer_order(0)
+    victim.trainer_assignment(0)
     victim.trainer_ends(0, RAISED)
     victim.trainer_ends(1, KILLED)
     victim.passes(5)
     assert victim.phase is Phase.RUNNING
-    assert victim.told("restart")[0]["reason"] == "trainer 1 ended with -9"
+    assert victim.logged("restart")[0]["reason"] == "trainer 1 ended with -9"
     cause = Run()
-    cause.trainer_order(0)
+    cause.trainer_assignment(0)
     cause.trainer_ends(0, RAISED)
     assert cause.phase is Phase.RUNNING
     cause.passes(3)
     assert (cause.phase, cause.cause) == (Phase.FAILED, "trainer 0 ended with 1")
     lost = Run(spares=1)
-    lost.trainer_order(0)
+    lost.trainer_assignment(0)
     lost.trainer_ends(0, RAISED)
     lost.passes(12, silent=(1,))
     assert lost.phase is Phase.RUNNING
-    assert lost.told("spare")
+    assert lost.logged("spare")
 
 
 def test_trainers_whose_store_ended_start_again_with_a_new_one() -> None:
     run = Run()
-    run.state.ended(0, "store", 0, 0, KILLED, {"message": "store ended"})
-    assert not run.trainer_order(0).runs
-    run.state.put(store_key(1), "10.0.0.0:4321")
-    assert run.trainer_order(0) == TrainerOrder(
-        start=1, runs=True, store="10.0.0.0:4321", urls=("http://0:9000", "http://1:9000")
+    run.ended(0, "store", 0, 0, KILLED, FailureReported(message="store ended"))
+    assert not run.trainer_assignment(0).may_start
+    run.put(store_key(1), "10.0.0.0:4321")
+    assert run.trainer_assignment(0) == TrainerAssignment(
+        restart_count=1, may_start=True, store="10.0.0.0:4321", urls=("http://0:9000", "http://1:9000")
     )
 
 
 def test_steps_that_do_not_come_are_a_failure_only_from_the_first_one_on() -> None:
     run = Run(restart=RestartConfig(step_timeout_s=20))
     run.passes(300)
-    assert not run.told("restart")
-    run.state.emit(StepFinished(step=1))
+    assert not run.logged("restart")
+    run.emit("step", step=1)
     run.passes(19)
-    assert not run.told("restart")
+    assert not run.logged("restart")
     run.passes(3)
-    (restart,) = run.told("restart")
+    (restart,) = run.logged("restart")
     assert restart["reason"] == "No step was finished within `restart.step_timeout_s` (20 s)."
     run.passes(300)
-    assert len(run.told("restart")) == 1
+    assert len(run.logged("restart")) == 1
 
 
 def test_a_spare_takes_the_place_of_a_lost_trainer_node() -> None:
     run = Run(spares=1)
-    assert run.state.orders(4) == Orders(revision=0)
-    run.trainer_order(0)
-    run.state.touched.clear()
+    assert run.assignment(4) == Assignment(revision=0)
+    run.trainer_assignment(0)
+    run.notified.clear()
     run.loses(1)
     assert run.phase is Phase.RUNNING
-    (spare,) = run.told("spare")
+    (spare,) = run.logged("spare")
     assert (spare["node_rank"], spare["hostname"], spare["slot"], spare["role"]) == (4, "host-4", 1, "trainer")
-    assert run.state.orders(4).place == 1
-    assert run.trainer_order(4) == run.trainer_order(0)
-    assert run.trainer_order(4).start == 1
-    assert run.state.touched == {0, 1, 4}
-    assert run.state.orders(1).is_fenced
-    run.state.node_done(0, 1)
-    run.state.node_done(4, 1)
+    assert run.assignment(4).slot == 1
+    assert run.trainer_assignment(4) == run.trainer_assignment(0)
+    assert run.trainer_assignment(4).restart_count == 1
+    assert run.notified == {0, 1, 4}
+    assert run.assignment(1).is_fenced
+    run.trainers_done(0, 1)
+    run.trainers_done(4, 1)
     assert run.phase is Phase.DRAINING
 
 
@@ -449,12 +454,12 @@ def test_a_spare_takes_the_place_of_a_lost_inference_node_without_the_trainers_n
     run.published(1, [0, 1])
     run.loses(2)
     run.passes(1, silent=(2,))
-    assert run.state.orders(4).place == 2
-    assert run.engine_order(4, 0).start == 1
-    assert run.engine_order(4, 0).runs
-    assert run.trainer_order(0).start == 0
-    assert not run.told("restart")
-    run.state.engine_ready(0, 1, "http://4:9000", 1.0)
+    assert run.assignment(4).slot == 2
+    assert run.engine_assignment(4, 0).restart_count == 1
+    assert run.engine_assignment(4, 0).may_start
+    assert run.trainer_assignment(0).restart_count == 0
+    assert not run.logged("restart")
+    run.engine_ready(0, 1, "http://4:9000", 1.0)
     run.published(2, [0, 1])
     assert run.pool == [0, 1]
 
@@ -463,83 +468,84 @@ def test_a_spare_that_is_lost_is_no_loss_and_is_not_used() -> None:
     run = Run(spares=2)
     run.loses(4)
     assert run.phase is Phase.RUNNING
-    assert run.told("node_lost")[0]["role"] == "spare"
+    assert run.logged("node_lost")[0]["role"] == "spare"
     run.loses(1)
-    assert run.state.orders(5).place == 1
+    assert run.assignment(5).slot == 1
     run.loses(5)
     assert run.phase is Phase.FAILED
 
 
 def test_a_replica_over_several_nodes_restarts_on_all_of_them_with_a_new_meeting_point() -> None:
     run = Run(nodes=3, inference_nodes=2, tensor_parallel_size=2)
-    run.state.master(0, 0, "10.0.0.1:5000")
-    assert run.engine_order(2, 0).master == "10.0.0.1:5000"
-    run.state.ended(2, Role.INFERENCE, 0, 0, KILLED, {"message": "part 1 ended"})
+    run.master(0, 0, "10.0.0.1:5000")
+    assert run.engine_assignment(2, 0).master == "10.0.0.1:5000"
+    run.ended(2, Role.INFERENCE, 0, 0, KILLED, FailureReported(message="part 1 ended"))
     run.passes(1)
-    assert run.engine_order(1, 0) == run.engine_order(2, 0) == ReplicaOrder(start=1, runs=True)
-    run.state.master(0, 0, "10.0.0.1:5000")
-    assert run.engine_order(2, 0).master is None
-    run.state.master(0, 1, "10.0.0.1:5001")
-    assert run.engine_order(2, 0).master == "10.0.0.1:5001"
+    restarted = ReplicaAssignment(restart_count=1, may_start=True)
+    assert run.engine_assignment(1, 0) == run.engine_assignment(2, 0) == restarted
+    run.master(0, 0, "10.0.0.1:5000")
+    assert run.engine_assignment(2, 0).master is None
+    run.master(0, 1, "10.0.0.1:5001")
+    assert run.engine_assignment(2, 0).master == "10.0.0.1:5001"
 
 
 def test_nodes_that_never_report_are_replaced_if_spares_did() -> None:
     run = Run(spares=1, starts=False)
     for node in (0, 2, 3, 4):
-        run.hello(node)
+        run.joins(node)
     assert run.phase is Phase.STARTING
     run.passes(61, silent=(1,))
     assert run.phase is Phase.RUNNING
-    assert run.state.orders(4).place == 1
-    assert not run.told("restart")
+    assert run.assignment(4).slot == 1
+    assert not run.logged("restart")
 
 
 def test_an_inference_node_that_never_reports_is_left_out() -> None:
     run = Run(starts=False)
     for node in (0, 1, 3):
-        run.hello(node)
+        run.joins(node)
     run.passes(61, silent=(2,))
     assert run.phase is Phase.RUNNING
-    run.state.put(MODEL_READY, True)
-    run.state.put(STORE, "s:1")
+    run.put(MODEL_READY, True)
+    run.put(STORE, "s:1")
     run.listens(1)
     assert run.state.values[ALL_URLS] == ["http://1:9000"]
-    assert run.trainer_order(0).runs
+    assert run.trainer_assignment(0).may_start
 
 
 def test_a_spare_takes_the_place_of_a_node_that_preflight_finds_bad() -> None:
-    run = Run(spares=2, gate=True, starts=False)
+    run = Run(spares=2, has_preflight=True, starts=False)
     for node in range(6):
-        run.hello(node)
+        run.joins(node)
     assert run.phase is Phase.CHECKING
     for node in range(6):
         ok = node not in (2, 4)
-        run.state.preflight(
-            Report(node_rank=node, seconds=1, findings=(Finding(name="gpus", ok=ok, text="7 of 8 GPUs"),))
+        run.preflight(
+            PreflightReport(node_rank=node, seconds=1, findings=(Finding(name="gpus", ok=ok, text="7 of 8 GPUs"),))
         )
     assert run.phase is Phase.RUNNING
-    assert run.state.orders(5).place == 2
-    assert run.state.orders(2).is_fenced
-    assert run.state.orders(4).is_fenced
-    assert {event["node_rank"] for event in run.told("node_lost")} == {2, 4}
-    assert [bad.node_rank for bad in run.state.bad_nodes] == [2, 4]
+    assert run.assignment(5).slot == 2
+    assert run.assignment(2).is_fenced
+    assert run.assignment(4).is_fenced
+    assert {event["node_rank"] for event in run.logged("node_lost")} == {2, 4}
+    assert [bad.node_rank for bad in run.state.preflight.bad_nodes] == [2, 4]
 
 
 def test_once_the_trainers_are_done_nothing_is_started_again() -> None:
     run = Run()
-    run.state.node_done(0, 0)
-    run.state.node_done(1, 0)
+    run.trainers_done(0, 0)
+    run.trainers_done(1, 0)
     run.engine_ends(0)
     run.loses(3)
     assert run.phase is Phase.DRAINING
-    assert not run.told("restart")
+    assert not run.logged("restart")
     for node in (0, 1, 2):
-        run.state.node_gone(node)
+        run.node_left(node)
     assert run.phase is Phase.FINISHED
 
 
-def test_orders_survive_the_network() -> None:
+def test_assignments_survive_the_network() -> None:
     run = Run(spares=1)
     for node in range(5):
-        orders = run.state.orders(node)
-        assert Orders.from_json(orders.to_json()) == orders
+        found = run.assignment(node)
+        assert from_json(to_json(found), Assignment) == found
