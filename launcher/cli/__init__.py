@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from launcher.cli.commands import COMMANDS
-from launcher.common import gc_tuning as collector
+from launcher.common import gc_tuning
 from launcher.common.errors import LauncherError
+from launcher.common.utf8 import escape_unprintable, is_text, use_utf8
 
 INTERRUPTED = 130
 
@@ -22,9 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; an expected failure is one message on stderr."""
     if argv is None:
         # The process is ours.
-        collector.spare()
+        use_utf8()
+        escape_unprintable()
+        gc_tuning.spare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        _check_text(arguments)
         code = _dispatch(arguments)
         sys.stdout.flush()
         return code
@@ -38,6 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # `launcher plan | head`: whoever read has seen enough. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    for number, word in enumerate(arguments, 1):
+        if not is_text(word):
+            from launcher.cli.parser import UsageError
+
+            raise UsageError(f"Argument {number} ({word!a}) is not UTF-8 text. HINT: set the terminal to UTF-8.")
 
 
 def _dispatch(arguments: Sequence[str]) -> int:

@@ -7,17 +7,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from launcher.common.errors import LauncherError
+from launcher.common.errors import USAGE_ERROR, UsageError
 
-USAGE_ERROR = 2
 SUCCESS = {0: "done"}
 USAGE = {USAGE_ERROR: "the command line, or the configuration, is wrong"}
-
-
-class UsageError(LauncherError):
-    """The command line is wrong."""
-
-    exit_code = USAGE_ERROR
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     elif file is None:
         print(text, end="")
     else:
-        print(f"wrote {file}\nnext:\n  sbatch {file}")
+        print(f"wrote {file}\nnext:\n  {shlex.join(['sbatch', str(file)])}")
     return 0
 
 

@@ -10,6 +10,7 @@ from launcher.checkpoint.latest import latest_step
 from launcher.cli.parser import CommandParser
 from launcher.common.errors import STOPPED, LauncherError
 from launcher.common.run_dir import checkpoint_dir
+from launcher.common.text import command_line
 from launcher.config import load_run_config
 from launcher.observe.find import add_run_argument, find_run
 from launcher.observe.run_status import statuses
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps({"run_dir": str(run), "job_id": job.job_id, "step": step}))
     else:
-        print(f"submitted job {job.job_id}\nnext:\n  launcher status {run}\n  launcher logs -f {run}", flush=True)
+        print(f"submitted job {job.job_id}\nnext:", flush=True)
+        print(f"  {command_line('status', run)}\n  {command_line('logs', '-f', run)}", flush=True)
     return 0
 
 
@@ -59,6 +61,7 @@ def _refuse_if_useless(run: Path) -> None:
     (status,), problem = statuses([digest(run)])
     if not status.is_over and not (status.digest.job is None and status.digest.attempt is None):
         why = f" ({problem})" if problem else ""
-        raise NothingToResume(f"{run} has not ended: it is {status.word}{why}. HINT: `launcher cancel {run}` ends it.")
+        hint = f"`{command_line('cancel', run)}`"
+        raise NothingToResume(f"{run} has not ended: it is {status.word}{why}. HINT: {hint} ends it.")
     if status.word == "completed":
         raise NothingToResume(f"{run} is completed: there is nothing left to do.")

@@ -9,6 +9,10 @@ PREFLIGHT_FAILED = 7
 """Exit code of a run that ended before anything was started, because nodes are bad."""
 
 
+USAGE_ERROR = 2
+"""Exit code of a command line, or of a configuration, that is wrong."""
+
+
 class LauncherError(Exception):
     """An expected failure: shown as one message, without a traceback."""
 
@@ -18,13 +22,19 @@ class LauncherError(Exception):
 class ConfigError(LauncherError):
     """The request is wrong. Nothing was created and nothing was submitted."""
 
-    exit_code = 2
+    exit_code = USAGE_ERROR
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         count = len(self.problems)
         head = "1 problem in the configuration" if count == 1 else f"{count} problems in the configuration"
         super().__init__("\n".join([f"{head}; nothing was started:", *(f"  - {p}" for p in self.problems)]))
+
+
+class UsageError(LauncherError):
+    """The command line is wrong."""
+
+    exit_code = USAGE_ERROR
 
 
 class SubmissionError(LauncherError):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARKS_ASCII = "_.-=+*#@"
+
+
+def command_line(*words: object) -> str:
+    """``launcher status 'my runs/a'``: a command that can be pasted into a shell."""
+    return shlex.join(["launcher", *map(str, words)])
 
 
 def duration(seconds: float) -> str:

@@ -19,7 +19,6 @@ from launcher.config.schema import (
     LocalClusterConfig,
     SlurmClusterConfig,
 )
-from launcher.submit.validate import problems
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -28,6 +27,18 @@ CONFIG_FILE = "config.yaml"
 """Name of the frozen configuration in a run directory."""
 
 _CLUSTERS = {"local": LocalClusterConfig, "slurm": SlurmClusterConfig}
+
+
+class MissingSettings(ConfigError):
+    """Mandatory values (``???``) are missing.
+
+    Attributes:
+        config: the rest, with defaults in their place, so that its other problems can be named as well.
+    """
+
+    def __init__(self, paths: Sequence[str], config: Config) -> None:
+        super().__init__([f"`{path}` is mandatory here and not set. HINT: add `{path}=...`." for path in paths])
+        self.config = config
 
 
 def register_configs() -> None:
@@ -78,7 +89,7 @@ def typed(composed: DictConfig) -> Config:
     """``composed`` as a plain :class:`Config`, its interpolations resolved.
 
     Raises:
-        ConfigError: a mandatory value (``???``) is missing; every other problem is named as well.
+        MissingSettings: a mandatory value (``???``) is missing.
     """
     from omegaconf import OmegaConf
 
@@ -98,8 +109,7 @@ def typed(composed: DictConfig) -> Config:
     config = _from_data(data)
     if not missing:
         return config
-    unset = [f"`{key}` is mandatory here and not set. HINT: add `{key}=...`." for key in missing]
-    raise ConfigError([*unset, *problems(config)])
+    raise MissingSettings(missing, config)
 
 
 def _has_only_settings(made: Any) -> bool:

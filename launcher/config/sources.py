@@ -10,6 +10,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
+from launcher.common.errors import ConfigError
 from launcher.common.paths import conf_dir
 from launcher.config.overrides import file_values
 
@@ -21,9 +22,13 @@ class PresetFiles(FileConfigSource):
         """One file.
 
         Raises:
-            ConfigError: a setting is given under both of its names, or a command has an unclosed quote.
+            ConfigError: it is not UTF-8, gives a setting under both of its names, or has a command with an open quote.
         """
-        result = super().load_config(config_path)
+        try:
+            result = super().load_config(config_path)
+        except UnicodeDecodeError as error:
+            path = Path(self.path) / self._normalize_file_name(config_path)
+            raise ConfigError([f"{path} is not UTF-8 text (byte {error.start}). HINT: save it as UTF-8."]) from error
         if isinstance(result.config, DictConfig) and Path(self.path) != conf_dir():
             text = (Path(self.path) / self._normalize_file_name(config_path)).read_text(encoding="utf-8")
             package = _package(config_path, result.header.get("package"))

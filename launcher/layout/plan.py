@@ -8,7 +8,7 @@ from launcher.common.errors import AllocationError
 from launcher.config.schema import Config
 from launcher.layout.environment import engine_env, trainer_env
 from launcher.layout.model import Layout, Node, Process, Replica, Role
-from launcher.layout.shape import Shape, shape_of
+from launcher.layout.shape import Shape, planned_hostnames, shape_of
 
 PYTHON = "python"
 """First word of an argv that stands for the agent's own interpreter; the agent puts its ``sys.executable`` there."""
@@ -75,7 +75,7 @@ def engine_args(config: Config) -> tuple[str, ...]:
 
 
 def _hostnames(config: Config, hostnames: Sequence[str] | None) -> Sequence[str]:
-    hosts = hostnames if hostnames is not None else config.layout.hostnames
+    hosts = hostnames if hostnames is not None else planned_hostnames(config)
     spares = config.layout.spares
     total = config.layout.nodes + spares
     if hosts is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launcher.config.schema import Config
+from launcher.slurm.nodelist import expand_nodelist
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,3 +70,14 @@ def shape_of(config: Config) -> Shape:
         replicas=engine_nodes // nodes_per_replica * replicas_per_node,
         local_mode=local_mode,
     )
+
+
+def planned_hostnames(config: Config) -> list[str] | None:
+    """The names in ``layout.hostnames``, each of which may be a node list as SLURM writes it; None without any.
+
+    Raises:
+        ValueError: one of them is no node list.
+    """
+    if config.layout.hostnames is None:
+        return None
+    return [name for text in config.layout.hostnames for name in expand_nodelist(text)]

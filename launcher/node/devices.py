@@ -79,7 +79,7 @@ def _chosen(indices: list[int], environ: Mapping[str, str], name: str) -> str:
     if max(indices) >= len(given):
         raise AllocationError(
             f"`{name}` ({environ[name]}) gives {len(given)} devices, but the layout uses device {max(indices)} of the"
-            " node, counted from 0. HINT: see `cluster.gpus` for how GPUs are requested."
+            " node, counted from 0. HINT: see `cluster.gpu_request` for how GPUs are requested."
         )
     return ",".join(given[index] for index in indices)
 

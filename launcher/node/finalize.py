@@ -11,6 +11,7 @@ from pathlib import Path
 
 from launcher.common.attempts import End, ends, record_end
 from launcher.common.errors import STOPPED, ProcessFailure
+from launcher.common.text import command_line
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.control.client import ControlClient
 from launcher.control.model import Phase, StopReason
@@ -87,7 +88,7 @@ def check_limits(config: Config, run_dir: Path, node: NodeEnvironment) -> None:
     words = passed_limit(config, ends(run_dir, node.attempt, node.job_id))
     if words is not None:
         record_end(run_dir, node.attempt, End.FAILED)
-        raise ProcessFailure(f"{words} HINT: `launcher resume {run_dir}` goes on, and counts from zero.")
+        raise ProcessFailure(f"{words} HINT: `{command_line('resume', run_dir)}` goes on, and counts from zero.")
 
 
 def conclude(

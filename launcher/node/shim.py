@@ -23,6 +23,7 @@ from types import FrameType
 from launcher.common.errors import ControlError
 from launcher.common.procfs import become_subreaper, descendants, end_descendants, is_stopped, signal_on_parent_death
 from launcher.common.run_dir import attempt_dir
+from launcher.common.utf8 import use_utf8
 from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.node.context import SCRATCH_VARIABLE
@@ -63,7 +64,7 @@ def run_shim(run_dir: Path, buffer: SignalBuffer | None = None) -> int:
     log = logs / f"agent-{node.node_rank:04d}.log"
     remove_stale()
     scratch = make_scratch()
-    command = [sys.executable, "-m", "launcher.node", str(run_dir), "--shim", str(os.getpid())]
+    command = [sys.executable, "-X", "utf8", "-m", "launcher.node", str(run_dir), "--shim", str(os.getpid())]
     config = load_run_config(run_dir)
     try:
         code = supervise_agent(
@@ -219,6 +220,7 @@ def _wait(agent: subprocess.Popen[bytes], stopped_s: float, look: Callable[[], N
 
 def main() -> int:
     """Runs this node for as long as the process that started the shim lives."""
+    use_utf8()
     parser = argparse.ArgumentParser(prog="launcher.node.shim")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--parent", type=int, help="process id of who starts the shim; without it, nothing runs")

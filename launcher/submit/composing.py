@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from launcher.cli.parser import UsageError
+from launcher.common.errors import ConfigError, UsageError
 
 HYDRA_FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's switch: set to 1, a person sees its errors with their traceback."""
@@ -18,11 +18,16 @@ def explained() -> Iterator[None]:
 
     Raises:
         UsageError: with that message.
+        ConfigError: mandatory settings are missing; every other problem is named as well.
     """
+    from launcher.config.compose import MissingSettings
     from launcher.config.explain import COMPOSITION_ERRORS, explain
+    from launcher.submit.validate import problems
 
     try:
         yield
+    except MissingSettings as error:
+        raise ConfigError([*error.problems, *problems(error.config)]) from None
     except COMPOSITION_ERRORS as error:
         if os.environ.get(HYDRA_FULL_ERROR) == "1":
             raise

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from launcher.common import run_dir as directory
 from launcher.common.errors import AllocationError, LauncherError
+from launcher.common.utf8 import use_utf8
 from launcher.config import from_yaml
 from launcher.config.schema import Config
 from launcher.layout import plan
@@ -99,6 +100,7 @@ def _leave_task(run_dir: Path, job_id: str) -> None:
 
 def main() -> int:
     """Prints the path; an expected failure is one message in the job's log."""
+    use_utf8()
     parser = argparse.ArgumentParser(prog="launcher.submit.new_run")
     parser.add_argument("--code", type=Path, help="where `launcher render` kept the code")
     parser.add_argument("--script", type=Path, help="the job script")

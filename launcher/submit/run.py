@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from launcher.common import run_dir as directory
 from launcher.common.errors import STOPPED, ConfigError, SubmissionError
+from launcher.common.text import command_line
 from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.config.secrets import secret_values, unset_secrets
@@ -206,7 +207,7 @@ def _exit_code(path: Path, state: RunState, outcome: Outcome, job: Job, stop: St
     if ended_by is not None:
         return 128 + ended_by
     if outcome.exit_code == STOPPED:
-        print(f"\nStopped with a checkpoint. To go on:\n  python -m launcher resume {path}", flush=True)
+        print(f"\nStopped with a checkpoint. To go on:\n  {command_line('resume', path)}", flush=True)
     if state.outcome is None:
         words = f"launcher: the job ended ({outcome.text}) without a last word from its nodes."
         logs = [log for log in job.logs() if log.exists()]
@@ -245,8 +246,8 @@ def _next_commands(path: Path, job: Job) -> str:
     return "\n".join(
         [
             "next:",
-            f"  launcher status {path}",
-            f"  launcher logs -f {path}",
-            f"  launcher cancel {path}",
+            f"  {command_line('status', path)}",
+            f"  {command_line('logs', '-f', path)}",
+            f"  {command_line('cancel', path)}",
         ]
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from launcher.common.errors import ConfigError, LauncherError
 from launcher.config import typed
+from launcher.config.compose import MissingSettings
 from launcher.config.explain import COMPOSITION_ERRORS, explain
 from launcher.config.schema import Config
 from launcher.config.secrets import unset_secrets
@@ -80,6 +81,8 @@ def compose_all(
             del whole["hydra"]
             config = typed(whole)
             texts: Sequence[str] = [*problems(config), *unset_secrets(config)]
+        except MissingSettings as error:
+            texts = [*error.problems, *problems(error.config)]
         except ConfigError as error:
             texts = error.problems
         except COMPOSITION_ERRORS as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launcher.common.errors import ConfigError
 from launcher.common.run_dir import write_atomically
+from launcher.common.text import command_line
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.slurm.site import max_array_size
 from launcher.submit.prepare import Prepared, ready
@@ -61,7 +62,8 @@ def launch(request: Request, batch: Sequence[Combination]) -> list[Outcome]:
             print(_plan_text(batch, before, todo), flush=True)
     print(f"sweep directory {request.directory}", flush=True)
     if config.cluster.kind != "local" and not config.cluster.wait:
-        print(f"next:\n  launcher sweep status {request.directory}\n  launcher sweep cancel {request.directory}")
+        lines = [command_line("sweep", action, request.directory) for action in ("status", "cancel")]
+        print("next:", *lines, sep="\n  ")
         return [Outcome() for _ in batch]
     if config.cluster.kind != "local":
         wait_for(ledger, metric, {combo.identity for combo in batch})
@@ -168,7 +170,7 @@ def _submit(ledger: Ledger, todo: Sequence[Combination], before: dict[str, Run],
 def _how_to_go_on(directory: Path) -> str:
     return (
         "launcher: not all runs were submitted. The same command submits the rest;"
-        f" `launcher sweep cancel {directory}` ends those that were."
+        f" `{command_line('sweep', 'cancel', directory)}` ends those that were."
     )
 
 

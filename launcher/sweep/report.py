@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.cli.parser import UsageError
+from launcher.common.errors import UsageError
 from launcher.common.text import aligned, duration, number
 from launcher.sweep.ledger import ABOUT, Ledger
 from launcher.sweep.metric import Metric

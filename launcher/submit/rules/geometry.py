@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from launcher.config.schema import Config
-from launcher.layout.shape import Shape, shape_of
+from launcher.layout.shape import Shape, planned_hostnames, shape_of
 
 
 def problems(config: Config) -> Iterator[str]:
@@ -24,7 +24,12 @@ def problems(config: Config) -> Iterator[str]:
 
 
 def _hostnames(config: Config) -> Iterator[str]:
-    hosts, nodes, spares = config.layout.hostnames, config.layout.nodes, config.layout.spares
+    nodes, spares = config.layout.nodes, config.layout.spares
+    try:
+        hosts = planned_hostnames(config)
+    except ValueError as error:
+        yield f"`layout.hostnames` ({','.join(config.layout.hostnames or ())}) cannot be read: {error}."
+        return
     if hosts is None:
         return
     if len(hosts) != nodes + spares:
