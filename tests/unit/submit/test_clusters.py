@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,10 @@ def test_without_sbatch_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_local_configuration_is_no_slurm_cluster() -> None:
     with pytest.raises(TypeError):
         SlurmCluster(Config())
+
+
+@pytest.mark.parametrize("module", ["launcher.submit.executor", "launcher.submit.new_run", "launcher.node.shim"])
+def test_what_a_job_starts_with_can_be_imported_first(module: str) -> None:
+    # submitit unpickles the task in a process that has imported nothing else.
+    done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
