@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from launcher.bridge.codec.spans import Copied, Summed
 FIELDS = tl.constexpr(7)
 COLUMN_SALT = tl.constexpr(0x5DEECE66D5DEECE6)
 """That of :mod:`launcher.bridge.codec.checksum`."""
+
+BACKGROUND_PROGRAMS = int(os.environ.get("LAUNCHER_BRIDGE_SUM_PROGRAMS", "96"))
+"""Of a sum that goes on beside copies: about what keeps pace with NVLink."""
 
 NARROW = 256
 """Rows of no more elements have tiles of their own, of this width."""
@@ -75,11 +79,19 @@ def _copy(  # type: ignore[no-untyped-def]
             tl.store(ours + row * stride + column, tl.load(theirs + row * columns + column, mask=inside), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["count"])  # type: ignore[untyped-decorator, unused-ignore]
 def _sum(  # type: ignore[no-untyped-def]
-    table, tiles, out, UNIT: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    table, tiles, out, count, UNIT: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    program = tl.program_id(0).to(tl.int64)
+    # As many programs as there shall be at a time: each takes every so manieth tile.
+    for program in range(tl.program_id(0), count, tl.num_programs(0)):
+        tl.store(out + program, _sum_of_tile(table, tiles, program, UNIT, WIDE, ROWS, COLUMNS))
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _sum_of_tile(  # type: ignore[no-untyped-def]
+    table, tiles, program, UNIT: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     entry = table + tl.load(tiles + 2 * program).to(tl.int64) * FIELDS
     number = tl.load(tiles + 2 * program + 1)
     stride = tl.load(entry + 1)
@@ -115,7 +127,7 @@ def _sum(  # type: ignore[no-untyped-def]
         upper_sum += word * upper
     b = _mixed((byte // 4).to(tl.uint64) ^ COLUMN_SALT).to(tl.int64)
     total = (lower_sum + (upper_sum.to(tl.int64) << 32)) * b
-    tl.store(out + program, tl.sum(tl.where(inside, total, 0)) * key)
+    return tl.sum(tl.where(inside, total, 0)) * key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,13 +181,19 @@ class SumTable:
         self._device = device
         self._groups = _groups(spans, device, rows=32, columns=2048)
 
-    def sum(self) -> torch.Tensor:
-        """int64 scalar on the GPU, not waited for."""
+    def sum(self, *, is_background: bool = False) -> torch.Tensor:
+        """int64 scalar on the GPU, not waited for.
+
+        Args:
+            is_background: leaves memory bandwidth to what goes on beside it, and takes longer.
+        """
+        most = BACKGROUND_PROGRAMS if is_background else 1 << 30
         with torch.cuda.device(self._device):
             total = torch.zeros((), dtype=torch.int64, device=self._device)
             for group in self._groups:
                 out = torch.empty(len(group.tiles), dtype=torch.int64, device=self._device)
-                _sum[(len(group.tiles),)](group.table, group.tiles, out, **group.launched_with)
+                programs = min(len(group.tiles), most)
+                _sum[(programs,)](group.table, group.tiles, out, len(group.tiles), **group.launched_with)
                 total = out.sum() if len(self._groups) == 1 else total + out.sum()
             return total
 

@@ -70,13 +70,17 @@ class Messages:
         if rest is not None:
             unpack(rest, buffer, parameters)
 
-    def digest_sent(self, message: Message, shards: Tensors) -> torch.Tensor:
-        """As :func:`launcher.bridge.codec.integrity.digest_sent`."""
-        return self._sum("sent", message, shards, partial(digest_sent, self._plan))
+    def digest_sent(self, message: Message, shards: Tensors, *, is_background: bool = False) -> torch.Tensor:
+        """As :func:`launcher.bridge.codec.integrity.digest_sent`.
 
-    def digest_received(self, message: Message, parameters: Tensors) -> torch.Tensor:
-        """As :func:`launcher.bridge.codec.integrity.digest_received`."""
-        return self._sum("received", message, parameters, partial(digest_received, self._plan))
+        Args:
+            is_background: copies go on beside it, which it shall leave memory bandwidth to.
+        """
+        return self._sum("sent", message, shards, partial(digest_sent, self._plan), is_background)
+
+    def digest_received(self, message: Message, parameters: Tensors, *, is_background: bool = False) -> torch.Tensor:
+        """As :func:`launcher.bridge.codec.integrity.digest_received`; ``is_background`` as for the sender."""
+        return self._sum("received", message, parameters, partial(digest_received, self._plan), is_background)
 
     def _copy(self, what: str, message: Message, tensors: Tensors, buffer: torch.Tensor) -> Message | None:
         from launcher.bridge.codec.kernels import CopyTable
@@ -91,7 +95,12 @@ class Messages:
         return kept.rest
 
     def _sum(
-        self, what: str, message: Message, tensors: Tensors, plainly: Callable[[Message, Tensors], torch.Tensor]
+        self,
+        what: str,
+        message: Message,
+        tensors: Tensors,
+        plainly: Callable[[Message, Tensors], torch.Tensor],
+        is_background: bool,
     ) -> torch.Tensor:
         device = tensors[_name(what, message.segments[0])].device if message.segments else torch.device("cpu")
         if not has_kernels(device):
@@ -111,7 +120,7 @@ class Messages:
 
         kept = self._table(what, message, tensors, span, partial(SumTable, device=device))
         assert isinstance(kept.table, SumTable)
-        total = kept.table.sum()
+        total = kept.table.sum(is_background=is_background)
         return total if kept.rest is None else total + plainly(kept.rest, tensors)
 
     def _view(

@@ -14,7 +14,7 @@ import torch
 
 from launcher.bridge.plan import Message, Plan, Segment
 from launcher.bridge.plan.split import aligned
-from launcher.bridge.transport.base import MemoryRegion
+from launcher.bridge.transport.base import MemoryRegion, RegionSendWire
 
 LARGE_BYTES = 256 << 10
 """Segments of at least so many bytes are regions of their own."""
@@ -99,7 +99,7 @@ def sent_regions(
     message: Message,
     parts: SplitMessage,
     shards: Mapping[str, torch.Tensor],
-    reaches: Callable[[MemoryRegion], bool],
+    wire: RegionSendWire,
 ) -> SentRegions:
     """Where a trainer rank has the regions of a message."""
     assert isinstance(message.sender, int)
@@ -107,8 +107,9 @@ def sent_regions(
     keep, odd = [], []
     for segment in parts.in_place:
         shard = shards[segment.source]
-        region = region_of(shard[segment.box.within(plan.held(segment.source, message.sender)).slices()], segment.wire)
-        if region is not None and reaches(region):
+        view = shard[segment.box.within(plan.held(segment.source, message.sender)).slices()]
+        region = region_of(view, segment.wire) if view.device.type == wire.device.type else None
+        if region is not None and wire.reaches(region):
             keep.append(shard)
         else:
             odd.append(segment)

@@ -245,7 +245,11 @@ class WeightReceiver:
                     write(self._received)
                     if self._verify:
                         with checking.work():
-                            total += self._messages.digest_received(message, self._received).to(self._device)
+                            # Beside the copies of what follows; nothing follows the last one.
+                            is_background = message is not messages[-1]
+                            total += self._messages.digest_received(
+                                message, self._received, is_background=is_background
+                            ).to(self._device)
         progress.ends()
         if self._device.type == "cuda":
             checking.synchronize()

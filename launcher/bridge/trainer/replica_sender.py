@@ -89,7 +89,7 @@ class ReplicaSender:
                 if self._verify:
                     # While the message is on its way.
                     with self._checking.work():
-                        sent.add_digest(worker, self._messages.digest_sent(part, shards))
+                        sent.add_digest(worker, self._messages.digest_sent(part, shards, is_background=True))
         while waiting:
             _finish(*waiting.popleft(), deadline)
         self._checking.synchronize()
@@ -125,7 +125,7 @@ class ReplicaSender:
         self, wire: RegionSendWire, message: Message, shards: Mapping[str, torch.Tensor], deadline: float
     ) -> Transfer:
         parts = self._splits.of(message)
-        found = sent_regions(self.plan, message, parts, shards, wire.reaches)
+        found = sent_regions(self.plan, message, parts, shards, wire)
         buffer = None
         if found.packed is not None:
             buffer = wire.buffer(found.packed.nbytes, deadline)

@@ -1,18 +1,37 @@
-"""``nccl``: GPU memory between nodes, a communicator of two for each pair."""
+"""``nccl``: GPU memory between nodes, a communicator of two for each pair.
+
+All regions of a message are one group of NCCL's: one kernel, out of the caller's memory and into it. What is packed, or
+staged, lies in buffers of the wire.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
 import time
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import distributed as dist
 
 from launcher.bridge.groups import NEVER, errors_left_to_us
-from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire, Transfer
+from launcher.bridge.transport import cudart
+from launcher.bridge.transport.base import (
+    Meeting,
+    MemoryRegion,
+    Pair,
+    RecvWire,
+    RegionRecvWire,
+    RegionSendWire,
+    SendWire,
+    Transfer,
+)
 from launcher.bridge.transport.buffers import Buffers
+from launcher.bridge.transport.choose import here
+from launcher.bridge.transport.mapped import ALIGNMENT, staged_bytes
+from launcher.bridge.transport.nvlink import fabric_of
 from launcher.bridge.transport.rendezvous import at_store, explained
 from launcher.common.errors import TransferError
 
@@ -24,12 +43,19 @@ LATER = 0.05
 
 CHANNELS_VARIABLE = "LAUNCHER_BRIDGE_NCCL_CHANNELS"
 CHANNELS = 8
-"""Most channels of a communicator, which bounds its buffers. A network card needs few; only NVLink would
-need more."""
+"""Most channels of a communicator over a network, which bounds its buffers: a network card needs few."""
+
+NVLINK_CHANNELS = 32
+"""Most channels of a communicator over NVLink, whose bandwidth fewer do not reach."""
 
 
 class NcclTransfer(Transfer):
-    """A posted operation of a communicator."""
+    """The operations of one message.
+
+    Args:
+        work: of torch's; None for a message of no bytes.
+        buffer: of the wire's, that was packed or is to be unpacked.
+    """
 
     def __init__(self, work: Any, buffer: torch.Tensor, buffers: Buffers) -> None:
         self._work = work
@@ -40,60 +66,115 @@ class NcclTransfer(Transfer):
         # NCCL's own wait only orders streams and never times out on the host.
         begin = time.monotonic()
         with explained():
-            while not self._work.is_completed():
+            while self._work is not None and not self._work.is_completed():
                 if time.monotonic() > deadline:
                     raise TransferError("did not complete within its deadline.")
                 time.sleep(min(max(POLL_S, LATER * (time.monotonic() - begin)), LONGEST_POLL_S))
-            self._work.wait()
+            if self._work is not None:
+                self._work.wait()
             if self._buffers.cleared:  # An operation that is aborted counts as complete.
                 raise TransferError("failed: this end has left.")
         return self._buffer
 
+    def give_back(self) -> None:
+        """Returns the buffer to the wire."""
+        if self._buffer.numel():
+            self._buffers.give(self._buffer)
 
-class _Sent(NcclTransfer):
+
+class _SentByNccl(NcclTransfer):
+    def __init__(self, work: Any, buffer: torch.Tensor, buffers: Buffers, keeps: deque[Any]) -> None:
+        super().__init__(work, buffer, buffers)
+        self._keeps = keeps
+
     def poll(self, deadline: float) -> torch.Tensor:
         buffer = super().poll(deadline)
-        self._buffers.give(buffer)
+        self._keeps.popleft()
+        self.give_back()
         return buffer
 
 
-class _Received(NcclTransfer):
+class _ReceivedByNccl(NcclTransfer):
     def release(self) -> None:
-        self._buffers.give(self._buffer)
+        self.give_back()
 
 
-class NcclSender(SendWire):
+class NcclSender(RegionSendWire):
     """The sending end."""
 
     def __init__(self, group: Any, device: torch.device) -> None:
+        self.device = device
         self._group = group
         self._tags = itertools.count()
         self._buffers = Buffers(device)
+        self._lent = torch.empty(0, dtype=torch.uint8, device=device)
+        self._keeps: deque[Any] = deque()
+        """What operations that are not complete read."""
 
     def buffer(self, nbytes: int, deadline: float) -> torch.Tensor:
-        return self._buffers.take(nbytes)
+        self._lent = self._buffers.take(nbytes)
+        return self._lent
 
     def post_send(self, buffer: torch.Tensor) -> Transfer:
-        with explained():
-            return _Sent(self._group.send([buffer], RECEIVER, next(self._tags)), buffer, self._buffers)
+        return self._post([buffer] if buffer.numel() else [], ())
+
+    def reaches(self, region: MemoryRegion) -> bool:
+        return region.is_contiguous
+
+    def post_send_regions(self, regions: Sequence[MemoryRegion], keep: Sequence[torch.Tensor]) -> Transfer:
+        return self._post([cudart.tensor_at(r.address, r.nbytes, self.device) for r in regions], keep)
 
     def abort(self) -> None:
         self._buffers.clear()
         self._group.abort()
+        self._keeps.clear()
+
+    def _post(self, contents: Sequence[torch.Tensor], keep: Sequence[torch.Tensor]) -> Transfer:
+        lent, self._lent = self._lent, self._lent[:0]
+        self._keeps.append((contents, keep))
+        with explained():
+            work = None
+            if contents:
+                self._group._start_coalescing()
+                for content in contents:
+                    self._group.send([content], RECEIVER, next(self._tags))
+                work = self._group._end_coalescing()
+        return _SentByNccl(work, lent, self._buffers, self._keeps)
 
 
-class NcclReceiver(RecvWire):
+class NcclReceiver(RegionRecvWire):
     """The receiving end."""
 
+    is_still_after_abort = False
+
     def __init__(self, group: Any, device: torch.device) -> None:
+        self._device = device
         self._group = group
         self._tags = itertools.count()
         self._buffers = Buffers(device)
 
+    def accepts(self, region: MemoryRegion) -> bool:
+        return region.is_contiguous
+
     def post_recv(self, nbytes: int) -> Transfer:
-        buffer = self._buffers.take(nbytes)
+        return self.post_recv_regions([nbytes] if nbytes else [])
+
+    def post_recv_regions(self, targets: Sequence[MemoryRegion | int]) -> Transfer:
+        nbytes = staged_bytes([target for target in targets if isinstance(target, int)])
+        staged, begin = self._buffers.take(nbytes) if nbytes else torch.empty(0, dtype=torch.uint8), 0
         with explained():
-            return _Received(self._group.recv([buffer], SENDER, next(self._tags)), buffer, self._buffers)
+            work = None
+            if targets:
+                self._group._start_coalescing()
+                for target in targets:
+                    if isinstance(target, int):
+                        place = staged[begin : begin + target]
+                        begin += -(-target // ALIGNMENT) * ALIGNMENT
+                    else:
+                        place = cudart.tensor_at(target.address, target.nbytes, self._device)
+                    self._group.recv([place], SENDER, next(self._tags))
+                work = self._group._end_coalescing()
+        return _ReceivedByNccl(work, staged, self._buffers)
 
     def abort(self) -> None:
         self._buffers.clear()
@@ -120,12 +201,14 @@ def connect_receiver(meeting: Meeting, pair: Pair, device: torch.device) -> Recv
     """
     group = _group(meeting, pair, RECEIVER, device)
     wire = NcclReceiver(group, device)
-    _first(wire.post_recv(1), meeting)
+    transfer = wire.post_recv(1)
+    _first(transfer, meeting)
+    transfer.release()
     return wire
 
 
 def _first(transfer: Transfer, meeting: Meeting) -> None:
-    # Only now do the two connect, as torch makes a communicator for a pair with its first message.
+    # Only now do the two connect, as torch makes a communicator with its first message.
     transfer.poll(time.monotonic() + meeting.timeout_s)
 
 
@@ -133,6 +216,17 @@ def _group(meeting: Meeting, pair: Pair, rank: int, device: torch.device) -> Any
     torch.cuda.set_device(device)
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = NEVER
-    options.config.max_ctas = int(os.environ.get(CHANNELS_VARIABLE, CHANNELS))
     with at_store(meeting, pair) as store, errors_left_to_us():
+        options.config.max_ctas = _channels(store, rank, device)
         return dist.ProcessGroupNCCL(store, rank, 2, options)
+
+
+def _channels(store: dist.Store, rank: int, device: torch.device) -> int:
+    """Most channels for what joins the two GPUs: NVLink, on one host or in one fabric of several, or a network."""
+    ours = f"{here(device).host} {fabric_of(device)}"
+    store.set(f"place/{rank}", ours)
+    theirs = store.get(f"place/{1 - rank}").decode()
+    if CHANNELS_VARIABLE in os.environ:
+        return int(os.environ[CHANNELS_VARIABLE])
+    (host, fabric), (other_host, other_fabric) = ours.split(" "), theirs.split(" ")
+    return NVLINK_CHANNELS if host == other_host or (fabric and fabric == other_fabric) else CHANNELS

@@ -32,6 +32,11 @@ class Changes(Ours):
         """Its name."""
         return f"ours: {transport}, {100 * density:g} % changed, verified"
 
+    @staticmethod
+    def is_title(name: str) -> bool:
+        """Whether a name is that of such a way."""
+        return "% changed" in name
+
     def prepare(self) -> None:
         if self._committed is None:
             self._receive_old()

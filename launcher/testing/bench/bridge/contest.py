@@ -123,6 +123,9 @@ def _ways(stage: Stage, only: str | None) -> tuple[Makers, list[str]]:
 
 def _is_slow(stage: Stage, name: str) -> bool:
     nbytes = sum(tensor.nbytes for tensor in stage.tensors.values())
+    if Changes.is_title(name) and stage.group is None:
+        # Both ends keep another copy or two beside their tensors, on the one GPU.
+        return 6 * nbytes > torch.cuda.get_device_properties(stage.device).total_memory
     through_host = stage.device.type == "cuda" and any(f"ours: {host}" in name for host in ON_HOST_MEMORY)
     one_by_one = "all-gather per parameter" in name or "handle per parameter" in name
     return (through_host and nbytes > SLOW_BYTES) or (one_by_one and len(stage.tensors) > MANY_TENSORS)

@@ -120,7 +120,7 @@ def report(results: Sequence[Result], left_out: Sequence[str], options: argparse
         extra = f"{row['extra_bytes'] / 1e6:>9.0f} {row['held_bytes'] / 1e6:>8.0f}"
         print(f"{row['name']:<42} {times} {row['gb_per_s']:>7.2f} {ratio:>8} {extra} {sent:>8}")
     for name in left_out:
-        print(f"left out, as it takes long: {name}  (name it with --only)")
+        print(f"left out, as it takes long or much memory: {name}  (name it with --only)")
     for aim in aims:
         print(f"{'met' if aim['is_met'] else 'missed':<7} {aim['text']}")
     if options.out is not None:
@@ -149,8 +149,12 @@ def judged(results: dict[str, Result]) -> list[dict[str, Any]]:
 
 
 def _draw(facts: dict[str, Any], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no picture: matplotlib is not installed")
+        return
 
     rows = list(reversed(facts["ways"]))
     figure = Figure(figsize=(9, 0.4 * len(rows) + 1.4), layout="constrained")
