@@ -554,7 +554,8 @@ class _ReceivedMessage(Transfer):
 
 def staged_bytes(sizes: Sequence[int]) -> int:
     """Bytes that staged regions take, each beginning at a multiple of 16."""
-    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+    *before, last = sizes
+    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in before) + last
 
 
 def _only(targets: Sequence[MemoryRegion | int]) -> int:
