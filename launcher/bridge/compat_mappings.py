@@ -65,7 +65,7 @@ def export_param_mappings(
         "dp_shard_degree": dp_shard_degree,
         "param_mappings": mappings,
     }
-    draft.write_text(json.dumps(content, indent=2) + "\n")
+    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     draft.replace(path)
     return path
 

@@ -217,7 +217,7 @@ class Checkpoints:
             set_state_dict(
                 self._model, self._optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
             )
-            own = json.loads((path / _rank_file(self._ranks.rank)).read_text())
+            own = json.loads((path / _rank_file(self._ranks.rank)).read_text(encoding="utf-8"))
             if self._data is not None:
                 self._data.load_state_dict(own["data"])
             set_random_state(own["random"], self._device)

@@ -76,7 +76,7 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         OSError, ValueError, KeyError, TypeError: there is none that can be read.
     """
-    data = json.loads((path / MANIFEST).read_text())
+    data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     return Manifest(**{**data, "files": {name: File(**file) for name, file in data["files"].items()}})
 
 
@@ -98,7 +98,7 @@ def describe(path: Path) -> File:
 
 def write_durably(path: Path, text: str) -> None:
     """Writes a file; it survives a loss of power when this returns."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

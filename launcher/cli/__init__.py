@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from launcher.cli.commands import COMMANDS
 from launcher.common import gc_tuning
-from launcher.common.errors import LauncherError
+from launcher.common.errors import LauncherError, UsageError
 from launcher.common.utf8 import escape_unprintable, is_text, use_utf8
 
 INTERRUPTED = 130
@@ -47,8 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check_text(arguments: Sequence[str]) -> None:
     for number, word in enumerate(arguments, 1):
         if not is_text(word):
-            from launcher.cli.parser import UsageError
-
             raise UsageError(f"Argument {number} ({word!a}) is not UTF-8 text. HINT: set the terminal to UTF-8.")
 
 

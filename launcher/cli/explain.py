@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.cli.parser import CommandParser, UsageError
+from launcher.cli.parser import CommandParser
+from launcher.common.errors import UsageError
 from launcher.layout.model import Layout, Process, Role
 from launcher.observe.find import add_output_dir, find_run
 from launcher.observe.layouts import Target, find_target, layout_of

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launcher.cli.parser import CommandParser, UsageError
+from launcher.cli.parser import CommandParser
+from launcher.common.errors import UsageError
 from launcher.observe.find import add_run_argument, find_run
 from launcher.observe.logs import JOB, ROLES, Choice, Log, LogReader, job_logs, logs_of
 from launcher.observe.run_summary import newest_attempt

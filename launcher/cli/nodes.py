@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from launcher.cli.parser import CommandParser, UsageError
+from launcher.cli.parser import CommandParser
+from launcher.common.errors import UsageError
 from launcher.common.text import aligned, duration
 from launcher.preflight.bad_nodes import NodeMemory, default_memory
 

@@ -62,7 +62,7 @@ def _write(file: Path, text: str) -> None:
     from launcher.common.errors import ConfigError
 
     try:
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
         file.chmod(0o755)
     except OSError as error:
         raise ConfigError([f"`--output` ({file}) cannot be written: {error.strerror}."]) from error

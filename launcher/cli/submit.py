@@ -10,8 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
 from launcher.cli.help import show_help
-from launcher.cli.parser import UsageError
-from launcher.common.errors import ConfigError, LauncherError
+from launcher.common.errors import ConfigError, LauncherError, UsageError
 from launcher.common.paths import conf_dir
 from launcher.submit.composing import HYDRA_FULL_ERROR, explained, hydra_full_error
 

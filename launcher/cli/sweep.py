@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launcher.cli.parser import CommandParser, UsageError
+from launcher.cli.parser import CommandParser
+from launcher.common.errors import UsageError
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.metric import REDUCTIONS, Metric
 

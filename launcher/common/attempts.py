@@ -89,6 +89,6 @@ def ends(run_dir: Path, attempt: int, job_id: str | None) -> Counter[End]:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None

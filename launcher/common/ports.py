@@ -17,7 +17,7 @@ ATTEMPTS = 200
 def ephemeral_range() -> tuple[int, int]:
     """The kernel's range for outgoing connections (``ip_local_port_range``), both ends included."""
     try:
-        low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+        low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="utf-8").split()
     except OSError:
         return 32_768, 60_999
     return int(low), int(high)

@@ -144,7 +144,7 @@ def _stat(entry: Path) -> list[str] | None:
     """State, parent, process group and so on (``proc_pid_stat(5)``); None for one that has gone."""
     try:
         # The command's name is in parentheses and may itself hold any character, so count from the last one.
-        return (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        return (entry / "stat").read_text(errors="replace", encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return None
 

@@ -46,10 +46,10 @@ def start_of(pid: int) -> str | None:
     """When a process of this machine started: the boot, and clock ticks since then; None if there is none."""
     try:
         # The command's name is in parentheses and may itself hold any character, so count from the last one.
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace", encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else f"{BOOT_ID.read_text().strip()}:{fields[19]}"
+    return None if fields[0] in "ZX" else f"{BOOT_ID.read_text(encoding='utf-8').strip()}:{fields[19]}"
 
 
 def living(identities: Collection[Identity]) -> list[Identity]:

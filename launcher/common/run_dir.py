@@ -55,8 +55,8 @@ def create(config: Config, layout: Layout, taken: Code | None = None, run_dir: P
     run_dir = new_run_dir(config) if run_dir is None else run_dir
     with writing(config, run_dir):
         run_dir.mkdir(parents=True)
-        (run_dir / CONFIG).write_text(to_yaml(config) if taken is None else taken.config_text(config))
-        (run_dir / LAYOUT).write_text(layout_to_json(layout) + "\n")
+        (run_dir / CONFIG).write_text(to_yaml(config) if taken is None else taken.config_text(config), encoding="utf-8")
+        (run_dir / LAYOUT).write_text(layout_to_json(layout) + "\n", encoding="utf-8")
         keep(run_dir, taken)
         submission = {
             "time": time.time(),
@@ -109,19 +109,19 @@ def remove(run_dir: Path, new: Sequence[Path]) -> None:
 def read_submission(run_dir: Path) -> dict[str, Any] | None:
     """When and to which cluster a run was submitted; None if somebody started it by hand."""
     path = run_dir / SUBMISSION
-    return dict(json.loads(path.read_text())) if path.exists() else None
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def record_job(run_dir: Path, cluster: str, job: Mapping[str, Any]) -> None:
     """Adds a job to those of the run; the last one is the current one."""
-    with (run_dir / JOBS).open("a") as file:
+    with (run_dir / JOBS).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"time": time.time(), "cluster": cluster, **job}) + "\n")
 
 
 def last_job(run_dir: Path) -> dict[str, Any] | None:
     """The record of the newest job; None if the run was never handed to a cluster from here."""
     path = run_dir / JOBS
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return dict(json.loads(lines[-1])) if lines else None
 
 
@@ -143,5 +143,5 @@ def checkpoint_dir(config: Config, run_dir: Path) -> Path:
 def write_atomically(path: Path, value: Any) -> None:
     """Writes JSON so that a reader sees all of it or none."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(value) + "\n")
+    draft.write_text(json.dumps(value) + "\n", encoding="utf-8")
     draft.replace(path)

@@ -79,7 +79,7 @@ def trouble_of(text: str, *, is_exit: bool = True, at_the_end: bool = False) -> 
 def recorded(error_file: Path) -> tuple[str, float | None] | None:
     """What torch's ``@record`` left of an exception: its text, and when it was raised, as unix seconds."""
     try:
-        message = json.loads(error_file.read_text())["message"]
+        message = json.loads(error_file.read_text(encoding="utf-8"))["message"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not isinstance(message, dict):

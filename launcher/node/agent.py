@@ -140,7 +140,7 @@ def _serve_control(
 ) -> str:
     """Node 0: opens the event log, starts the control service, and tells the other nodes where it is."""
     directory = attempt_dir(run_dir, node.attempt)
-    (directory / "layout.json").write_text(layout_to_json(layout) + "\n")
+    (directory / "layout.json").write_text(layout_to_json(layout) + "\n", encoding="utf-8")
     events = EventWriter(EventLog(directory / EVENTS))
     cleanup.callback(events.close)
     if (submission := read_submission(run_dir)) is not None:
@@ -223,4 +223,4 @@ def _find_control(directory: Path, timeout_s: float, stop: StopRequest) -> str |
         # A listing makes network filesystems look again instead of answering from their cache of absent names.
         list(directory.iterdir())
         time.sleep(POLL_S)
-    return str(json.loads(path.read_text())["control"])
+    return str(json.loads(path.read_text(encoding="utf-8"))["control"])

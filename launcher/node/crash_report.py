@@ -35,7 +35,7 @@ def report_failure(run_dir: Path, message: str, exit_code: int, **fields: Any) -
         close_log(directory / EVENTS, failure, {"outcome": "failed"})
         return exit_code
     try:
-        address = json.loads((directory / CONTROL).read_text())["control"]
+        address = json.loads((directory / CONTROL).read_text(encoding="utf-8"))["control"]
         client = ControlClient(address, token_from_environment())
         report = make_event("failure", {**failure, "launcher_exit_code": exit_code})
         assert isinstance(report, FailureReported)
@@ -69,7 +69,7 @@ def close_log(path: Path, failure: dict[str, Any], end: dict[str, Any], *others:
 def events_of(path: Path, names: Set[str]) -> list[dict[str, Any]]:
     """The events of these names in a log that nobody writes any more."""
     found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             event = json.loads(line)
         except ValueError:

@@ -19,7 +19,7 @@ def answer_for_the_run(code: int) -> None:
         path = Path(name)
         draft = path.with_name(f"{path.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
-            draft.write_text(f"{code}\n")
+            draft.write_text(f"{code}\n", encoding="utf-8")
             draft.replace(path)
 
 

@@ -82,7 +82,7 @@ def stand_in(run_dir: Path, is_asked_to_end: Callable[[], bool]) -> None:
 
 def _stand_in(config: Config, run_dir: Path, node: NodeEnvironment, directory: Path) -> None:
     try:
-        with (directory / CLAIM).open("x") as file:
+        with (directory / CLAIM).open("x", encoding="utf-8") as file:
             json.dump({"node_rank": node.node_rank}, file)
     except FileExistsError:
         return
@@ -113,7 +113,9 @@ def _last_word(config: Config, run_dir: Path, node: NodeEnvironment, failure: di
 def _is_back(directory: Path) -> bool:
     """Whether node 0 can be reached again; then it was this node that was cut off, and node 0 decides what follows."""
     try:
-        client = ControlClient(json.loads((directory / CONTROL).read_text())["control"], token_from_environment())
+        client = ControlClient(
+            json.loads((directory / CONTROL).read_text(encoding="utf-8"))["control"], token_from_environment()
+        )
         client.status(timeout_s=CALL_TIMEOUT_S)
         client.close()
     except (OSError, LauncherError):

@@ -41,7 +41,7 @@ def reason(log: Path, error_file: Path, *, is_exit: bool, begin: int = 0) -> str
 
 def _recorded(error_file: Path) -> list[str]:
     try:
-        message = json.loads(error_file.read_text())["message"]
+        message = json.loads(error_file.read_text(encoding="utf-8"))["message"]
         return str(message["message"] if isinstance(message, dict) else message).splitlines()
     except (OSError, ValueError, KeyError):
         return []

@@ -58,7 +58,7 @@ def record(scratch: Path, memory: Mapping[str, int]) -> None:
     me = {**_here(), "pid": os.getpid(), "start_time": start_time, "memory": dict(memory)}
     draft = scratch / f".{RECORD}"
     with contextlib.suppress(OSError):  # on a full disk it is not worth a run
-        draft.write_text(json.dumps(me))
+        draft.write_text(json.dumps(me), encoding="utf-8")
         draft.replace(scratch / RECORD)
 
 
@@ -72,7 +72,7 @@ def remove_stale(folder: Path | None = None, shared: Path = FOLDER) -> list[str]
     folders = {Path(tempfile.gettempdir()), Path(_short_folder())} if folder is None else {folder}
     for scratch in [path for place in folders for path in place.glob(f"{PREFIX}*")]:
         try:
-            left: dict[str, Any] = json.loads((scratch / RECORD).read_text())
+            left: dict[str, Any] = json.loads((scratch / RECORD).read_text(encoding="utf-8"))
             is_mine = scratch.stat().st_uid == os.getuid() and _here().items() <= left.items()
             shim = processes.get(left["pid"])
             if not is_mine or (shim is not None and shim.start_time == left["start_time"]):

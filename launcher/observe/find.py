@@ -94,7 +94,7 @@ def is_run(path: Path) -> bool:
 def submitted_at(run: Path) -> float:
     """When a run directory was made, as unix seconds."""
     try:
-        return float(json.loads((run / SUBMISSION).read_text())["time"])
+        return float(json.loads((run / SUBMISSION).read_text(encoding="utf-8"))["time"])
     except (OSError, ValueError, KeyError, TypeError):
         # Not ours, or being written: the directory's own time is near enough to sort by.
         return run.stat().st_mtime

@@ -35,7 +35,7 @@ class Known:
 def read(run: Path, job_id: str, attempt: int | None) -> Known | None:
     """What is known of this job; None if nothing is, or if the run has gone on since."""
     try:
-        data = json.loads((run / JOB_STATE).read_text())
+        data = json.loads((run / JOB_STATE).read_text(encoding="utf-8"))
         state = JobState(**data["state"]) if data["state"] is not None else None
         known = Known(job_id=data["job_id"], attempt=data["attempt"], at=float(data["at"]), state=state)
     except (OSError, ValueError, KeyError, TypeError):

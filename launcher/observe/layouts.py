@@ -38,7 +38,7 @@ def layout_of(run: Path) -> Layout:
     """The layout of the newest attempt, with the hostnames it got; before the first one, the planned one."""
     attempt = newest_attempt(run)
     path = attempt_dir(run, attempt) / LAYOUT if attempt is not None else run / LAYOUT
-    return layout_from_json((path if path.exists() else run / LAYOUT).read_text())
+    return layout_from_json((path if path.exists() else run / LAYOUT).read_text(encoding="utf-8"))
 
 
 def find_target(layout: Layout, word: str) -> Target:

@@ -79,7 +79,7 @@ def _log(path: Path, attempt: int) -> Log:
 
 def _on_node(run: Path, attempt: int, node: int) -> set[str]:
     path = attempt_dir(run, attempt) / LAYOUT
-    layout = layout_from_json((path if path.exists() else run / LAYOUT).read_text())
+    layout = layout_from_json((path if path.exists() else run / LAYOUT).read_text(encoding="utf-8"))
     return {process.name for process in layout.nodes[node].processes} if node < len(layout.nodes) else set()
 
 

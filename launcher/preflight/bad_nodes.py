@@ -60,7 +60,7 @@ class NodeMemory:
         path = self._path(entry.cluster, entry.node)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        draft.write_text(json.dumps(asdict(entry), indent=2) + "\n")
+        draft.write_text(json.dumps(asdict(entry), indent=2) + "\n", encoding="utf-8")
         draft.replace(path)
 
     def entries(self, cluster: str | None = None, *, now: float | None = None) -> list[Remembered]:
@@ -85,7 +85,7 @@ class NodeMemory:
     def _read(self, cluster: str) -> Iterator[tuple[Path, Remembered]]:
         for path in self._root.glob(f"{cluster}/*.json"):
             try:
-                yield path, Remembered(**json.loads(path.read_text()))
+                yield path, Remembered(**json.loads(path.read_text(encoding="utf-8")))
             except FileNotFoundError:
                 continue  # forgotten just now
             except (ValueError, TypeError):

@@ -27,7 +27,7 @@ class Canary:
             OSError: the filesystem does not take it.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(self.word)
+        self._path.write_text(self.word, encoding="utf-8")
 
     def remove(self) -> None:
         """Takes it away, and the directory with it once that is empty."""
@@ -75,7 +75,7 @@ def list_all(attempt_dir: Path, wanted: dict[int, str], *, timeout_s: float) -> 
 
 def _content(path: Path) -> str | None:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
 

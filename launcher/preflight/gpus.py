@@ -187,7 +187,8 @@ def _query(what: str, fields: Sequence[str], timeout_s: float) -> str:
     done = subprocess.run(
         [TOOL, f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         timeout=timeout_s,
         check=False,
     )

@@ -36,7 +36,7 @@ class KeptCode:
         record = read_record(directory)
         if record is None:
             raise FileNotFoundError(f"{directory} keeps no code")
-        git = json.loads((directory / GIT).read_text()) if (directory / GIT).exists() else None
+        git = json.loads((directory / GIT).read_text(encoding="utf-8")) if (directory / GIT).exists() else None
         return cls(
             directory=directory,
             kept=record,

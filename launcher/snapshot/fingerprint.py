@@ -66,5 +66,5 @@ def _driver() -> str | None:
     """Version of the NVIDIA driver; None if this machine has none, as login nodes often do not."""
     if not _DRIVER.exists():
         return None
-    found = re.search(r"Kernel Module\D*([\d.]+)", _DRIVER.read_text())
+    found = re.search(r"Kernel Module\D*([\d.]+)", _DRIVER.read_text(encoding="utf-8"))
     return found.group(1) if found else None

@@ -20,12 +20,14 @@ def keep(run_dir: Path, taken: Code | None) -> None:
     Args:
         taken: the snapshot; None with ``snapshot=false``.
     """
-    (run_dir / ENVIRONMENT).write_text(json.dumps(fingerprint(), indent=1) + "\n")
+    (run_dir / ENVIRONMENT).write_text(json.dumps(fingerprint(), indent=1) + "\n", encoding="utf-8")
     if taken is None:
         return
     write_record(run_dir, taken.record(run_dir))
     if taken.git is not None:
         git = {"root": str(taken.git.root), "commit": taken.git.commit, "branch": taken.git.branch}
-        (run_dir / GIT).write_text(json.dumps({**git, "is_changed": bool(taken.patch)}, indent=1) + "\n")
+        (run_dir / GIT).write_text(
+            json.dumps({**git, "is_changed": bool(taken.patch)}, indent=1) + "\n", encoding="utf-8"
+        )
     if taken.patch:
         (run_dir / PATCH).write_bytes(taken.patch)

@@ -72,7 +72,7 @@ class Place:
 
 def write_record(run_dir: Path, record: Record) -> None:
     """Keeps ``record`` in the run directory, and lays out the view of its code there."""
-    (run_dir / SNAPSHOT).write_text(json.dumps(asdict(record), indent=2) + "\n")
+    (run_dir / SNAPSHOT).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
     if record.code is not None:
         _lay_out(Path(record.code.tree), run_dir / CODE, Path(record.folder))
 
@@ -82,7 +82,7 @@ def read_record(run_dir: Path) -> Record | None:
     path = run_dir / SNAPSHOT
     if not path.exists():
         return None
-    data: dict[str, Any] = json.loads(path.read_text())
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return Record(
         directory=data["directory"],
         folder=data["folder"],

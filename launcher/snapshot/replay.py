@@ -124,7 +124,7 @@ def _without_news(now: Any, then: Any, default: Any) -> Any:
 def recorded_environment(run_dir: Path) -> dict[str, Any]:
     """The fingerprint that a run keeps; empty if it has none."""
     path = run_dir / ENVIRONMENT
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def submitted_from(run_dir: Path) -> Path:

@@ -151,7 +151,9 @@ def store(root: Path, entries: Iterable[Entry], output_dir: Path) -> tuple[str, 
         copied = list(_copy(root, entries, draft / TREE))
         digest = digest_of(copied)
         (draft / TREE).mkdir(parents=True, exist_ok=True)
-        (draft / MANIFEST).write_text(json.dumps({entry.path: [entry.kind, entry.content] for entry in copied}))
+        (draft / MANIFEST).write_text(
+            json.dumps({entry.path: [entry.kind, entry.content] for entry in copied}), encoding="utf-8"
+        )
         try:
             draft.rename(home / digest)
         except OSError:
@@ -204,5 +206,5 @@ def read_manifest(tree: Path) -> dict[str, tuple[str, str]]:
     Raises:
         OSError: the snapshot is gone.
     """
-    recorded: Mapping[str, list[str]] = json.loads((tree.parent / MANIFEST).read_text())
+    recorded: Mapping[str, list[str]] = json.loads((tree.parent / MANIFEST).read_text(encoding="utf-8"))
     return {path: (kind, content) for path, (kind, content) in recorded.items()}

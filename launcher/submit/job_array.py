@@ -165,7 +165,7 @@ def _common(run_dir: Path) -> dict[str, str]:
     """What must be the same in each run, as text: a thousand configurations would take long to load."""
     parts = dict.fromkeys(SAME, "")
     group = ""
-    for line in (run_dir / CONFIG).read_text().splitlines():
+    for line in (run_dir / CONFIG).read_text(encoding="utf-8").splitlines():
         if not line.startswith((" ", "-")):
             group = line.partition(":")[0]
         for name in (group, f"{group}.{line.partition(':')[0].strip()}"):

@@ -51,13 +51,14 @@ class SlurmCluster(Cluster):
             ]
         with tempfile.TemporaryDirectory() as folder:
             script = Path(folder) / "job.sh"
-            script.write_text(render(self.script(Path(folder)), template_path(self._cluster)))
+            script.write_text(render(self.script(Path(folder)), template_path(self._cluster)), encoding="utf-8")
             test = subprocess.Popen(
                 ["sbatch", "--test-only", str(script)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 env=_submission_environment(None),
             )
             # Needed next, and there is time while SLURM thinks about it.

@@ -112,7 +112,7 @@ def _problem(transport: str, sender: Place, receiver: Place) -> str | None:
 
 @cache
 def _host() -> int:
-    boot = BOOT_ID.read_text() if BOOT_ID.exists() else ""
+    boot = BOOT_ID.read_text(encoding="utf-8") if BOOT_ID.exists() else ""
     network = NETWORK.readlink() if NETWORK.is_symlink() else Path()
     return _number(f"{boot} {network}")
 

@@ -152,7 +152,7 @@ def _call(name: str, *arguments: Any) -> None:
 def _library() -> ctypes.CDLL:
     """The very library that torch has loaded: a second one would have another idea of the current GPU."""
     torch.cuda.init()  # type: ignore[no-untyped-call]
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
         if "libcudart" in line:
             return ctypes.CDLL(line.split(maxsplit=5)[5])
     raise TransferError("failed: torch has loaded no libcudart.")

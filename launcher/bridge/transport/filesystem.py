@@ -256,13 +256,13 @@ def _remove(directory: Path) -> None:
 
 def _say(path: Path, words: dict[str, Any]) -> None:
     hidden = path.with_name(f".{path.name}")
-    hidden.write_text(json.dumps(words))
+    hidden.write_text(json.dumps(words), encoding="utf-8")
     hidden.replace(path)
 
 
 def _hear(path: Path, deadline: float) -> dict[str, Any]:
     _await(path, deadline, lambda: False)
-    words: dict[str, Any] = json.loads(path.read_text())
+    words: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return words
 
 

@@ -56,7 +56,7 @@ def read_rules(path: Path) -> dict[str, Rule]:
         BridgeError: It is not such a file.
     """
     try:
-        return parse_rules(json.loads(path.read_text()))
+        return parse_rules(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise BridgeError(f"`{path}` is not a parameter mapping: {error}") from error
 

@@ -36,7 +36,7 @@ def cache_key(facts: Mapping[str, str], local: Path) -> str:
 def _cpu() -> str:
     """Model and abilities of the processor: host code is compiled for exactly this one."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.machine()
     told = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}

@@ -78,7 +78,7 @@ def _read_layout(run_dir: Path, attempt: int | None) -> Layout | None:
     # The attempt's layout has the real hostnames; before it starts there is only the planned one.
     for path in (run_dir / "attempts" / str(attempt or 1) / "layout.json", run_dir / "layout.json"):
         if path.exists():
-            return layout_from_json(path.read_text())
+            return layout_from_json(path.read_text(encoding="utf-8"))
     return None
 
 

@@ -88,7 +88,7 @@ def gather(run_dir: Path, attempt: int) -> Evidence:
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        text = path.read_text(errors="replace")
+        text = path.read_text(errors="replace", encoding="utf-8")
     except OSError:
         return
     for line in text.splitlines():
@@ -273,7 +273,7 @@ def _places(run_dir: Path, directory: Path) -> dict[str, dict[str, Any]]:
     """By process: its node and role, as the layout says."""
     for path in (directory / "layout.json", run_dir / "layout.json"):
         try:
-            layout = json.loads(path.read_text())
+            layout = json.loads(path.read_text(encoding="utf-8"))
             return {
                 process["name"]: {**process, "hostname": node["hostname"]}
                 for node in layout["nodes"]

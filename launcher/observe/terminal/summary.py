@@ -36,7 +36,7 @@ def summary(run_dir: Path, state: RunState | None = None, slurm: str | None = No
     facts = gather(run_dir, state)
     temporary = run_dir / f".summary.json.{os.getpid()}"
     try:
-        temporary.write_text(json.dumps(_finite(facts), indent=2) + "\n")
+        temporary.write_text(json.dumps(_finite(facts), indent=2) + "\n", encoding="utf-8")
         temporary.replace(run_dir / "summary.json")
     except OSError as error:
         # What it would say is printed all the same; the disk may be what the run ended by.

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _programs(folder: Path, nodes: int, runs: int) -> dict[str, list[str]]:
     """Command lines by name."""
-    (folder / "empty.py").write_text(EMPTY)
+    (folder / "empty.py").write_text(EMPTY, encoding="utf-8")
     launcher = [sys.executable, "-m", "launcher"]
     large = make_runs(folder / "large", runs=1, nodes=nodes)[0]
     large_job = ["+cluster=slurm", "layout=gpu", f"layout.nodes={nodes}", f"layout.inference_nodes={nodes // 4}"]
@@ -93,7 +93,7 @@ def _programs(folder: Path, nodes: int, runs: int) -> dict[str, list[str]]:
         f"runs, {runs} runs": [*launcher, "runs", "--all", "--output-dir", str(folder / "many")],
     }
     if _has_controller():
-        (folder / "job.sh").write_text(HELD_JOB)
+        (folder / "job.sh").write_text(HELD_JOB, encoding="utf-8")
         words = ["+cluster=slurm", "+cluster.sbatch.hold=true", "name=launcher-bench", f"output_dir={folder}/runs"]
         programs[SBATCH] = ["sbatch", str(folder / "job.sh")]
         programs[SUBMIT] = [*launcher, *words]
@@ -149,7 +149,7 @@ def _once(command: Sequence[str], folder: Path) -> tuple[float, float]:
     environ = {**os.environ, "PYTHONPYCACHEPREFIX": str(folder / "modules")}
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
     begin = time.perf_counter()
-    with log.open("w") as output:
+    with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environ
         )
@@ -157,7 +157,9 @@ def _once(command: Sequence[str], folder: Path) -> tuple[float, float]:
     seconds = time.perf_counter() - begin
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise LauncherError(f"`{' '.join(command)}` ended with {process.returncode}:\n{log.read_text()}")
+        raise LauncherError(
+            f"`{' '.join(command)}` ended with {process.returncode}:\n{log.read_text(encoding='utf-8')}"
+        )
     return seconds, usage.ru_utime + usage.ru_stime
 
 

@@ -21,7 +21,7 @@ def make_runs(output_dir: Path, *, runs: int, nodes: int) -> list[Path]:
     config = dataclasses.replace(config, snapshot=False)
     layout = plan(config)
     first = create(config, layout)
-    submission = json.loads((first / SUBMISSION).read_text())
+    submission = json.loads((first / SUBMISSION).read_text(encoding="utf-8"))
     made = [first]
     for number in range(1, runs):
         path = first.with_name(f"{first.name}-{number:04d}")
@@ -29,7 +29,7 @@ def make_runs(output_dir: Path, *, runs: int, nodes: int) -> list[Path]:
         for file in first.iterdir():
             if file.is_file():
                 shutil.copyfile(file, path / file.name)
-        (path / SUBMISSION).write_text(json.dumps({**submission, "run_dir": str(path)}))
+        (path / SUBMISSION).write_text(json.dumps({**submission, "run_dir": str(path)}), encoding="utf-8")
         made.append(path)
     for number, path in enumerate(made):
         _write_events(path, layout, is_over=number % 2 == 1)
@@ -54,4 +54,4 @@ def _write_events(run_dir: Path, layout: Layout, *, is_over: bool) -> None:
         events.append({"time": now, "event": "finished", "outcome": "completed", "seconds": 1.0})
     directory = attempt_dir(run_dir, 1)
     directory.mkdir(parents=True)
-    (directory / EVENTS).write_text("".join(json.dumps(event) + "\n" for event in events))
+    (directory / EVENTS).write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")

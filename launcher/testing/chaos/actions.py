@@ -111,7 +111,8 @@ class Striker:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=self.site.env,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
 
     def _host(self) -> str:

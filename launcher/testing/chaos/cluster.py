@@ -75,7 +75,8 @@ class Site:
             [*self.login, *words],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             env=self.env,
             timeout=timeout_s,
             check=False,
@@ -173,7 +174,7 @@ class OwnCluster(Site):
         for node in nodes:
             if self._cluster.node_processes(node):
                 continue  # another run is there by now, or one of those above
-            pid = int((self._cluster.directory / "nodes" / node).read_text())
+            pid = int((self._cluster.directory / "nodes" / node).read_text(encoding="utf-8"))
             found += [f"{node}: {text}" for text in shared_memory(Path(f"/proc/{pid}/root/dev/shm"))]
         return [text for text in found if text not in self._forgotten]
 

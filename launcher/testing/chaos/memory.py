@@ -40,7 +40,7 @@ class Memory:
                 name = next((name for words, name in NAMES.items() if words in title), None)
                 if name is None or self._needle not in title:
                     continue
-                pages = int((entry / "statm").read_text().split()[1])
+                pages = int((entry / "statm").read_text(encoding="utf-8").split()[1])
             except (OSError, IndexError):
                 continue
             key = (name, int(entry.name))

@@ -66,7 +66,7 @@ def start(
         LauncherError: it was not submitted.
     """
     words = [sys.executable, "-m", "launcher", "+cluster=slurm", f"output_dir={runs}", f"name={name}", *overrides]
-    with output.open("w") as file:
+    with output.open("w", encoding="utf-8") as file:
         launched = subprocess.Popen(
             [*site.login, *words], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=site.env
         )
@@ -81,7 +81,7 @@ def start(
 def _submitted(launched: subprocess.Popen[bytes], output: Path) -> tuple[Path, str]:
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
-        text = output.read_text()
+        text = output.read_text(encoding="utf-8")
         run_dir = re.search(r"^run directory (\S+)$", text, re.MULTILINE)
         job = re.search(r"submitted job (\S+)", text)
         if run_dir is not None and job is not None:

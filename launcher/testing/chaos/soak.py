@@ -148,7 +148,7 @@ def soak(minutes: float, seed: int, overrides: Sequence[str], folder: Path, site
     result.left = left_behind(site, run_dir, nodes)
     result.memory = memory.grown()
     judge(result, observed.events)
-    (folder / "soak.json").write_text(json.dumps(asdict(result), indent=1) + "\n")
+    (folder / "soak.json").write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
     return result
 
 

@@ -25,16 +25,16 @@ def table(results: Iterable[Result]) -> str:
 def load(folder: Path) -> dict[tuple[str, str], Result]:
     """The last result of each cell."""
     path = folder / RESULTS
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     results = [Result.from_json(json.loads(line)) for line in lines]
     return {(result.case, result.moment): result for result in results}
 
 
 def add(result: Result, folder: Path) -> None:
     """Keeps one more result, and the table as it is now."""
-    with (folder / RESULTS).open("a") as file:
+    with (folder / RESULTS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(result.to_json()) + "\n")
-    (folder / TABLE).write_text(table(load(folder).values()) + "\n")
+    (folder / TABLE).write_text(table(load(folder).values()) + "\n", encoding="utf-8")
 
 
 def _row(result: Result) -> Sequence[str]:

@@ -79,7 +79,8 @@ class SlurmCluster:
             cwd=ROOT,
             env={"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8"},
             start_new_session=True,  # Ctrl-C is for the tests; they then stop the cluster in order
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
         request = {"spec": dataclasses.asdict(self.spec), "timeout_s": timeout_s}
         try:
@@ -154,7 +155,8 @@ class SlurmCluster:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env=self.env | env,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=timeout_s,
             check=False,
         )
@@ -203,7 +205,7 @@ class SlurmCluster:
         nodes = self.spec.node_names if node is None else (node,)
         found: list[Process] = []
         for name in nodes:
-            pid = int((self._started() / "nodes" / name).read_text())
+            pid = int((self._started() / "nodes" / name).read_text(encoding="utf-8"))
             found += [process for process in descendants(pid) if process.name not in ("slurmd", "setpriv")]
         return found
 
@@ -222,7 +224,7 @@ class SlurmCluster:
 
     def slurmd_pid(self, node: str) -> int:
         """Process id of a node's slurmd."""
-        pid = int((self._started() / "nodes" / node).read_text())
+        pid = int((self._started() / "nodes" / node).read_text(encoding="utf-8"))
         (slurmd,) = [process for process in descendants(pid) if process.name == "slurmd" and process.parent == pid]
         return slurmd.pid
 

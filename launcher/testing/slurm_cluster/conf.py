@@ -177,16 +177,16 @@ def write_files(spec: ClusterSpec, place: Place) -> None:
         (place.directory / "spool" / name).mkdir(mode=0o755)
     for index in range(spec.gpus_per_node):
         (place.directory / "dev" / f"nvidia{index}").symlink_to("/dev/null")
-    (place.directory / "etc" / "hosts").write_text(render_hosts(spec, place))
-    (place.directory / "etc" / "gres.conf").write_text(render_gres_conf(spec, place))
-    place.slurm_conf.write_text(render_slurm_conf(spec, place))
-    source = Path(__file__).with_name("stepd.py").read_text()
-    place.stepd.write_text(f"#!{sys.executable} -IS\n{source}")
+    (place.directory / "etc" / "hosts").write_text(render_hosts(spec, place), encoding="utf-8")
+    (place.directory / "etc" / "gres.conf").write_text(render_gres_conf(spec, place), encoding="utf-8")
+    place.slurm_conf.write_text(render_slurm_conf(spec, place), encoding="utf-8")
+    source = Path(__file__).with_name("stepd.py").read_text(encoding="utf-8")
+    place.stepd.write_text(f"#!{sys.executable} -IS\n{source}", encoding="utf-8")
     place.stepd.chmod(0o755)
     if spec.programs:
         # Releases from 23.11 on look for cgroups unless they are told not to; 22.05 does not know the word.
-        (place.directory / "etc" / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+        (place.directory / "etc" / "cgroup.conf").write_text("CgroupPlugin=disabled\n", encoding="utf-8")
     if spec.accounting:
         dbd = place.directory / "etc" / "slurmdbd.conf"
         dbd.touch(mode=0o600)  # slurmdbd refuses a configuration that others can read
-        dbd.write_text(render_slurmdbd_conf(spec, place))
+        dbd.write_text(render_slurmdbd_conf(spec, place), encoding="utf-8")

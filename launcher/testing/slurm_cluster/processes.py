@@ -90,6 +90,6 @@ def _kill(pid: int) -> None:
 
 def _read(pid: int, name: str) -> str:
     try:
-        return Path("/proc", str(pid), name).read_text(errors="replace")
+        return Path("/proc", str(pid), name).read_text(errors="replace", encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
         return ""

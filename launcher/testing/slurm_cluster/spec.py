@@ -75,12 +75,16 @@ class ClusterSpec:
 
 def expand_hostlist(expression: str) -> tuple[str, ...]:
     """Node names that a SLURM hostlist expression stands for, in SLURM's order."""
-    with tempfile.NamedTemporaryFile("w", suffix=".conf") as conf:  # scontrol wants some configuration even for this
+    with tempfile.NamedTemporaryFile(
+        "w", suffix=".conf", encoding="utf-8"
+    ) as conf:  # scontrol wants some configuration even for this
         conf.write("ClusterName=none\nSlurmctldHost=localhost\n")
         conf.flush()
         command = ["scontrol", "show", "hostnames", expression]
         environment = {"PATH": SEARCH_PATH, "SLURM_CONF": conf.name}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
     names = tuple(done.stdout.split())
     well_formed = all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", name) for name in names)
     if done.returncode or not names or not well_formed or len(set(names)) != len(names):
@@ -96,7 +100,7 @@ def missing_requirements(spec: ClusterSpec) -> list[str]:
     missing = [f"no program {name!r}; .ci/system-packages installs it" for name in programs if not find_program(name)]
     if spec.isolation is not Isolation.PLAIN and not missing:
         probe = ["unshare", *namespaces(spec.isolation), "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
-        done = subprocess.run(probe, capture_output=True, text=True, check=False)
+        done = subprocess.run(probe, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode:
             missing.append(f"isolation {spec.isolation!s} needs CAP_SYS_ADMIN: {done.stderr.strip()}")
     return missing

@@ -59,7 +59,7 @@ class Supervisor:
         self._start_munged(deadline)
         if self.spec.isolation is not Isolation.PLAIN:
             self.login_pid = self._start_node_process("login", [], deadline)
-            (self.place.directory / "nodes" / "login").write_text(str(self.login_pid))
+            (self.place.directory / "nodes" / "login").write_text(str(self.login_pid), encoding="utf-8")
         if self.spec.isolation is Isolation.NET:
             assert self.login_pid is not None
             network.create_switch(self.login_pid, controller_address(self.spec))
@@ -85,7 +85,7 @@ class Supervisor:
             index = self.spec.node_names.index(name)
             network.connect(self.login_pid, pid, index, node_address(self.spec, self.place, index))
         self.node_pids[name] = pid
-        (self.place.directory / "nodes" / name).write_text(str(pid))
+        (self.place.directory / "nodes" / name).write_text(str(pid), encoding="utf-8")
         self.start_slurmd(name)
 
     def start_slurmd(self, name: str) -> None:
@@ -104,7 +104,7 @@ class Supervisor:
 
     def spawn(self, name: str, command: Sequence[str], *, piped: bool = False) -> subprocess.Popen[str]:
         """Starts a daemon that dies with this process and writes to its own log."""
-        with self.place.log(name).open("a") as log:
+        with self.place.log(name).open("a", encoding="utf-8") as log:
             return subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *command],
                 stdin=subprocess.DEVNULL,
@@ -113,7 +113,8 @@ class Supervisor:
                 env=self.environment,
                 cwd=self.place.directory,
                 start_new_session=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
             )
 
     def in_login(self, *command: str) -> list[str]:
@@ -140,7 +141,11 @@ class Supervisor:
     def log_tails(self) -> str:
         """The last lines of the logs that say something, newest last."""
         logs = sorted((self.place.directory / "log").glob("*.log"), key=lambda path: path.stat().st_mtime)
-        parts = [f"--- {log.name}\n" + "\n".join(lines[-8:]) for log in logs if (lines := log.read_text().splitlines())]
+        parts = [
+            f"--- {log.name}\n" + "\n".join(lines[-8:])
+            for log in logs
+            if (lines := log.read_text(encoding="utf-8").splitlines())
+        ]
         return "\n".join(parts[-8:])
 
     def stop(self) -> None:
@@ -180,7 +185,7 @@ class Supervisor:
         for name in ("sbatch", "srun", "salloc", "scancel", "scontrol", "squeue", "sinfo", "sacct", "sacctmgr"):
             wrapper = self.place.directory / "bin" / name
             program = find_program(name, self.spec.programs)
-            wrapper.write_text(f'#!/bin/sh\nexec {prefix} env --chdir "$PWD" {program} "$@"\n')
+            wrapper.write_text(f'#!/bin/sh\nexec {prefix} env --chdir "$PWD" {program} "$@"\n', encoding="utf-8")
             wrapper.chmod(0o755)
 
     def _idle(self) -> set[str]:
@@ -193,7 +198,8 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env=self.environment,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=30,
             check=False,
         )

@@ -168,7 +168,7 @@ def memory(extra_bytes: int) -> dict[str, Any]:
 
 def warm() -> None:
     """Has everything imported that a replica imports when it is first needed."""
-    import uvicorn.protocols.http.auto
+    import uvicorn.protocols.http.auto  # noqa: F401
     import uvicorn.protocols.websockets.auto  # noqa: F401
 
     digest(torch.ones(64, 64))
