@@ -86,17 +86,16 @@ def _rows(text: str) -> Iterator[tuple[str, JobState]]:
             begin += width
         job_id, name, status, start, reason = values
         if name:
-            code = _exit_code(int(status)) if status.isdecimal() else 0
+            code = _exit_code(status)
             why = None if reason.upper() in UNSTARTED else reason
             yield job_id, JobState(name=name, exit_code=code, start=_start(start), reason=why)
 
 
 def _accounted(fields: list[str]) -> tuple[str, JobState]:
     job_id, name, status, start = fields
-    code, _, signum = status.partition(":")
-    exit_code = 128 + int(signum) if int(signum or 0) else int(code or 0)
+    code = _exit_code(status if ":" in status else f"{status}:0")
     # "CANCELLED by 1000"
-    return job_id, JobState(name=name.split()[0], exit_code=exit_code, start=_start(start))
+    return job_id, JobState(name=name.split()[0], exit_code=code, start=_start(start))
 
 
 def _match(job_ids: Collection[str], rows: list[tuple[str, JobState]]) -> dict[str, JobState]:
@@ -108,10 +107,14 @@ def _match(job_ids: Collection[str], rows: list[tuple[str, JobState]]) -> dict[s
     return found
 
 
-def _exit_code(status: int) -> int:
-    """From the status that ``wait(2)`` gives."""
-    signum = status & 0x7F
-    return 128 + signum if signum else status >> 8
+def _exit_code(status: str) -> int:
+    """128 + n for signal n. 22.05 prints what ``wait(2)`` gives, 24.11 ``CODE:SIGNAL``."""
+    code, colon, signum = status.partition(":")
+    if not code.isdecimal() or (colon and not signum.isdecimal()):
+        return 0
+    if not colon:
+        code, signum = str(int(status) >> 8), str(int(status) & 0x7F)
+    return 128 + int(signum) if int(signum) else int(code)
 
 
 def _start(text: str) -> float | None:

@@ -26,7 +26,7 @@ def tool(folder: Path, name: str, script: str) -> None:
     path.chmod(0o755)
 
 
-def row(job_id: str, state: str, status: int = 0, start: str = "N/A", reason: str = "None") -> str:
+def row(job_id: str, state: str, status: int | str = 0, start: str = "N/A", reason: str = "None") -> str:
     """A line of ``squeue``, as it pads it."""
     return f"echo '{job_id:<40}{state:<24}{status:<12}{start:<24}{reason:<80}'"
 

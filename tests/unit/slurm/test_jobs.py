@@ -52,3 +52,9 @@ def test_each_cluster_is_queried_by_its_name(tools: Path) -> None:
         "scancel --signal=USR2 1 2",
         "scancel --signal=USR2 --clusters=alpha 1_4",
     ]
+
+
+@pytest.mark.parametrize(("status", "code"), [(1280, 5), (9, 137), ("5:0", 5), ("0:9", 137), ("", 0), ("N/A", 0)])
+def test_the_exit_code_is_read_as_each_release_prints_it(tools: Path, status: int | str, code: int) -> None:
+    tool(tools, "squeue", row("1", "FAILED", status))
+    assert job_states(["1"])["1"].exit_code == code
