@@ -9,19 +9,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher.common.codec import from_json, to_json
+from launcher.common.codec import CodecError, from_json, to_json
 from launcher.common.errors import ControlError, ControlRefusal
 from launcher.common.keys import control_proof, token_from_environment
-from launcher.control.protocol import (
+from launcher.control.protocol import ControlRequest, GetRequest, PutRequest, Reply, ReplyT_co
+from launcher.control.wire import (
     Challenge,
     ChallengeAnswer,
-    GetRequest,
-    Outcome,
-    PutRequest,
     Refusal,
-    Reply,
-    ReplyT_co,
-    Request,
+    ReplyHeader,
     decode_reply,
     encode_request,
     name_of,
@@ -63,7 +59,7 @@ class ControlClient:
             )
         return cls(address, token_from_environment())
 
-    def call(self, request: Request[ReplyT_co], *, timeout_s: float = CALL_TIMEOUT_S) -> ReplyT_co:
+    def call(self, request: ControlRequest[ReplyT_co], *, timeout_s: float = CALL_TIMEOUT_S) -> ReplyT_co:
         """Sends one request and returns its reply.
 
         Raises:
@@ -121,10 +117,14 @@ class ControlClient:
         with self._lock:
             self._drop()
 
-    def _exchange(self, request: Request[ReplyT_co], deadline: float) -> ReplyT_co | Refusal:
-        if self._sock is None:
-            self._connect(deadline)
-        return decode_reply(self._round_trip(encode_request(request), deadline), request)
+    def _exchange(self, request: ControlRequest[ReplyT_co], deadline: float) -> ReplyT_co | Refusal:
+        try:
+            if self._sock is None:
+                self._connect(deadline)
+            return decode_reply(self._round_trip(encode_request(request), deadline), request)
+        except CodecError as error:
+            self._drop()
+            raise ControlError(f"{self.address} does not follow the control service's protocol: {error}") from error
 
     def _connect(self, deadline: float) -> None:
         host, _, port = self.address.rpartition(":")
@@ -133,7 +133,7 @@ class ControlClient:
         self._buffer = b""
         nonce = from_json(self._read_line(deadline), Challenge).nonce
         answer = ChallengeAnswer(answer=control_proof(self._token, nonce))
-        outcome = from_json(self._round_trip(to_json(answer) + b"\n", deadline), Outcome)
+        outcome = from_json(self._round_trip(to_json(answer) + b"\n", deadline), ReplyHeader)
         if not outcome.ok:
             self._drop()
             raise ControlRefusal(f"The control service at {self.address} refused this process: {outcome.error}")

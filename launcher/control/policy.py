@@ -53,7 +53,7 @@ STORE = STORE_HELPER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class PolicyRow:
     """One row of the table."""
 
     loss: Loss
@@ -68,8 +68,8 @@ class Rule:
     """What sets the limit."""
 
 
-def _row(loss: Loss, role: str, *when: When, then: Decision, settings: str = "") -> Rule:
-    return Rule(loss=loss, role=role, when=frozenset(when), then=then, settings=tuple(settings.split()))
+def _row(loss: Loss, role: str, *when: When, then: Decision, settings: str = "") -> PolicyRow:
+    return PolicyRow(loss=loss, role=role, when=frozenset(when), then=then, settings=tuple(settings.split()))
 
 
 _P, _S, _N, _F = Loss.PROCESS, Loss.STEP, Loss.NODE, Loss.PREFLIGHT
@@ -78,7 +78,7 @@ _D = Decision
 _STEP = "restart.step_timeout_s restart.max_trainer_restarts"
 
 # fmt: off
-POLICY: tuple[Rule, ...] = (
+POLICY: tuple[PolicyRow, ...] = (
     _row(_P, _ENGINE, When.STOPPING, then=_D.LOG),
     _row(_P, _ENGINE, When.REFUSED, When.ENOUGH_REPLICAS, then=_D.DROP_REPLICAS, settings="inference.min_replicas"),
     _row(_P, _ENGINE, When.REFUSED, then=_D.FAIL, settings="inference.min_replicas"),
@@ -130,7 +130,7 @@ service with it, are not decided here.
 # fmt: on
 
 
-def decide(loss: Loss, role: str, holding: frozenset[When]) -> Rule:
+def decide(loss: Loss, role: str, holding: frozenset[When]) -> PolicyRow:
     """The row that applies.
 
     Args:

@@ -1,12 +1,8 @@
-"""Every message between the control service and its clients, as dataclasses.
+"""Every operation of the control service: its name, its request and its reply, as dataclasses.
 
-A connection carries JSON objects, one a line, in both directions::
-
-    server -> Challenge            client -> ChallengeAnswer       a wrong answer: Refusal, and the connection closes
-    client -> request, with ``op``, its name in OPERATIONS         server -> its reply, or Refusal
-
-``replica`` is a replica's index, ``node_rank`` a node's index in the allocation, and ``restart_count`` how often the
-trainers or the replica had been restarted in this attempt: reports of processes of an earlier count are ignored.
+:mod:`launcher.control.wire` sends them. ``replica`` is a replica's index, ``node_rank`` a node's index in the
+allocation, and ``restart_count`` how often the trainers or the replica had been restarted in this attempt: reports of
+processes of an earlier count are ignored.
 """
 
 from __future__ import annotations
@@ -15,48 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
-from launcher.common.codec import from_json, to_json
 from launcher.control.model import Assignment, Phase, PoolMember, StopReason
 from launcher.control.preflight_report import PreflightReport
 from launcher.events.schema import Event, FailureReported
 from launcher.events.serialize import event_fields
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Challenge:
-    """First line of a connection; see :mod:`launcher.common.challenge`."""
-
-    nonce: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChallengeAnswer:
-    """Second line of a connection."""
-
-    answer: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
-    """The challenge was answered."""
-
-    ok: Literal[True] = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """The challenge or a request was refused."""
-
-    error: str
-    ok: Literal[False] = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What tells a reply from a :class:`Refusal`."""
-
-    ok: bool
-    error: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,14 +62,14 @@ class PoolReply(Reply):
 ReplyT_co = TypeVar("ReplyT_co", bound=Reply, covariant=True)
 
 
-class Request(Generic[ReplyT_co]):
+class ControlRequest(Generic[ReplyT_co]):
     """A request, by the type of its reply."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HelloRequest(Request[Reply]):
+class HelloRequest(ControlRequest[Reply]):
     """A node reports. The one that fills the last slot starts the run."""
 
     node_rank: int
@@ -120,7 +78,7 @@ class HelloRequest(Request[Reply]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeartbeatRequest(Request[HeartbeatReply]):
+class HeartbeatRequest(ControlRequest[HeartbeatReply]):
     """A node renews its lease. Answered at once if something has changed, otherwise after ``wait_s``."""
 
     node_rank: int
@@ -134,14 +92,14 @@ class HeartbeatRequest(Request[HeartbeatReply]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PreflightRequest(Request[Reply]):
+class PreflightRequest(ControlRequest[Reply]):
     """What a node's checks found."""
 
     report: PreflightReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineMasterRequest(Request[Reply]):
+class EngineMasterRequest(ControlRequest[Reply]):
     """The first node of a replica over several nodes publishes where its parts meet."""
 
     replica: int
@@ -150,7 +108,7 @@ class EngineMasterRequest(Request[Reply]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineReadyRequest(Request[Reply]):
+class EngineReadyRequest(ControlRequest[Reply]):
     """An engine answers ``/health``."""
 
     replica: int
@@ -161,7 +119,7 @@ class EngineReadyRequest(Request[Reply]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessEndedRequest(Request[Reply]):
+class ProcessEndedRequest(ControlRequest[Reply]):
     """A process ended that should not have, or not like this; or it hung, and was killed."""
 
     node_rank: int
@@ -180,7 +138,7 @@ class ProcessEndedRequest(Request[Reply]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedRequest(Request[Reply]):
+class PublishedRequest(ControlRequest[Reply]):
     """The trainers' bridge has published a version of the weights."""
 
     restart_count: int
@@ -195,7 +153,7 @@ class PublishedRequest(Request[Reply]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainersDoneRequest(Request[Reply]):
+class TrainersDoneRequest(ControlRequest[Reply]):
     """Every trainer rank of a node ended with 0."""
 
     node_rank: int
@@ -203,14 +161,14 @@ class TrainersDoneRequest(Request[Reply]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeLeftRequest(Request[Reply]):
+class NodeLeftRequest(ControlRequest[Reply]):
     """A node has ended all its processes and leaves."""
 
     node_rank: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeLostRequest(Request[Reply]):
+class NodeLostRequest(ControlRequest[Reply]):
     """A node takes no part any more."""
 
     node_rank: int
@@ -218,35 +176,35 @@ class NodeLostRequest(Request[Reply]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FailRequest(Request[Reply]):
+class FailRequest(ControlRequest[Reply]):
     """Something failed that ends the run."""
 
     failure: FailureReported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SignalRequest(Request[Reply]):
+class SignalRequest(ControlRequest[Reply]):
     """A node received a signal to end; what it means is decided on node 0."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StopRunRequest(Request[Reply]):
+class StopRunRequest(ControlRequest[Reply]):
     """The run is to save a checkpoint and end. A better known reason replaces the one before."""
 
     reason: StopReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CancelRequest(Request[Reply]):
+class CancelRequest(ControlRequest[Reply]):
     """The run is to end at once."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PutRequest(Request[Reply]):
+class PutRequest(ControlRequest[Reply]):
     """Publishes a value to the whole run; see :mod:`launcher.control.values`."""
 
     key: str
@@ -254,7 +212,7 @@ class PutRequest(Request[Reply]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GetRequest(Request[ValuesReply]):
+class GetRequest(ControlRequest[ValuesReply]):
     """Answered as soon as all values are published, at the latest after ``wait_s``."""
 
     keys: tuple[str, ...] = ()
@@ -262,7 +220,7 @@ class GetRequest(Request[ValuesReply]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolRequest(Request[PoolReply]):
+class PoolRequest(ControlRequest[PoolReply]):
     """Answered as soon as the pool is no longer at ``revision``, at the latest after ``wait_s``."""
 
     revision: int | None = None
@@ -270,7 +228,7 @@ class PoolRequest(Request[PoolReply]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EventRequest(Request[Reply]):
+class EventRequest(ControlRequest[Reply]):
     """Adds an event to the run's log; the time is set by the control service."""
 
     event: str
@@ -282,7 +240,7 @@ class EventRequest(Request[Reply]):
         return cls(event=event.event_name, fields=event_fields(event))
 
 
-OPERATIONS: Mapping[str, tuple[type[Request[Reply]], type[Reply]]] = {
+OPERATIONS: Mapping[str, tuple[type[ControlRequest[Reply]], type[Reply]]] = {
     "hello": (HelloRequest, Reply),
     "heartbeat": (HeartbeatRequest, HeartbeatReply),
     "preflight": (PreflightRequest, Reply),
@@ -303,48 +261,3 @@ OPERATIONS: Mapping[str, tuple[type[Request[Reply]], type[Reply]]] = {
     "event": (EventRequest, Reply),
 }
 """Every operation: its name, its request and its reply."""
-
-_NAMES: Mapping[type[Request[Reply]], str] = {request: name for name, (request, _) in OPERATIONS.items()}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
-    """The name in a request's line."""
-
-    op: str
-
-
-def name_of(request: Request[Reply]) -> str:
-    """The name of a request's operation."""
-    return _NAMES[type(request)]
-
-
-def encode_request(request: Request[Reply]) -> bytes:
-    """The line of a request."""
-    return b'{"op":"%s",' % name_of(request).encode() + to_json(request)[1:] + b"\n"
-
-
-def decode_request(line: bytes) -> Request[Reply]:
-    """The request of a line.
-
-    Raises:
-        CodecError: it is none.
-        ValueError: there is no such operation.
-    """
-    name = from_json(line, Operation).op
-    if name not in OPERATIONS:
-        raise ValueError(f"unknown operation {name!r}")
-    return from_json(line, OPERATIONS[name][0])
-
-
-def decode_reply(line: bytes, request: Request[ReplyT_co]) -> ReplyT_co | Refusal:
-    """The reply to a request.
-
-    Raises:
-        CodecError: it is none.
-    """
-    outcome = from_json(line, Outcome)
-    if not outcome.ok:
-        return Refusal(error=outcome.error)
-    reply: ReplyT_co = from_json(line, OPERATIONS[name_of(request)][1])  # type: ignore[assignment]
-    return reply

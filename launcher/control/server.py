@@ -1,4 +1,4 @@
-"""The control service on node 0: JSON lines over TCP, one connection per client. See :mod:`launcher.control.protocol`.
+"""The control service on node 0: JSON lines over TCP, one connection per client. See :mod:`launcher.control.wire`.
 
 The server is a loop around :func:`launcher.control.transitions.apply`: a request or a tick of the clock is an event,
 the event changes the state, and the effects are carried out. Heartbeats and other requests that wait are answered as
@@ -24,23 +24,19 @@ from launcher.common.keys import control_proof
 from launcher.control import effects
 from launcher.control.preflight_report import PreflightReport, PreflightResult
 from launcher.control.protocol import (
-    Accepted,
-    Challenge,
-    ChallengeAnswer,
+    ControlRequest,
     GetRequest,
     HeartbeatReply,
     HeartbeatRequest,
     PoolReply,
     PoolRequest,
-    Refusal,
     Reply,
-    Request,
     ValuesReply,
-    decode_request,
 )
 from launcher.control.state import ControlState
 from launcher.control.transitions import ControlEvent, Tick, apply
 from launcher.control.views import assignment, everybody_left, pool
+from launcher.control.wire import Accepted, Challenge, ChallengeAnswer, Refusal, decode_request
 from launcher.events.schema import Event
 
 logger = logging.getLogger(__name__)
@@ -191,7 +187,7 @@ class ControlServer:
         except (TypeError, ValueError, IndexError, RecursionError) as error:
             return Refusal(error=f"bad request: {error!r}")
 
-    async def _handle(self, request: Request[Reply]) -> Reply:
+    async def _handle(self, request: ControlRequest[Reply]) -> Reply:
         state = self._state
         if isinstance(request, GetRequest):
             keys = request.keys

@@ -9,7 +9,7 @@ import time
 
 from launcher.common.errors import ControlError, ControlRefusal
 from launcher.control.client import ControlClient
-from launcher.control.protocol import Reply, Request
+from launcher.control.protocol import ControlRequest, Reply
 
 logger = logging.getLogger(__name__)
 
@@ -22,14 +22,14 @@ class Outbox:
 
     def __init__(self, client: ControlClient) -> None:
         self._client = client
-        self._queue: queue.SimpleQueue[Request[Reply]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[ControlRequest[Reply]] = queue.SimpleQueue()
         self._unsent = 0
         self._all_sent = threading.Condition()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
 
-    def send(self, request: Request[Reply]) -> None:
+    def send(self, request: ControlRequest[Reply]) -> None:
         """Queues one message, and returns at once."""
         with self._all_sent:
             self._unsent += 1
@@ -53,7 +53,7 @@ class Outbox:
                 self._unsent -= 1
                 self._all_sent.notify_all()
 
-    def _deliver(self, request: Request[Reply]) -> bool:
+    def _deliver(self, request: ControlRequest[Reply]) -> bool:
         try:
             self._client.call(request, timeout_s=CALL_TIMEOUT_S)
         except ControlRefusal as error:

@@ -372,6 +372,26 @@ def test_a_service_that_does_not_answer_is_an_error_within_the_deadline() -> Non
             assert time.monotonic() - begin < 3
 
 
+def test_another_service_on_the_port_is_an_error_that_says_so() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+
+        def greet() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.sendall(b"220 mail.example ESMTP\r\n")
+
+        greeter = threading.Thread(target=greet)
+        greeter.start()
+        with (
+            closing(ControlClient(f"127.0.0.1:{other.getsockname()[1]}", TOKEN)) as client,
+            pytest.raises(ControlError, match="does not follow the control service's protocol"),
+        ):
+            client.status(timeout_s=5)
+        greeter.join()
+
+
 def test_hundreds_of_agents_learn_of_a_failure_together(server: str) -> None:
     agents = [ControlClient(server, TOKEN) for _ in range(200)]
     replies: list[str] = []

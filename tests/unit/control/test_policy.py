@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from launcher.config.schema import Config, RestartConfig, SlurmClusterConfig
 from launcher.control.model import ENDED, Phase, StopReason
-from launcher.control.policy import POLICY, STORE, Decision, Loss, Rule, When, decide
+from launcher.control.policy import POLICY, STORE, Decision, Loss, PolicyRow, When, decide
 from launcher.control.preflight_report import Finding, PreflightReport
 from launcher.control.protocol import (
     CancelRequest,
@@ -41,12 +41,12 @@ from tests.unit.control.test_recovery import KILLED, RAISED, Run
 REFUSED = 2
 
 
-def row_name(rule: Rule) -> str:
+def row_name(rule: PolicyRow) -> str:
     circumstances = "+".join(sorted(when.name for when in rule.when)) or "otherwise"
     return f"{rule.loss.name}-{rule.role}-{circumstances}-{rule.then.name}".lower()
 
 
-def arranged(rule: Rule) -> Run:
+def arranged(rule: PolicyRow) -> Run:
     """A run in which the circumstances of a row hold, and no others that its loss could depend on."""
     when = rule.when
     restarts = 3 if When.RESTARTS_LEFT in when else 0
@@ -68,14 +68,14 @@ def arranged(rule: Rule) -> Run:
     return run
 
 
-def node_of(rule: Rule) -> int:
+def node_of(rule: PolicyRow) -> int:
     """A node of the row's role."""
     if rule.role == Role.TRAINER:
         return 0 if When.NODE_0 in rule.when else 1
     return 2 if rule.role == Role.INFERENCE else 4
 
 
-def lose(run: Run, rule: Rule) -> None:
+def lose(run: Run, rule: PolicyRow) -> None:
     """The loss of a row."""
     exit_code = REFUSED if When.REFUSED in rule.when else RAISED if When.AT_STARTUP in rule.when else KILLED
     match rule.loss:
@@ -119,7 +119,7 @@ def observed(run: Run) -> Decision:
 
 
 @pytest.mark.parametrize("rule", POLICY, ids=row_name)
-def test_every_row_leads_to_its_decision(rule: Rule) -> None:
+def test_every_row_leads_to_its_decision(rule: PolicyRow) -> None:
     assert decide(rule.loss, rule.role, rule.when) is rule  # no row before it hides it
     run = arranged(rule)
     lose(run, rule)
