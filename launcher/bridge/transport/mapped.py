@@ -554,8 +554,7 @@ class _ReceivedMessage(Transfer):
 
 def staged_bytes(sizes: Sequence[int]) -> int:
     """Bytes that staged regions take, each beginning at a multiple of 16."""
-    *before, last = sizes
-    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in before) + last
+    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes[:-1]) + sum(sizes[-1:])
 
 
 def _only(targets: Sequence[MemoryRegion | int]) -> int:
