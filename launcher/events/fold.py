@@ -171,7 +171,8 @@ def _fold_process(state: RunState, event: ProcessChanged) -> None:
             node_rank=event.node_rank,
         )
         state.has_new_trainers = state.has_new_trainers or event.role == "trainer"
-    elif (process := state.processes.get(event.name)) is not None:
+    else:
+        process = _record(state, event.name)
         process.exit_code = event.exit_code
         if process.status not in _OVER:
             process.status = ProcessStatus.ENDED

@@ -1,4 +1,4 @@
-"""The end of a log: where its last trouble begins, and the line of it that says most."""
+"""The end of a log: why its process failed, as a kind and as the line that says most."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.events.failure_kinds import FailureKind
-from launcher.events.log_rules import Rule, classify
+from launcher.events.log_rules import SIGNALS, Rule, classify
 
 READ_BYTES = 1 << 18
 GAP = 12
@@ -25,12 +25,17 @@ _TROUBLE = re.compile(
     r"^\s|^$|^Traceback|^During handling|^The above exception|^Process \S+:|^#\d+ |^frame #|^\[E\d+|^launcher: "
 )
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Failure|Timeout|Exit)(?::|$)")
+OWN = "launcher: "
+"""How this package's programs begin the one message that they end with."""
+
+_MODULE = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Z]\w*(?::|$| ))")
+_VICTIM = re.compile(r"See root cause above|See stack trace \(above\)|CancelledError")
 _NOISE = re.compile(r"resource_tracker|warnings\.warn|Warning: |^\s*\^+\s*$|errors\.pydantic\.dev|^\s*$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trouble:
-    """What a log ends with."""
+class LogFinding:
+    """Why a process failed, by the end of its log."""
 
     kind: FailureKind
     is_symptom: bool
@@ -41,7 +46,7 @@ class Trouble:
     """That line and those above it."""
 
 
-def trouble_of(text: str, *, is_exit: bool = True, at_the_end: bool = False) -> Trouble | None:
+def analyze_log(text: str, *, is_exit: bool = True, at_the_end: bool = False) -> LogFinding | None:
     """Reads the end of a log; None if there is nothing to say.
 
     The specific beats the general, and a cause beats what followed from it: of a chain of tracebacks the innermost
@@ -62,7 +67,7 @@ def trouble_of(text: str, *, is_exit: bool = True, at_the_end: bool = False) -> 
     symptoms = [(index, rule) for index, rule in found if rule is found[-1][1]]
     for chosen in (special[:1], causes[-1:], symptoms[:1]):
         for index, rule in chosen:
-            return Trouble(
+            return LogFinding(
                 kind=rule.kind,
                 is_symptom=rule.is_symptom,
                 line=_shortened(_with_details(lines, index)),
@@ -71,7 +76,7 @@ def trouble_of(text: str, *, is_exit: bool = True, at_the_end: bool = False) -> 
     spoken = [line for line in lines if not _NOISE.search(line)]
     if not spoken or not is_exit:
         return None
-    return Trouble(
+    return LogFinding(
         kind=FailureKind.UNKNOWN, is_symptom=False, line=_shortened(spoken[-1].strip()), lines=tuple(lines[-SHOWN:])
     )
 
@@ -90,11 +95,50 @@ def recorded(error_file: Path) -> tuple[str, float | None] | None:
     return (f"{stack}\n{text}" if text not in stack else stack), float(stamp) if stamp.isdigit() else None
 
 
-def end_of(log: Path) -> str:
-    """The last part of a log; empty if it cannot be read."""
+def analyze_failure(log: Path, error_file: Path, *, exit_code: int | None, begin: int = 0) -> LogFinding | None:
+    """Why a process failed, by the exception that torch's ``@record`` left, else by its log, else by its signal.
+
+    Args:
+        exit_code: ``-N`` if signal N ended it; None if it hung.
+        begin: the byte of the log at which this start of the process begins.
+    """
+    exception = recorded(error_file)
+    is_exit = exit_code is not None and exit_code >= 0
+    found = analyze_log(exception[0]) if exception is not None else None
+    found = found or analyze_log(end_of(log, begin), is_exit=is_exit)
+    if (found is None or found.kind is FailureKind.UNKNOWN) and -(exit_code or 0) in SIGNALS:
+        return LogFinding(kind=SIGNALS[-(exit_code or 0)], is_symptom=False, line="", lines=())
+    return found
+
+
+def failure_line(log: Path, error_file: Path, *, is_exit: bool, begin: int = 0) -> str | None:
+    """In one line: the exception that torch's ``@record`` left, else the last one in the log, else its last line.
+
+    Args:
+        is_exit: the process ended by itself. The last line of one that was killed doesn't tell why it ended.
+        begin: the byte of the log at which this start of the process begins.
+    """
+    exception = recorded(error_file)
+    text = end_of(log, begin) if exception is None else exception[0]
+    lines = [PREFIX.sub("", line) for line in text.splitlines()]
+    spoken = [line.strip() for line in lines if not _NOISE.search(line)]
+    if is_exit and spoken and spoken[-1].startswith(OWN):
+        # Our own message is the last; the program went on after the exceptions above it.
+        return _shortened(spoken[-1])
+    exceptions = [index for index, line in enumerate(lines) if _EXCEPTION.match(line) and not _VICTIM.search(line)]
+    if exceptions:
+        # The path of the module in front of the class tells a reader nothing.
+        return _shortened(
+            re.sub(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Z]\w*(?::|$| ))", "", _with_details(lines, exceptions[-1]))
+        )
+    return _shortened(spoken[-1]) if spoken and is_exit else None
+
+
+def end_of(log: Path, begin: int = 0) -> str:
+    """The last part of a log, from the byte ``begin`` at the earliest; empty if it cannot be read."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - READ_BYTES))
+            file.seek(max(begin, log.stat().st_size - READ_BYTES))
             return file.read().decode(errors="replace")
     except OSError:
         return ""

@@ -18,10 +18,10 @@ from launcher.control.protocol import (
     TrainersDoneRequest,
 )
 from launcher.control.values import MODEL_READY
+from launcher.events.log_tail import failure_line
 from launcher.events.schema import Event, FailureReported, PhaseChanged, ProcessChanged
 from launcher.layout import Role
 from launcher.node.context import NodeContext
-from launcher.node.failure_reason import reason
 from launcher.node.outbox import Outbox
 from launcher.node.process import WorkerProcess, tail
 
@@ -74,7 +74,9 @@ class Reports:
         """A process ended that should not have, or not like this; the failure, if it is the run's."""
         what = f"ended with {worker.describe_end()} after {worker.age_s():.0f} s"
         code = worker.poll()
-        why = reason(worker.log, worker.error_file, is_exit=code is not None and code >= 0, begin=worker.log_start)
+        why = failure_line(
+            worker.log, worker.error_file, is_exit=code is not None and code >= 0, begin=worker.log_start
+        )
         if why is None and code == -signal.SIGKILL:
             return self._failed(worker, f"{what}. HINT: it was killed from outside; most often memory had run out.")
         return self._failed(worker, what + (f": {why}" if why else "."))

@@ -36,7 +36,11 @@ class Target:
 
 def layout_of(run: Path) -> Layout:
     """The layout of the newest attempt, with the hostnames it got; before the first one, the planned one."""
-    attempt = newest_attempt(run)
+    return layout_of_attempt(run, newest_attempt(run))
+
+
+def layout_of_attempt(run: Path, attempt: int | None) -> Layout:
+    """The layout of an attempt, with the hostnames it got; the planned one if it never came so far."""
     path = attempt_dir(run, attempt) / LAYOUT if attempt is not None else run / LAYOUT
     return layout_from_json((path if path.exists() else run / LAYOUT).read_text(encoding="utf-8"))
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from launcher.common.run_dir import LAYOUT, attempt_dir
-from launcher.layout.serialize import layout_from_json
+from launcher.common.run_dir import attempt_dir
+from launcher.observe.layouts import layout_of_attempt
 
 JOB = "job"
 ROLES = ("trainer", "inference", "agent", "helper", JOB)
@@ -78,8 +78,7 @@ def _log(path: Path, attempt: int) -> Log:
 
 
 def _on_node(run: Path, attempt: int, node: int) -> set[str]:
-    path = attempt_dir(run, attempt) / LAYOUT
-    layout = layout_from_json((path if path.exists() else run / LAYOUT).read_text(encoding="utf-8"))
+    layout = layout_of_attempt(run, attempt)
     return {process.name for process in layout.nodes[node].processes} if node < len(layout.nodes) else set()
 
 

@@ -9,14 +9,20 @@ from typing import Any
 
 from launcher.events.failure_kinds import ADVICE, Advice, FailureKind, Retry
 from launcher.events.log_rules import SLURM_STATES
-from launcher.observe.root_cause.candidate import Suspect
+from launcher.observe.root_cause.candidates import FailureCandidate, RootCause, find_root_cause
 from launcher.observe.root_cause.evidence import Evidence, attempts_of, gather
-from launcher.observe.root_cause.find_root_cause import Judgement, judge
 
 SlurmWord = Callable[[Path], str | None]
 """Asks SLURM for the state of a run's job; None if it is not a job, or SLURM does not say."""
 
-_WORDS = (("preempt", FailureKind.PREEMPTED), ("time limit", FailureKind.TIMED_OUT), ("time", FailureKind.TIMED_OUT))
+_REASONS = {
+    "preemption": FailureKind.PREEMPTED,
+    "requeue": FailureKind.PREEMPTED,
+    "preempted": FailureKind.PREEMPTED,
+    "time limit": FailureKind.TIMED_OUT,
+    "timed out": FailureKind.TIMED_OUT,
+}
+"""What the reason of a ``stopping`` or ``requeued`` event means; any other is somebody's request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +34,11 @@ class Explained:
     """``completed``, ``failed``, ``cancelled``, or ``no last word``."""
 
     seconds: float | None
-    cause: Suspect | None
-    victims: tuple[Suspect, ...] = ()
+    cause: FailureCandidate | None
+    victims: tuple[FailureCandidate, ...] = ()
     advice: Advice | None = None
-    survived: tuple[str, ...] = ()
-    """Failures that the run got over: restarts, replicas and nodes that it went on without."""
+    recovered: tuple[str, ...] = ()
+    """Failures that the run recovered from: restarts, replicas and nodes that it went on without."""
 
     def to_json(self) -> dict[str, Any]:
         """For ``why --json``."""
@@ -73,18 +79,19 @@ def explain(run_dir: Path, ask_slurm: SlurmWord = lambda _: None) -> Explanation
         for number, evidence in zip(numbers, found, strict=True)
     ]
     if not explained and slurm in SLURM_STATES:
-        explained = [_explained(Evidence(attempt=1, directory=run_dir), slurm)]
+        explained = [_explained(Evidence(attempt=1), slurm)]
     return Explanation(run_dir=run_dir, slurm=slurm, attempts=tuple(explained))
 
 
 def _explained(evidence: Evidence, slurm: str | None) -> Explained:
-    found = _judged(evidence, slurm)
-    seconds = None if evidence.began is None or evidence.last is None else evidence.last - evidence.began
-    outcome = evidence.outcome or ("no last word" if slurm is None or slurm in SLURM_STATES else slurm.lower())
-    is_over = evidence.outcome is not None or slurm is None or slurm in SLURM_STATES or slurm == "FAILED"
-    survived = tuple(_survived(evidence))
+    found = _root_cause(evidence, slurm)
+    began_at = evidence.state.began_at
+    seconds = None if began_at is None else evidence.state.last_at - began_at
+    outcome = evidence.state.outcome or ("no last word" if slurm is None or slurm in SLURM_STATES else slurm.lower())
+    is_over = evidence.state.outcome is not None or slurm is None or slurm in SLURM_STATES or slurm == "FAILED"
+    recovered = tuple(_recovered(evidence))
     if found is None or outcome == "completed" or not is_over:
-        return Explained(attempt=evidence.attempt, outcome=outcome, seconds=seconds, cause=None, survived=survived)
+        return Explained(attempt=evidence.attempt, outcome=outcome, seconds=seconds, cause=None, recovered=recovered)
     return Explained(
         attempt=evidence.attempt,
         outcome=outcome,
@@ -92,76 +99,70 @@ def _explained(evidence: Evidence, slurm: str | None) -> Explained:
         cause=found.cause,
         victims=found.victims,
         advice=_advice(found.cause),
-        survived=survived,
+        recovered=recovered,
     )
 
 
-def _judged(evidence: Evidence, slurm: str | None) -> Judgement | None:
-    suspects = list(evidence.suspects)
+def _root_cause(evidence: Evidence, slurm: str | None) -> RootCause | None:
+    candidates = list(evidence.candidates)
     ended = _ended_from_outside(evidence, slurm)
     if ended is not None:
         # Whatever fails after the order to end is a consequence of it; what failed before it is not.
-        before = [s for s in suspects if not s.is_symptom and s.time is not None and _is_before(s, ended)]
+        before = [s for s in candidates if not s.is_symptom and s.time is not None and _is_before(s, ended)]
         if not before:
-            return Judgement(cause=ended, victims=tuple(suspects))
-        suspects.append(ended)
-    if not suspects and evidence.is_silent:
-        return Judgement(cause=_silence(evidence, slurm), victims=())
-    if evidence.is_silent and all(suspect.is_symptom for suspect in suspects):
+            return RootCause(cause=ended, victims=tuple(candidates))
+        candidates.append(ended)
+    if not candidates and evidence.is_silent:
+        return RootCause(cause=_silence(evidence, slurm), victims=())
+    if evidence.is_silent and all(candidate.is_symptom for candidate in candidates):
         # All that the others say is that node 0 is gone.
-        return Judgement(cause=_silence(evidence, slurm), victims=tuple(suspects))
-    return judge(suspects)
+        return RootCause(cause=_silence(evidence, slurm), victims=tuple(candidates))
+    return find_root_cause(candidates)
 
 
-def _ended_from_outside(evidence: Evidence, slurm: str | None) -> Suspect | None:
-    if slurm in ("TIMEOUT", "DEADLINE", "PREEMPTED") or (slurm == "CANCELLED" and evidence.outcome != "failed"):
+def _ended_from_outside(evidence: Evidence, slurm: str | None) -> FailureCandidate | None:
+    if slurm in ("TIMEOUT", "DEADLINE", "PREEMPTED") or (slurm == "CANCELLED" and evidence.state.outcome != "failed"):
         kind, line = SLURM_STATES[slurm], f"SLURM ended the job: {slurm}"
-    elif evidence.stopping is not None or evidence.outcome == "cancelled":
-        reason = evidence.stopping or "somebody asked for the end"
-        kind = next((kind for word, kind in _WORDS if word in reason.lower()), FailureKind.CANCELLED)
+    elif evidence.end_reason is not None or evidence.state.outcome == "cancelled":
+        reason = evidence.end_reason or "somebody asked for the end"
+        kind = _REASONS.get(reason, FailureKind.CANCELLED)
         line = reason
     else:
         return None
-    event = next((e for e in evidence.events if e.get("event") in ("stopping", "cancelled")), {})
-    return Suspect(who="job", kind=kind, is_symptom=False, line=line, time=event.get("time", evidence.last))
+    requests = [event.time for event in (evidence.state.stopping, evidence.state.cancelled) if event is not None]
+    return FailureCandidate(
+        who="job", kind=kind, is_symptom=False, line=line, time=min(requests, default=evidence.state.last_at)
+    )
 
 
-def _is_before(suspect: Suspect, ended: Suspect) -> bool:
-    return ended.time is not None and suspect.time is not None and suspect.time + suspect.error_s < ended.time
+def _is_before(candidate: FailureCandidate, ended: FailureCandidate) -> bool:
+    return ended.time is not None and candidate.time is not None and candidate.time + candidate.error_s < ended.time
 
 
-def _silence(evidence: Evidence, slurm: str | None) -> Suspect:
-    up = next((e for e in evidence.events if e.get("event") == "node_up" and e.get("node_rank") == 0), {})
-    kind = SLURM_STATES.get(slurm or "", FailureKind.NODE_LOST if evidence.events else FailureKind.UNKNOWN)
+def _silence(evidence: Evidence, slurm: str | None) -> FailureCandidate:
+    kind = SLURM_STATES.get(slurm or "", FailureKind.NODE_LOST if evidence.has_events else FailureKind.UNKNOWN)
     said = f"SLURM says {slurm}" if slurm else "SLURM says nothing"
-    line = "node 0 wrote no last word" if evidence.events else "no node wrote anything"
-    return Suspect(
+    line = "node 0 wrote no last word" if evidence.has_events else "no node wrote anything"
+    return FailureCandidate(
         who="node 0",
         kind=kind,
         is_symptom=False,
         line=f"{line}; {said}",
-        time=evidence.last,
-        role=up.get("role"),
-        node_rank=0 if evidence.events else None,
-        hostname=up.get("hostname"),
+        time=evidence.state.last_at,
+        role=evidence.state.node_roles.get(0),
+        node_rank=0 if evidence.has_events else None,
+        hostname=evidence.state.nodes_up.get(0),
     )
 
 
-def _survived(evidence: Evidence) -> list[str]:
-    told = []
-    for event in evidence.events:
-        if event.get("event") == "restart":
-            which = f" of replica {event['replica']}" if event.get("replica") is not None else ""
-            count = event.get("restart_count", event.get("restart"))
-            told.append(f"restart {count} of {event.get('what')}{which}: {event.get('reason')}")
-        elif event.get("event") == "replica" and event.get("state") == "dropped":
-            told.append(f"replica {event.get('replica')} was dropped: {event.get('reason')}")
-        elif event.get("event") == "spare":
-            told.append(f"{event.get('hostname')} took the place of node {event.get('slot', event.get('takes'))}")
-    return told
+def _recovered(evidence: Evidence) -> list[str]:
+    """What the run recovered from: restarts, replicas and nodes that it went on without."""
+    kinds = ("restart", "replica", "spare")
+    entries = [entry for entry in evidence.state.timeline if entry.kind in kinds]
+    return [entry.text for entry in entries if entry.kind != "replica" or entry.is_bad]
 
 
-def _advice(cause: Suspect) -> Advice:
+def _advice(cause: FailureCandidate) -> Advice:
     advice = ADVICE[cause.kind]
     if cause.kind is FailureKind.USER_CODE and cause.role == "inference":
         return Advice(retry=Retry.NO, hint="the engine raised it; `inference.args` or the model do not suit it")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from launcher.common.text import duration
-from launcher.observe.root_cause.candidate import Suspect
+from launcher.observe.root_cause.candidates import FailureCandidate
 from launcher.observe.root_cause.explain import Explained, Explanation
 
 MOST_VICTIMS = 8
@@ -23,7 +23,7 @@ def render(explanation: Explanation) -> str:
     slurm = f" (SLURM: {explanation.slurm})" if explanation.slurm else ""
     after = f" after {duration(last.seconds)}" if last.seconds is not None else ""
     lines.append(f"attempt {last.attempt}: {last.outcome}{after}{slurm}")
-    lines += [f"  got over: {text}" for text in last.survived]
+    lines += [f"  recovered: {text}" for text in last.recovered]
     return "\n".join([*lines, *_why(last)])
 
 
@@ -62,11 +62,11 @@ def _one_line(attempt: Explained) -> str:
     return f"attempt {attempt.attempt}: {attempt.outcome}{why}"
 
 
-def _short(suspect: Suspect) -> str:
-    return suspect.line if len(suspect.line) <= 160 else f"{suspect.line[:160]} ..."
+def _short(candidate: FailureCandidate) -> str:
+    return candidate.line if len(candidate.line) <= 160 else f"{candidate.line[:160]} ..."
 
 
-def _clock(suspect: Suspect) -> str:
-    if suspect.time is None:
+def _clock(candidate: FailureCandidate) -> str:
+    if candidate.time is None:
         return ""
-    return f" at {time.strftime('%H:%M:%S', time.localtime(suspect.time))}.{int(suspect.time * 10) % 10}"
+    return f" at {time.strftime('%H:%M:%S', time.localtime(candidate.time))}.{int(candidate.time * 10) % 10}"

@@ -10,22 +10,23 @@ from typing import Any
 import pytest
 
 from launcher.cli import main
+from launcher.config import Config, LayoutConfig
 from launcher.events.failure_kinds import FailureKind as Kind
 from launcher.events.failure_kinds import Retry
-from launcher.observe.root_cause.candidate import Suspect
+from launcher.layout import layout_to_json, plan
+from launcher.observe.root_cause.candidates import FailureCandidate, find_root_cause
 from launcher.observe.root_cause.explain import Explanation, explain
-from launcher.observe.root_cause.find_root_cause import judge
 from launcher.observe.root_cause.render import render
 
 
 def suspect(
     who: str, time: float, kind: Kind = Kind.USER_CODE, *, symptom: bool = False, error: float = 0.1
-) -> Suspect:
-    return Suspect(who=who, kind=kind, is_symptom=symptom, line="x", time=time, error_s=error)
+) -> FailureCandidate:
+    return FailureCandidate(who=who, kind=kind, is_symptom=symptom, line="x", time=time, error_s=error)
 
 
-def cause(*suspects: Suspect) -> str:
-    found = judge(suspects)
+def cause(*suspects: FailureCandidate) -> str:
+    found = find_root_cause(suspects)
     assert found is not None
     assert len(found.victims) == len(suspects) - 1
     return found.cause.who
@@ -53,7 +54,7 @@ def test_times_that_cannot_be_told_apart_are_ordered_by_what_they_explain() -> N
 
 
 def test_nothing_failed() -> None:
-    assert judge([]) is None
+    assert find_root_cause([]) is None
 
 
 class Recorded:
@@ -64,14 +65,9 @@ class Recorded:
         self.time = 1000.0
         (path / "attempts/1/logs").mkdir(parents=True)
         (path / "config.yaml").write_text("")
-        nodes = [
-            {
-                "hostname": f"gpu-{n}",
-                "processes": [{"name": f"trainer-000{n}", "role": "trainer", "rank": n, "node_rank": n}],
-            }
-            for n in range(2)
-        ]
-        (path / "layout.json").write_text(json.dumps({"nodes": nodes}))
+        shape = LayoutConfig(nodes=3, inference_nodes=1, gpus_per_node=1, device="cpu")
+        layout = plan(Config(layout=shape), ["gpu-0", "gpu-1", "gpu-2"])
+        (path / "layout.json").write_text(layout_to_json(layout))
 
     def event(self, event: str, *, attempt: int = 1, after: float = 1.0, **fields: Any) -> None:
         self.time += after
@@ -110,7 +106,7 @@ def run(tmp_path: Path) -> Recorded:
 RESET = ("Traceback (most recent call last):", "RuntimeError: Connection reset by peer")
 
 
-def only(explanation: Explanation) -> Suspect:
+def only(explanation: Explanation) -> FailureCandidate:
     assert explanation.last is not None
     assert explanation.last.cause is not None, explanation
     return explanation.last.cause
@@ -223,7 +219,7 @@ def test_what_the_run_got_over_is_not_the_cause(run: Recorded) -> None:
     explanation = run.explain()
     assert only(explanation).kind is Kind.USER_CODE
     assert explanation.last is not None
-    assert explanation.last.survived == ("gpu-2 took the place of node 1",)
+    assert explanation.last.recovered == ("spare gpu-2 takes the place of node 1",)
 
 
 def test_a_lost_node_that_ends_the_run_is_the_cause(run: Recorded) -> None:
@@ -246,7 +242,7 @@ def test_a_lost_node_that_ends_the_run_is_the_cause(run: Recorded) -> None:
     ],
 )
 def test_what_hangs_is_called_so(run: Recorded, message: str) -> None:
-    run.event("failure", message=message, first=True)
+    run.event("failure", message=message, kind="hung", first=True)
     run.event("finished", outcome="failed")
     assert only(run.explain()).kind is Kind.HUNG
 
@@ -305,7 +301,7 @@ def test_earlier_attempts_have_a_line_each(run: Recorded) -> None:
     ]
     text = render(explanation)
     assert text.startswith("attempt 1: cancelled: preempted, job: preemption\n")
-    assert "got over: restart 1 of engine of replica 1: signal 9" in text
+    assert "recovered: restarting inference-1 (restart 1 of 3): signal 9" in text
     assert "    | 1     gpu-1     shm: full" in text
 
 

@@ -10,7 +10,7 @@ import pytest
 from launcher.events.failure_kinds import ADVICE
 from launcher.events.failure_kinds import FailureKind as Kind
 from launcher.events.log_rules import RULES, SLURM_STATES, classify
-from launcher.events.log_tail import recorded, trouble_of
+from launcher.events.log_tail import analyze_log, recorded
 
 LOGS = Path(__file__).parents[1] / "triage_logs"
 
@@ -57,7 +57,7 @@ def test_every_log_has_an_expectation() -> None:
 @pytest.mark.parametrize("name", sorted(WANTED))
 def test_a_real_log_is_understood(name: str) -> None:
     kind, is_symptom, words = WANTED[name]
-    trouble = trouble_of((LOGS / f"{name}.txt").read_text())
+    trouble = analyze_log((LOGS / f"{name}.txt").read_text())
     assert trouble is not None
     assert (trouble.kind, trouble.is_symptom) == (kind, is_symptom), trouble.line
     assert words in trouble.line
@@ -90,15 +90,15 @@ def test_an_old_traceback_that_the_program_went_on_from_is_not_the_reason() -> N
     )
     steps = "".join(f"step {step}\n" for step in range(40))
     end = "Traceback (most recent call last):\n  File 'b.py', line 2\nValueError: the loss is not a number\n"
-    trouble = trouble_of(old + steps + end)
+    trouble = analyze_log(old + steps + end)
     assert trouble is not None
     assert trouble.kind is Kind.USER_CODE
     assert "flash_attn" not in "\n".join(trouble.lines)
 
 
 def test_the_last_line_of_a_killed_process_is_no_reason() -> None:
-    assert trouble_of("step 17\n", is_exit=False) is None
-    trouble = trouble_of("bye\n")
+    assert analyze_log("step 17\n", is_exit=False) is None
+    trouble = analyze_log("bye\n")
     assert trouble is not None
     assert (trouble.kind, trouble.line) == (Kind.UNKNOWN, "bye")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.node.failure_reason import reason
+from launcher.events.log_tail import failure_line
 
 PLAIN = """\
 step 1
@@ -70,22 +70,22 @@ NO_EXCEPTION = "usage: server.py\nlauncher: Port 9000 is taken.\n\n  warnings.wa
 )
 def test_the_line_that_says_why(tmp_path: Path, log: str, wanted: str | None) -> None:
     (tmp_path / "log").write_text(log)
-    assert reason(tmp_path / "log", tmp_path / "none", is_exit=True) == wanted
+    assert failure_line(tmp_path / "log", tmp_path / "none", is_exit=True) == wanted
 
 
 def test_of_a_killed_process_the_last_line_is_no_reason(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("step 17\n")
-    assert reason(tmp_path / "log", tmp_path / "none", is_exit=False) is None
+    assert failure_line(tmp_path / "log", tmp_path / "none", is_exit=False) is None
 
 
 def test_a_recorded_exception_comes_first(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(PLAIN + "destroying the process group\n")
     (tmp_path / "error.json").write_text(json.dumps({"message": {"message": "RuntimeError: boom", "extraInfo": {}}}))
-    assert reason(tmp_path / "log", tmp_path / "error.json", is_exit=True) == "RuntimeError: boom"
+    assert failure_line(tmp_path / "log", tmp_path / "error.json", is_exit=True) == "RuntimeError: boom"
 
 
 def test_a_line_without_end_is_cut(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("RuntimeError: " + "x" * 10_000)
-    found = reason(tmp_path / "log", tmp_path / "none", is_exit=True)
+    found = failure_line(tmp_path / "log", tmp_path / "none", is_exit=True)
     assert found is not None
     assert len(found) < 500
