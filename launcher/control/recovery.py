@@ -29,6 +29,7 @@ from launcher.control.replicas import (
 from launcher.control.state import ControlState, ReplicaRecord
 from launcher.control.values import TRAINER_RESTART_COUNT, replica_key
 from launcher.control.views import everybody_left, free_spares, kept_replicas, replicas_on, role_of
+from launcher.events.failure_kinds import FailureKind
 from launcher.events.schema import FailureReported, NodeLost, ReplicaChanged, RestartScheduled, SpareAssigned
 from launcher.layout.model import Role
 
@@ -110,7 +111,9 @@ def step_overdue(state: ControlState, now: float) -> Effects:
     """The trainers hang: no step was finished in time."""
     limit_s = state.settings.restart.step_timeout_s
     failure = FailureReported(
-        message=f"No step was finished within `restart.step_timeout_s` ({limit_s:g} s).", role=Role.TRAINER.value
+        message=f"No step was finished within `restart.step_timeout_s` ({limit_s:g} s).",
+        kind=FailureKind.HUNG,
+        role=Role.TRAINER.value,
     )
     rule = decide(Loss.STEP, Role.TRAINER, _trainer_circumstances(state, None, now))
     yield from _carry_out_for_trainers(state, rule.then, failure, now)

@@ -1,4 +1,4 @@
-"""What the words of a log mean, as one table. Order matters: the first row that fits a line speaks for it."""
+"""What the lines of a log mean, as one table. Order matters: the first row that matches a line counts."""
 
 from __future__ import annotations
 
@@ -92,17 +92,6 @@ RULES: tuple[Rule, ...] = (
     _rule(Kind.CRASHED, r"Segmentation fault|Fatal Python error|illegal memory access|device-side assert"),
     _rule(Kind.USER_CODE, r"^\s*(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Failure|Timeout|Exit|Interrupt)\b"),
 )
-
-MESSAGES: tuple[tuple[re.Pattern[str], Kind], ...] = (
-    (re.compile(r"has been silent for|did not report within"), Kind.NODE_LOST),
-    (re.compile(r"[Tt]he (?:agent|guard|shim) on node .* (?:ended with|was killed)"), Kind.KILLED),
-    (
-        re.compile(r"did not answer `/health`|has had a stopped process|No step was finished|was not ready within"),
-        Kind.HUNG,
-    ),
-    (re.compile(r"^Preflight failed on"), Kind.PREFLIGHT),
-)
-"""What the launcher's own messages about a failure mean."""
 
 EXIT_CODES: dict[int, Kind] = {
     2: Kind.CONFIGURATION,

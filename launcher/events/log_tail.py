@@ -95,20 +95,22 @@ def recorded(error_file: Path) -> tuple[str, float | None] | None:
     return (f"{stack}\n{text}" if text not in stack else stack), float(stamp) if stamp.isdigit() else None
 
 
-def analyze_failure(log: Path, error_file: Path, *, exit_code: int | None, begin: int = 0) -> LogFinding | None:
-    """Why a process failed, by the exception that torch's ``@record`` left, else by its log, else by its signal.
+def analyze_failure(log: Path, error_file: Path, *, exit_code: int | None, begin: int = 0) -> LogFinding:
+    """Why a process failed: by the exception that torch's ``@record`` left, else by its log, else by how it ended.
 
     Args:
-        exit_code: ``-N`` if signal N ended it; None if it hung.
+        exit_code: ``-N`` if signal N ended it; None if it hung and was killed for that.
         begin: the byte of the log at which this start of the process begins.
     """
     exception = recorded(error_file)
-    is_exit = exit_code is not None and exit_code >= 0
     found = analyze_log(exception[0]) if exception is not None else None
-    found = found or analyze_log(end_of(log, begin), is_exit=is_exit)
-    if (found is None or found.kind is FailureKind.UNKNOWN) and -(exit_code or 0) in SIGNALS:
-        return LogFinding(kind=SIGNALS[-(exit_code or 0)], is_symptom=False, line="", lines=())
-    return found
+    if found is None:
+        found = analyze_log(end_of(log, begin), is_exit=exit_code is not None and exit_code >= 0)
+    if found is not None and found.kind is not FailureKind.UNKNOWN:
+        return found
+    line, lines = ("", ()) if found is None else (found.line, found.lines)
+    kind = FailureKind.HUNG if exit_code is None else SIGNALS.get(-exit_code, FailureKind.UNKNOWN)
+    return LogFinding(kind=kind, is_symptom=False, line=line, lines=lines)
 
 
 def failure_line(log: Path, error_file: Path, *, is_exit: bool, begin: int = 0) -> str | None:

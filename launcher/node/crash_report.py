@@ -14,7 +14,9 @@ from launcher.common.keys import token_from_environment
 from launcher.common.run_dir import CONTROL, EVENTS, attempt_dir
 from launcher.control.client import ControlClient
 from launcher.control.protocol import NodeLeftRequest, NodeLostRequest
+from launcher.events.failure_kinds import FailureKind
 from launcher.events.log import EventLog
+from launcher.events.log_rules import EXIT_CODES
 from launcher.events.schema import FailureReported
 from launcher.events.serialize import make_event
 from launcher.node.node_environment import node_environment
@@ -30,6 +32,7 @@ def report_failure(run_dir: Path, message: str, exit_code: int, **fields: Any) -
     """
     node = node_environment()
     directory = attempt_dir(run_dir, node.attempt)
+    fields.setdefault("kind", EXIT_CODES.get(exit_code, FailureKind.UNKNOWN))
     failure = {"message": message, "node_rank": node.node_rank, "hostname": node.hostname, **fields}
     if node.node_rank == 0:
         close_log(directory / EVENTS, failure, {"outcome": "failed"})

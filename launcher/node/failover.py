@@ -21,6 +21,7 @@ from launcher.common.run_dir import CONTROL, EVENTS, attempt_dir
 from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.control.client import ControlClient
+from launcher.events.failure_kinds import FailureKind
 from launcher.events.log import has_finished
 from launcher.node.crash_report import close_log, events_of
 from launcher.node.exit_file import node_0_has_ended
@@ -87,7 +88,8 @@ def _stand_in(config: Config, run_dir: Path, node: NodeEnvironment, directory: P
     except FileExistsError:
         return
     message = f"Node 0 ({node.hostnames[0]}) was lost, and with it the control service."
-    failure = {"message": message, "node_rank": 0, "hostname": node.hostnames[0], "role": "trainer"}
+    failure = {"message": message, "kind": FailureKind.NODE_LOST, "node_rank": 0, "hostname": node.hostnames[0]}
+    failure["role"] = "trainer"
     if not _last_word(config, run_dir, node, failure, End.LOST):
         cancel_own_job()
 

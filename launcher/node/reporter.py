@@ -18,7 +18,8 @@ from launcher.control.protocol import (
     TrainersDoneRequest,
 )
 from launcher.control.values import MODEL_READY
-from launcher.events.log_tail import failure_line
+from launcher.events.failure_kinds import FailureKind
+from launcher.events.log_tail import analyze_failure, failure_line
 from launcher.events.schema import Event, FailureReported, PhaseChanged, ProcessChanged
 from launcher.layout import Role
 from launcher.node.context import NodeContext
@@ -119,8 +120,12 @@ class Reports:
         message = f"{who} on node {context.node_rank} ({context.hostname}) {what}"
         failure = error(message, log=worker.log, tail=tail(worker.log, begin=worker.log_start))
         exit_code = None if is_hanging else worker.poll()
+        found = analyze_failure(worker.log, worker.error_file, exit_code=exit_code, begin=worker.log_start)
         report = FailureReported(
             message=message,
+            kind=found.kind,
+            is_symptom=found.is_symptom,
+            line=found.line or None,
             process=process.name,
             role=role,
             node_rank=context.node_rank,
@@ -149,7 +154,7 @@ class Reports:
         """This node's shim was killed, which no orderly end would do."""
         node_rank, hostname = self._context.node_rank, self._context.hostname
         message = f"The shim on node {node_rank} ({hostname}) was killed; the node ends its processes."
-        failure = FailureReported(message=message, node_rank=node_rank, hostname=hostname)
+        failure = FailureReported(message=message, kind=FailureKind.KILLED, node_rank=node_rank, hostname=hostname)
         self._outbox.send(NodeLostRequest(node_rank=node_rank, failure=failure))
 
     def _process(self, worker: WorkerProcess, state: Literal["started", "ended"], exit_code: int | None = None) -> None:

@@ -26,6 +26,7 @@ from launcher.common.run_dir import attempt_dir
 from launcher.common.utf8 import use_utf8
 from launcher.config import load_run_config
 from launcher.config.schema import Config
+from launcher.events.failure_kinds import FailureKind
 from launcher.node.context import SCRATCH_VARIABLE
 from launcher.node.crash_report import report_failure
 from launcher.node.exit_file import answer_for_the_run
@@ -118,6 +119,7 @@ def _report_end(run_dir: Path, node: NodeEnvironment, code: int, log: Path, rece
         128 - code if code < 0 else code,
         log=str(log),
         tail=tail(log),
+        kind=FailureKind.KILLED if code < 0 else FailureKind.UNKNOWN,
     )
 
 

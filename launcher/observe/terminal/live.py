@@ -167,7 +167,7 @@ def _ending(state: RunState, ascii_only: bool) -> Iterator[RenderableType]:
     if state.failure is not None:
         yield Text(f"{_mark(False, ascii_only)} {failure_text(state.failure)}", "bold red")
     if state.outcome is not None:
-        style = "bold green" if state.outcome == "completed" else "bold red"
+        style = {"completed": "bold green", "failed": "bold red"}.get(state.outcome, "bold yellow")
         yield Text(state.ending(), style)
     elif state.draining_at is not None:
         yield Text("the trainer has finished; engines are draining", "dim")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from launcher.common.text import counted, duration, listed
-from launcher.events.run_state import RunState
+from launcher.events.run_state import ProcessStatus, RunState
 from launcher.observe.terminal.plain import failure_text, step_figures
 
 if TYPE_CHECKING:
@@ -98,9 +98,15 @@ def replica_states(state: RunState) -> dict[int, str]:
     found = {}
     for replica in range(state.replicas or 0):
         told = state.replica_states.get(replica, STARTING)
-        # A replica that was told ready and whose process has ended since is not; nor does one start when all is over.
-        is_ended = told == READY or (told == STARTING and state.outcome is not None)
-        found[replica] = READY if replica in state.engines else ("ended" if is_ended else told)
+        process = state.processes.get(f"inference-{replica}")
+        has_failed = process is not None and process.status in (ProcessStatus.FAILED, ProcessStatus.VICTIM)
+        if replica in state.engines:
+            found[replica] = READY
+        elif told == READY or (told == STARTING and state.outcome is not None):
+            # Its process has ended since it was ready; nor does a replica start when all is over.
+            found[replica] = "failed" if has_failed else "ended"
+        else:
+            found[replica] = told
     return found
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -191,12 +192,13 @@ def _cause(run_dir: Path, slurm: str | None) -> Iterator[str]:
 
 def _next(state: RunState, places: dict[str, Any]) -> Iterator[str]:
     if state.failure is not None and state.failure.log is not None:
-        yield f"less +G {state.failure.log}"
+        yield shlex.join(["less", "+G", state.failure.log])
     elif state.outcome != "completed" and "logs" in places:
-        yield f"tail -n 20 {places['logs']}/*.log"
+        yield f"tail -n 20 {shlex.quote(places['logs'])}/*.log"
     if "checkpoint" in places:
-        yield f"python -m vllm.entrypoints.openai.api_server --model {places['checkpoint']}"
-        yield f"python -m launcher model.path={places['checkpoint']}"
+        path = places["checkpoint"]
+        yield shlex.join(["python", "-m", "vllm.entrypoints.openai.api_server", "--model", path])
+        yield shlex.join(["python", "-m", "launcher", f"model.path={path}"])
 
 
 def _row(label: str, text: str) -> str:

@@ -8,7 +8,7 @@ const FIGURES = [["loss", "loss"], ["tokens_per_s", "tokens/s"], ["sync_s", "wei
 const LOG_EVERY_MS = 2000, LOGS_EVERY_MS = 5000, LOG_LINES = 400;
 let data = null, sweep = null, steps = {}, isPlanned = false, run = null, received = 0;
 
-const wordClass = (word) => ({ completed: "good", running: "going", starting: "going", draining: "going", ending: "going", booting: "going" })[word] ?? (["queued", "held", "requeued", "prepared", "suspended"].includes(word) ? "waiting" : "bad");
+const wordClass = (word) => ({ completed: "good", running: "going", starting: "going", draining: "going", ending: "going", booting: "going" })[word] ?? (["queued", "held", "requeued", "prepared", "suspended"].includes(word) ? "waiting" : ["cancelled", "stopped"].includes(word) ? "ended" : "bad");
 const colourOf = (i) => COLOURS[i % COLOURS.length];
 
 function plan() {

@@ -126,6 +126,31 @@ def test_a_failed_run_begins_with_its_cause(browser: Browser, tmp_path: Path) ->
         assert browser.complaints() == []
 
 
+@pytest.mark.parametrize("outcome", ["completed", "cancelled", "stopped"])
+def test_what_ended_in_order_is_not_red(browser: Browser, tmp_path: Path, outcome: str) -> None:
+    end = [
+        {"time": T0 + 130, "event": "process", "state": "ended", "name": f"inference-{replica}", "role": "inference"}
+        | {"rank": replica, "node_rank": 1, "exit_code": 0}
+        for replica in range(8)
+    ]
+    end.append({"time": T0 + 132, "event": "finished", "outcome": outcome, "seconds": 132.0})
+    run = page_run(tmp_path, "grpo", more=end)
+    with Served(run) as page:
+        browser.open(page.url)
+        browser.wait(lambda: browser.text("#word") == outcome, "the end")
+        browser.wait(lambda: len(browser.all(".lags .who i")) == 8, "the replicas")
+        red = browser.driver.execute_script(
+            "const probe = document.createElement('i'); probe.style.background = 'var(--bad)';"
+            "document.body.append(probe); return getComputedStyle(probe).backgroundColor"
+        )
+        assert browser.colour(".lags .who i") != red
+        assert "bad" not in str(browser.all("#word")[0].get_attribute("class"))
+        assert len(browser.all(".gpu.trainer-e")) == len(browser.all(".gpu.inference-e")) == 8
+        if directory := os.environ.get("LAUNCHER_TEST_SCREENSHOTS"):
+            browser.driver.save_screenshot(str(Path(directory) / f"{outcome}.png"))
+        assert browser.complaints() == []
+
+
 def test_many_nodes_fit_on_the_page(browser: Browser, tmp_path: Path) -> None:
     run = page_run(tmp_path, "huge", nodes=512, inference_nodes=128, steps=5)
     with Served(run) as page:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.events.log_tail import failure_line
+from launcher.events.failure_kinds import FailureKind
+from launcher.events.log_tail import analyze_failure, failure_line
 
 PLAIN = """\
 step 1
@@ -89,3 +90,22 @@ def test_a_line_without_end_is_cut(tmp_path: Path) -> None:
     found = failure_line(tmp_path / "log", tmp_path / "none", is_exit=True)
     assert found is not None
     assert len(found) < 500
+
+
+@pytest.mark.parametrize(
+    ("log", "exit_code", "kind"),
+    [
+        (PLAIN, 1, FailureKind.USER_CODE),
+        ("torch.OutOfMemoryError: CUDA out of memory.\n", 1, FailureKind.GPU_MEMORY),
+        ("step 17\n", -9, FailureKind.KILLED),
+        ("step 17\n", -11, FailureKind.CRASHED),
+        ("step 17\n", None, FailureKind.HUNG),
+        ("step 17\n", 1, FailureKind.UNKNOWN),
+        ("", 1, FailureKind.UNKNOWN),
+    ],
+)
+def test_the_kind_of_a_failure_follows_from_its_log_and_its_exit_status(
+    tmp_path: Path, log: str, exit_code: int | None, kind: FailureKind
+) -> None:
+    (tmp_path / "log").write_text(log)
+    assert analyze_failure(tmp_path / "log", tmp_path / "none", exit_code=exit_code).kind is kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from launcher.observe.plots.pictures import write_pictures
@@ -70,3 +71,13 @@ def test_a_run_directory_that_cannot_be_written_hides_nothing(tmp_path: Path) ->
         (tmp_path / name).mkdir()  # as good as a full disk
     assert write_pictures(tmp_path) == ()
     assert summary(tmp_path).startswith("Completed after 3 min 02 s")
+
+
+def test_printed_commands_can_be_pasted(tmp_path: Path) -> None:
+    run = tmp_path / "my runs" / "rl"
+    path = view_events.write(run, [*view_events.startup(), *view_events.steps(5), *view_events.ending(70)])
+    (path.parent / "logs").mkdir()
+    (run / "checkpoint" / "final").mkdir(parents=True)
+    commands = [line.strip() for line in summary(run).partition("\nNext\n")[2].splitlines()]
+    assert commands
+    assert all(any(str(run) in word for word in shlex.split(command)) for command in commands), commands
