@@ -15,11 +15,9 @@ import sys
 import threading
 from pathlib import Path
 
-from launcher.control.client import ADDRESS_VARIABLE, ControlClient
+from launcher.common.env import LAUNCHER_CONTROL, LAUNCHER_STOP_FILE
+from launcher.control.client import ControlClient
 from launcher.control.values import STOP_ACKNOWLEDGED
-
-FILE_VARIABLE = "LAUNCHER_STOP_FILE"
-"""Names a file of this node that exists once the run was asked to stop."""
 
 
 def is_asked() -> bool:
@@ -27,7 +25,7 @@ def is_asked() -> bool:
 
     Nodes hear of it at different moments, so that ranks may differ for a while: use :func:`should_stop` in a loop.
     """
-    path = os.environ.get(FILE_VARIABLE)
+    path = os.environ.get(LAUNCHER_STOP_FILE)
     return path is not None and Path(path).exists()
 
 
@@ -46,7 +44,7 @@ def should_stop() -> bool:
     """
     survive_sigterm()
     asked = _any_rank(is_asked())
-    if asked and os.environ.get("RANK", "0") == "0" and os.environ.get(ADDRESS_VARIABLE):
+    if asked and os.environ.get("RANK", "0") == "0" and os.environ.get(LAUNCHER_CONTROL):
         client = ControlClient.from_environment()
         client.put(STOP_ACKNOWLEDGED, True)
         client.close()
@@ -55,7 +53,7 @@ def should_stop() -> bool:
 
 def survive_sigterm() -> None:
     """Lets SIGTERM pass by, in a process of a run on SLURM that has no handler of its own for it. Main thread only."""
-    path = os.environ.get(FILE_VARIABLE)
+    path = os.environ.get(LAUNCHER_STOP_FILE)
     if path is None or "SLURM_JOB_ID" not in os.environ or threading.current_thread() is not threading.main_thread():
         return
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from launcher.checkpoint import store
 from launcher.checkpoint.random_state import random_state, set_random_state
 from launcher.checkpoint.ranks import Ranks
+from launcher.common.env import LAUNCHER_RUN_DIR
 from launcher.common.errors import LauncherError
 from launcher.control.emit import emit
 from launcher.events.schema import CheckpointChanged, CheckpointLoaded
@@ -85,7 +86,7 @@ class Checkpoints:
         from launcher.common.run_dir import checkpoint_dir
         from launcher.config import load_run_config
 
-        path = os.environ.get("LAUNCHER_RUN_DIR")
+        path = os.environ.get(LAUNCHER_RUN_DIR)
         if not path:
             raise LauncherError(
                 "`LAUNCHER_RUN_DIR` is not set: this process is not a trainer of a run. HINT: start the program through"

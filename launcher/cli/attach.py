@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from launcher.cli.parser import CommandParser
+from launcher.common.env import LAUNCHER_ATTEMPT, LAUNCHER_ATTEMPT_DIR, LAUNCHER_NODE_RANK, LAUNCHER_RUN_DIR
 from launcher.common.errors import LauncherError
 from launcher.common.run_dir import attempt_dir
 from launcher.config import load_run_config
@@ -97,10 +98,10 @@ def _environment(run: Path, target: Target) -> dict[str, str]:
     process = target.processes[0] if target.processes else None
     return {
         **(process.env if process is not None else {}),
-        "LAUNCHER_RUN_DIR": str(run),
-        "LAUNCHER_ATTEMPT": str(attempt),
-        "LAUNCHER_ATTEMPT_DIR": str(directory),
-        "LAUNCHER_NODE_RANK": str(target.node.node_rank),
+        LAUNCHER_RUN_DIR: str(run),
+        LAUNCHER_ATTEMPT: str(attempt),
+        LAUNCHER_ATTEMPT_DIR: str(directory),
+        LAUNCHER_NODE_RANK: str(target.node.node_rank),
         "LOGDIR": str(directory / "logs"),
     }
 

@@ -11,9 +11,6 @@ from typing import Any
 
 from launcher.common.run_dir import attempt_dir, write_atomically
 
-ATTEMPT_VARIABLE = "LAUNCHER_ATTEMPT"
-"""The number of the attempt: taken once for all nodes by who starts them, the job script or the local cluster."""
-
 BEGIN = "begin.json"
 END = "end.json"
 

@@ -17,6 +17,9 @@ LAUNCHER_AWAITS_WEIGHTS = "LAUNCHER_AWAITS_WEIGHTS"
 LAUNCHER_BRIDGE_NCCL_CHANNELS = "LAUNCHER_BRIDGE_NCCL_CHANNELS"
 """A person's: most channels that NCCL may use for weights, and with them most GPU blocks."""
 
+LAUNCHER_BRIDGE_SUM_PROGRAMS = "LAUNCHER_BRIDGE_SUM_PROGRAMS"
+"""A person's: most GPU programs that compute checksums of the weights at a time."""
+
 LAUNCHER_CONTROL = "LAUNCHER_CONTROL"
 """``host:port`` of the run's control service."""
 

@@ -6,9 +6,8 @@ import os
 import secrets
 
 from launcher.common.challenge import proof
+from launcher.common.env import LAUNCHER_TOKEN
 from launcher.common.errors import ControlError
-
-TOKEN_VARIABLE = "LAUNCHER_TOKEN"
 
 
 def new_token() -> str:
@@ -22,10 +21,10 @@ def token_from_environment() -> str:
     Raises:
         ControlError: the variable is not set.
     """
-    token = os.environ.get(TOKEN_VARIABLE, "")
+    token = os.environ.get(LAUNCHER_TOKEN, "")
     if not token:
         raise ControlError(
-            f"`{TOKEN_VARIABLE}` is not set. HINT: processes of a run get it from their agent; start them through"
+            f"`{LAUNCHER_TOKEN}` is not set. HINT: processes of a run get it from their agent; start them through"
             " `launcher`."
         )
     return token

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.common.codec import CodecError, from_json, to_json
+from launcher.common.env import LAUNCHER_CONTROL
 from launcher.common.errors import ControlError, ControlRefusal
 from launcher.common.keys import control_proof, token_from_environment
 from launcher.control.protocol import ControlRequest, GetRequest, PutRequest, Reply, ReplyT_co
@@ -23,7 +24,6 @@ from launcher.control.wire import (
     name_of,
 )
 
-ADDRESS_VARIABLE = "LAUNCHER_CONTROL"
 CALL_TIMEOUT_S = 10.0
 LONGEST_WAIT_S = 5.0
 
@@ -51,10 +51,10 @@ class ControlClient:
         Raises:
             ControlError: this process belongs to no run.
         """
-        address = os.environ.get(ADDRESS_VARIABLE, "")
+        address = os.environ.get(LAUNCHER_CONTROL, "")
         if not address:
             raise ControlError(
-                f"`{ADDRESS_VARIABLE}` is not set: this process belongs to no run. HINT: start the program through"
+                f"`{LAUNCHER_CONTROL}` is not set: this process belongs to no run. HINT: start the program through"
                 " `launcher` (`trainer.command`), whose agent sets the variable."
             )
         return cls(address, token_from_environment())

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from launcher.control.client import ADDRESS_VARIABLE, ControlClient
+from launcher.common.env import LAUNCHER_CONTROL
+from launcher.control.client import ControlClient
 from launcher.control.protocol import EventRequest
 from launcher.events.schema import Event, PhaseChanged
 from launcher.events.serialize import make_event
@@ -28,7 +29,7 @@ def emit(event: Event | str, **fields: Any) -> None:
     Raises:
         ControlError: the control service is gone, which means that the run is ending.
     """
-    if not os.environ.get(ADDRESS_VARIABLE):
+    if not os.environ.get(LAUNCHER_CONTROL):
         return
     event = make_event(event, fields) if isinstance(event, str) else event
     _client().call(EventRequest.of(event))

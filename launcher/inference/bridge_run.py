@@ -15,6 +15,7 @@ from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer.api import Bridge
 from launcher.bridge.trainer.discovery import Commit, ReplicaInfo
 from launcher.bridge.trainer.rank_group import world
+from launcher.common.env import LAUNCHER_ADDRESS, LAUNCHER_NODE_RANK, LAUNCHER_RESTART, LAUNCHER_RUN_DIR
 from launcher.common.errors import ControlError, LauncherError
 from launcher.common.keys import token_from_environment
 from launcher.config import load_run_config
@@ -26,7 +27,6 @@ from launcher.control.values import CONNECTED
 from launcher.inference.client import wait_ready
 from launcher.inference.pool import Pool
 
-RUN_DIR_VARIABLE = "LAUNCHER_RUN_DIR"
 TRAINER = "trainer-0000"
 """Rank 0 marks the phases of the start-up for all trainer ranks, so that events do not grow with the world."""
 
@@ -55,20 +55,20 @@ def settings_from_environment() -> BridgeSettings:
     Raises:
         LauncherError: this process is not a trainer of a run.
     """
-    path = os.environ.get(RUN_DIR_VARIABLE)
+    path = os.environ.get(LAUNCHER_RUN_DIR)
     if not path:
         raise LauncherError(
-            f"`{RUN_DIR_VARIABLE}` is not set: this process is not a trainer of a run. HINT: start the program through"
+            f"`{LAUNCHER_RUN_DIR}` is not set: this process is not a trainer of a run. HINT: start the program through"
             " `launcher` (`trainer.command`), or, without a run, pass"
             " `BridgeSettings(urls=..., token=...)` to `launcher.bridge.connect`."
         )
     run_dir = Path(path)
     config = load_run_config(run_dir)
     return BridgeSettings(
-        restart_count=int(os.environ.get("LAUNCHER_RESTART", "0")),
+        restart_count=int(os.environ.get(LAUNCHER_RESTART, "0")),
         min_replicas=config.inference.min_replicas,
         token=token_from_environment(),
-        address=os.environ.get("LAUNCHER_ADDRESS", "127.0.0.1"),
+        address=os.environ.get(LAUNCHER_ADDRESS, "127.0.0.1"),
         transport=config.bridge.transport,
         relay=config.bridge.relay,
         directory=Path(config.bridge.directory or run_dir / "bridge"),
@@ -77,7 +77,7 @@ def settings_from_environment() -> BridgeSettings:
         timeout_s=config.bridge.timeout_s,
         verify=config.bridge.verify,
         reset_prefix_cache=config.bridge.reset_prefix_cache,
-        location=(int(os.environ.get("LAUNCHER_NODE_RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))),
+        location=(int(os.environ.get(LAUNCHER_NODE_RANK, "0")), int(os.environ.get("LOCAL_RANK", "0"))),
     )
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import os
 
+from launcher.common.env import LAUNCHER_INFERENCE_API_KEY
 from launcher.common.errors import LauncherError
 from launcher.inference.pool import Pool
-
-API_KEY_VARIABLE = "LAUNCHER_INFERENCE_API_KEY"
 
 
 def inference_urls() -> list[str]:
@@ -38,11 +37,11 @@ def api_key() -> str:
     Raises:
         LauncherError: this process belongs to no run.
     """
-    value = os.environ.get(API_KEY_VARIABLE)
+    value = os.environ.get(LAUNCHER_INFERENCE_API_KEY)
     if not value:
         raise LauncherError(
-            f"`{API_KEY_VARIABLE}` is not set: this process is not a trainer of a run. HINT: start the program through"
-            " `launcher` (`trainer.command`), whose agent sets the variable."
+            f"`{LAUNCHER_INFERENCE_API_KEY}` is not set: this process is no trainer of a run. HINT: start the program"
+            " through `launcher` (`trainer.command`), whose agent sets the variable."
         )
     return value
 

@@ -18,6 +18,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from launcher.common import log
+from launcher.common.env import (
+    LAUNCHER_ADDRESS,
+    LAUNCHER_ENGINE_MASTER,
+    LAUNCHER_MODEL_PATH,
+    LAUNCHER_PORT,
+    LAUNCHER_PROCESS,
+)
 from launcher.common.errors import EngineRefusal, LauncherError
 from launcher.common.ports import hold_free_port, hold_port, port_of, url_host
 from launcher.control.client import ControlClient
@@ -66,13 +73,13 @@ def _from_agent(variable: str) -> str:
 
 
 def _model_arguments() -> list[str]:
-    path = _from_agent("LAUNCHER_MODEL_PATH")
+    path = _from_agent(LAUNCHER_MODEL_PATH)
     return ["--model", path, "--worker-extension-cls", WORKER_EXTENSION]
 
 
 def _master_arguments() -> list[str]:
     """Rendezvous of a replica that spans nodes; its head's agent chose it."""
-    master = os.environ.get("LAUNCHER_ENGINE_MASTER")
+    master = os.environ.get(LAUNCHER_ENGINE_MASTER)
     if not master:
         return []
     host, _, port = master.rpartition(":")
@@ -80,9 +87,9 @@ def _master_arguments() -> list[str]:
 
 
 def _serve(replica: int, vllm_arguments: list[str], *, strict: bool) -> None:
-    name = _from_agent("LAUNCHER_PROCESS")
-    address = _from_agent("LAUNCHER_ADDRESS")
-    sock = _hold(address, int(_from_agent("LAUNCHER_PORT")), strict=strict)
+    name = _from_agent(LAUNCHER_PROCESS)
+    address = _from_agent(LAUNCHER_ADDRESS)
+    sock = _hold(address, int(_from_agent(LAUNCHER_PORT)), strict=strict)
     url = f"http://{url_host(address)}:{port_of(sock)}"
     control = ControlClient.from_environment()
     control.put(f"replica/{replica}/url", url)

@@ -9,10 +9,10 @@ import signal
 import sys
 from pathlib import Path
 
+from launcher.common.env import LAUNCHER_SCRATCH
 from launcher.common.errors import LauncherError
 from launcher.common.procfs import become_subreaper, end_descendants, is_stopped, signal_on_parent_death
 from launcher.node.agent import run
-from launcher.node.context import SCRATCH_VARIABLE
 from launcher.node.crash_report import report_failure
 from launcher.node.signals import FORWARDED_SIGNALS, StopRequest
 
@@ -44,7 +44,7 @@ def main() -> int:
         end_descendants(LEFTOVER_GRACE_S)
         if os.getppid() == arguments.shim and is_stopped(arguments.shim):
             os.kill(arguments.shim, signal.SIGCONT)  # or the node would never be given back
-        if os.getppid() != arguments.shim and (scratch := os.environ.get(SCRATCH_VARIABLE)):
+        if os.getppid() != arguments.shim and (scratch := os.environ.get(LAUNCHER_SCRATCH)):
             shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from launcher.common import log
 from launcher.common.attempts import record_begin
+from launcher.common.env import LAUNCHER_SCRATCH
 from launcher.common.errors import ControlError
 from launcher.common.keys import token_from_environment
 from launcher.common.ports import hold_free_port, port_of
@@ -28,7 +29,7 @@ from launcher.events.schema import AttemptStarted
 from launcher.events.serialize import make_event
 from launcher.layout import Layout, layout_to_json, plan
 from launcher.node.compile_cache.keeper import keeper_of
-from launcher.node.context import SCRATCH_VARIABLE, NodeContext
+from launcher.node.context import NodeContext
 from launcher.node.exit_file import node_0_has_ended
 from launcher.node.finalize import check_limits, conclude
 from launcher.node.heartbeat import Beats
@@ -199,7 +200,7 @@ def _site(context: NodeContext, node: NodeEnvironment) -> Site:
         attempt_dir=context.attempt_dir,
         model_path=context.model_path if context.config.model.path else None,
         address=context.address,
-        scratch=Path(os.environ.get(SCRATCH_VARIABLE) or tempfile.gettempdir()),
+        scratch=Path(os.environ.get(LAUNCHER_SCRATCH) or tempfile.gettempdir()),
         is_simulated=node.is_local,
     )
 

@@ -6,12 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.common.env import LAUNCHER_SCRATCH
 from launcher.common.run_dir import attempt_dir, model_path
 from launcher.config.schema import Config
 from launcher.layout import Layout, Node
-
-SCRATCH_VARIABLE = "LAUNCHER_SCRATCH"
-"""Names the directory of this node that the shim removes after the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +42,7 @@ class NodeContext:
     @property
     def stop_file(self) -> Path:
         """Exists once the run was asked to stop: what the trainers of this node look for."""
-        return Path(os.environ[SCRATCH_VARIABLE]) / "stop"
+        return Path(os.environ[LAUNCHER_SCRATCH]) / "stop"
 
     @property
     def attempt_dir(self) -> Path:

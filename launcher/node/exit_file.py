@@ -6,8 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-EXIT_FILE = "LAUNCHER_EXIT_FILE"
-"""Names a file on the filesystem that the nodes share."""
+from launcher.common.env import LAUNCHER_EXIT_FILE
 
 
 def answer_for_the_run(code: int) -> None:
@@ -15,7 +14,7 @@ def answer_for_the_run(code: int) -> None:
 
     On a full disk it cannot be told; then the job script takes what ``srun`` ends with.
     """
-    if name := os.environ.get(EXIT_FILE):
+    if name := os.environ.get(LAUNCHER_EXIT_FILE):
         path = Path(name)
         draft = path.with_name(f"{path.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
@@ -25,5 +24,5 @@ def answer_for_the_run(code: int) -> None:
 
 def node_0_has_ended() -> bool:
     """Whether node 0 has given its answer."""
-    name = os.environ.get(EXIT_FILE)
+    name = os.environ.get(LAUNCHER_EXIT_FILE)
     return name is not None and Path(name).exists()

@@ -8,14 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from launcher.common.attempts import ATTEMPT_VARIABLE
+from launcher.common.env import LAUNCHER_ADDRESS, LAUNCHER_ATTEMPT, LAUNCHER_LOCAL_HOSTNAMES, LAUNCHER_LOCAL_NODE_RANK
 from launcher.common.errors import AllocationError
 from launcher.config.schema import LayoutConfig
 from launcher.node.devices import count_gpus, count_visible
 from launcher.slurm.nodelist import expand_nodelist
 
-LOCAL_NODE_RANK = "LAUNCHER_LOCAL_NODE_RANK"
-LOCAL_HOSTNAMES = "LAUNCHER_LOCAL_HOSTNAMES"
 OUTSIDE = ("192.0.2.1", "2001:db8::1")
 """Addresses that documentation uses, so that no network has them: one of IPv4, one of IPv6."""
 
@@ -49,20 +47,20 @@ def node_environment(environ: Mapping[str, str] = os.environ) -> NodeEnvironment
     Raises:
         AllocationError: neither a SLURM task nor a node of a local run.
     """
-    if LOCAL_NODE_RANK in environ:
+    if LAUNCHER_LOCAL_NODE_RANK in environ:
         return NodeEnvironment(
-            node_rank=int(environ[LOCAL_NODE_RANK]),
-            hostnames=tuple(environ[LOCAL_HOSTNAMES].split(",")),
+            node_rank=int(environ[LAUNCHER_LOCAL_NODE_RANK]),
+            hostnames=tuple(environ[LAUNCHER_LOCAL_HOSTNAMES].split(",")),
             gpus=count_visible(environ),
             job_id=None,
-            attempt=int(environ.get(ATTEMPT_VARIABLE, "1")),
+            attempt=int(environ.get(LAUNCHER_ATTEMPT, "1")),
             is_local=True,
         )
     if "SLURM_JOB_ID" in environ and "SLURM_NODEID" in environ:
         return _slurm(environ)
     raise AllocationError(
         "This process is neither a SLURM task nor a node of a local run: `SLURM_NODEID` and"
-        f" `{LOCAL_NODE_RANK}` are both unset. HINT: start it with `srun`, or use `python -m launcher`."
+        f" `{LAUNCHER_LOCAL_NODE_RANK}` are both unset. HINT: start it with `srun`, or use `python -m launcher`."
     )
 
 
@@ -96,7 +94,7 @@ def own_address(node: NodeEnvironment) -> str:
     if it is an address of this machine; else the one that this machine would use to reach another host. IPv6 counts
     where there is no IPv4.
     """
-    if chosen := os.environ.get("LAUNCHER_ADDRESS"):
+    if chosen := os.environ.get(LAUNCHER_ADDRESS):
         return chosen
     if node.is_local:
         return "127.0.0.1"
@@ -119,7 +117,7 @@ def _slurm(environ: Mapping[str, str]) -> NodeEnvironment:
         gpus=count_gpus(environ),
         job_id=_job_id(environ),
         # A step of a person's own has no job script that took a number for all nodes.
-        attempt=int(environ.get(ATTEMPT_VARIABLE) or int(environ.get("SLURM_RESTART_COUNT", "0")) + 1),
+        attempt=int(environ.get(LAUNCHER_ATTEMPT) or int(environ.get("SLURM_RESTART_COUNT", "0")) + 1),
         is_local=False,
     )
 

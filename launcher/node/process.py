@@ -18,9 +18,10 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launcher.common.env import LAUNCHER_PARENT_PID, LAUNCHER_STOP_FILE
 from launcher.common.procfs import is_resource_tracker, members
 from launcher.layout.model import Process, Role
-from launcher.stopping import FILE_VARIABLE, survivor
+from launcher.stopping import survivor
 
 TAIL_LINES = 20
 KILL_TIMEOUT_S = 5.0
@@ -58,14 +59,14 @@ class WorkerProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env={**environ, "LAUNCHER_PARENT_PID": str(os.getpid())},
+                    env={**environ, LAUNCHER_PARENT_PID: str(os.getpid())},
                     start_new_session=True,
                 )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         self._started = time.monotonic()
         self._ended: float | None = None
-        self._stop_file = environ.get(FILE_VARIABLE)
+        self._stop_file = environ.get(LAUNCHER_STOP_FILE)
 
     @property
     def pid(self) -> int:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from launcher.common.env import LAUNCHER_SCRATCH
 from launcher.common.errors import ControlError
 from launcher.common.procfs import become_subreaper, descendants, end_descendants, is_stopped, signal_on_parent_death
 from launcher.common.run_dir import attempt_dir
@@ -27,7 +28,6 @@ from launcher.common.utf8 import use_utf8
 from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.events.failure_kinds import FailureKind
-from launcher.node.context import SCRATCH_VARIABLE
 from launcher.node.crash_report import report_failure
 from launcher.node.exit_file import answer_for_the_run
 from launcher.node.failover import node_0_killed, stand_in
@@ -71,7 +71,7 @@ def run_shim(run_dir: Path, buffer: SignalBuffer | None = None) -> int:
         code = supervise_agent(
             command,
             log,
-            {**os.environ, SCRATCH_VARIABLE: str(scratch)},
+            {**os.environ, LAUNCHER_SCRATCH: str(scratch)},
             _patience(config, is_local=node.is_local),
             place_of(run_dir),
             config.lease_timeout_s + AFTER_LEASE_S,

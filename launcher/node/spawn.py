@@ -5,6 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from launcher.common.env import (
+    LAUNCHER_AWAITS_WEIGHTS,
+    LAUNCHER_ENGINE_MASTER,
+    LAUNCHER_GENERATION,
+    LAUNCHER_INFERENCE_URLS,
+    LAUNCHER_PORT,
+    LAUNCHER_RESTART,
+    LAUNCHER_ROLE,
+)
 from launcher.common.ports import hold_free_port, port_of
 from launcher.control.model import ReplicaAssignment, TrainerAssignment
 from launcher.control.values import STORE_HELPER
@@ -50,9 +59,9 @@ class Starter:
         (process,) = unit.processes
         replica = self._context.layout.replicas[process.rank]
         runtime = {
-            "LAUNCHER_PORT": str(replica.port),
-            "LAUNCHER_GENERATION": str(order.restart_count),
-            "LAUNCHER_AWAITS_WEIGHTS": str(int(order.awaits_weights)),
+            LAUNCHER_PORT: str(replica.port),
+            LAUNCHER_GENERATION: str(order.restart_count),
+            LAUNCHER_AWAITS_WEIGHTS: str(int(order.awaits_weights)),
         }
         if len(replica.node_ranks) > 1:
             if order.master is None:
@@ -63,7 +72,7 @@ class Starter:
                         address = f"{self._context.address}:{port_of(sock)}"
                     self._reports.master(replica.index, order.restart_count, address)
                 return False
-            runtime["LAUNCHER_ENGINE_MASTER"] = order.master
+            runtime[LAUNCHER_ENGINE_MASTER] = order.master
         unit.started(order.restart_count, [self._start(process, runtime, order.restart_count)])
         return True
 
@@ -77,8 +86,8 @@ class Starter:
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "TORCHELASTIC_RUN_ID": self._context.run_dir.name,
             "TORCHELASTIC_RESTART_COUNT": str(order.restart_count),
-            "LAUNCHER_RESTART": str(order.restart_count),
-            "LAUNCHER_INFERENCE_URLS": ",".join(order.urls),
+            LAUNCHER_RESTART: str(order.restart_count),
+            LAUNCHER_INFERENCE_URLS: ",".join(order.urls),
         }
         unit.started(
             order.restart_count, [self._start(process, runtime, order.restart_count) for process in unit.processes]
@@ -101,5 +110,5 @@ class Starter:
             replica_rank=0,
             gpus=(),
             argv=("python", "-m", module, *arguments),
-            env={"LAUNCHER_ROLE": Role.HELPER.value, "CUDA_VISIBLE_DEVICES": ""},
+            env={LAUNCHER_ROLE: Role.HELPER.value, "CUDA_VISIBLE_DEVICES": ""},
         )

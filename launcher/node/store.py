@@ -13,6 +13,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from launcher.common.env import LAUNCHER_ADDRESS
 from launcher.common.errors import ControlError
 from launcher.common.ports import hold_free_port, port_of
 from launcher.control.client import ControlClient
@@ -29,7 +30,7 @@ LOOK_S = 0.2
 
 def main() -> None:
     """Serves until it is told to end."""
-    address = os.environ["LAUNCHER_ADDRESS"]
+    address = os.environ[LAUNCHER_ADDRESS]
     control = ControlClient.from_environment()
     # The trainers may need it for their last checkpoint.
     survive_sigterm()

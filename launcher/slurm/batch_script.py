@@ -15,7 +15,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-EXIT_FILE_VARIABLE = "LAUNCHER_EXIT_FILE"
+from launcher.common.env import LAUNCHER_EXIT_FILE
+
 FOLDER = "slurm"
 """Beside the exit file; made by a job script that answers."""
 
@@ -24,7 +25,7 @@ POLL_S = 0.1
 
 def request_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
     """Where requests are left; None in a job whose script answers none."""
-    name = environ.get(EXIT_FILE_VARIABLE)
+    name = environ.get(LAUNCHER_EXIT_FILE)
     folder = Path(name).parent / FOLDER if name else None
     return folder if folder is not None and folder.is_dir() else None
 

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.common.attempts import ATTEMPT_VARIABLE, claim
+from launcher.common.attempts import claim
+from launcher.common.env import LAUNCHER_ATTEMPT, LAUNCHER_LOCAL_HOSTNAMES, LAUNCHER_LOCAL_NODE_RANK, LAUNCHER_TOKEN
 from launcher.common.errors import LauncherError
-from launcher.common.keys import TOKEN_VARIABLE, new_token
+from launcher.common.keys import new_token
 from launcher.common.recorded_processes import start_of
 from launcher.config.schema import Config
-from launcher.node.node_environment import LOCAL_HOSTNAMES, LOCAL_NODE_RANK
 from launcher.snapshot.place import place_of
 from launcher.submit.cluster import Cluster, Job, Outcome, job_environment
 
@@ -40,16 +40,16 @@ class LocalCluster(Cluster):
         place = place_of(run_dir)
         shared = {
             **job_environment(run_dir),
-            TOKEN_VARIABLE: new_token(),
-            ATTEMPT_VARIABLE: str(claim(run_dir)),
-            LOCAL_HOSTNAMES: ",".join(f"local-{rank}" for rank in range(nodes)),
+            LAUNCHER_TOKEN: new_token(),
+            LAUNCHER_ATTEMPT: str(claim(run_dir)),
+            LAUNCHER_LOCAL_HOSTNAMES: ",".join(f"local-{rank}" for rank in range(nodes)),
         }
         guards = [
             subprocess.Popen(
                 [sys.executable, "-m", "launcher.node.shim", str(run_dir), "--parent", str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 cwd=place.directory if place is not None else None,
-                env={**shared, LOCAL_NODE_RANK: str(rank)},
+                env={**shared, LAUNCHER_LOCAL_NODE_RANK: str(rank)},
                 # A session of its own: Ctrl-C reaches only the submitter, which passes it on in order.
                 start_new_session=True,
             )

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from launcher.common.env import LAUNCHER_RUN_DIR
 from launcher.config import load_run_config
 from launcher.control import emit as events
 
 
 def main() -> None:
     """Reads the run's frozen configuration and trains."""
-    run_dir = Path(os.environ["LAUNCHER_RUN_DIR"])
+    run_dir = Path(os.environ[LAUNCHER_RUN_DIR])
     config = load_run_config(run_dir)
     if os.environ.get("RANK", "0") == "0":
         events.emit("phase", phase="imports", who="trainer-0000", state="begin")

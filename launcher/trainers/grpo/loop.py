@@ -11,6 +11,7 @@ from pathlib import Path
 
 from launcher import bridge
 from launcher.checkpoint import CheckpointError
+from launcher.common.env import LAUNCHER_MODEL_PATH
 from launcher.config.schema import Config
 from launcher.control import emit as events
 from launcher.events.schema import CheckReported
@@ -40,7 +41,7 @@ def train(config: Config, run_dir: Path) -> None:
     worker = Worker.from_environment(config.layout.device)
     with phase("model", worker):
         worker.join()
-        trainer = Trainer.create(config, worker, Path(os.environ["LAUNCHER_MODEL_PATH"]))
+        trainer = Trainer.create(config, worker, Path(os.environ[LAUNCHER_MODEL_PATH]))
         done = trainer.checkpoints.restore()
     weights = bridge.connect()
     # The engines must serve what is sampled from: the first weights, or those that were restored.

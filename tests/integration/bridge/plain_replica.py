@@ -22,7 +22,7 @@ from launcher.bridge.settings import Mode
 from launcher.bridge.vllm.middleware import BridgeMiddleware
 from launcher.bridge.weightmap import Binding, Writer
 from launcher.bridge.weightmap.bind import bind
-from launcher.common.keys import TOKEN_VARIABLE
+from launcher.common.env import LAUNCHER_TOKEN
 
 State = dict[str, torch.Tensor]
 
@@ -85,7 +85,7 @@ class PlainReplica(Worker):
 @contextmanager
 def serving(replica: PlainReplica, token: str) -> Iterator[str]:
     """Serves the bridge's routes; the URL."""
-    with patch.dict(os.environ, {TOKEN_VARIABLE: token}):
+    with patch.dict(os.environ, {LAUNCHER_TOKEN: token}):
         middleware = BridgeMiddleware(_nothing)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

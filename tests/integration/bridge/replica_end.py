@@ -27,7 +27,7 @@ from launcher.bridge.settings import Mode
 from launcher.bridge.vllm.middleware import BridgeMiddleware
 from launcher.bridge.weightmap import Binding, Writer
 from launcher.bridge.weightmap.bind import bind
-from launcher.common.keys import TOKEN_VARIABLE
+from launcher.common.env import LAUNCHER_TOKEN
 from tests.integration.bridge.faults import Fault, Passing
 from tests.integration.bridge.wire_end import serve
 
@@ -116,7 +116,7 @@ class ReplicaEnd:
 
     def serve(self, command: dict[str, Any]) -> dict[str, Any]:
         """Begins to serve the bridge's routes."""
-        os.environ[TOKEN_VARIABLE] = command["token"]
+        os.environ[LAUNCHER_TOKEN] = command["token"]
         os.environ["LAUNCHER_NODE_RANK"] = str(command["node"])
         os.environ["LAUNCHER_ADDRESS"] = "127.0.0.1"
         for rank in range(command["workers"]):

@@ -11,8 +11,8 @@ from torch import nn
 from launcher.bridge.compat import BridgeConfig, VLLMWeightBridge
 from launcher.bridge.settings import MODES, UPDATES, BridgeSettings
 from launcher.bridge.trainer.api import Bridge
+from launcher.common.env import LAUNCHER_TOKEN
 from launcher.common.errors import TransferError
-from launcher.common.keys import TOKEN_VARIABLE
 from tests.integration.bridge.plain_replica import PlainReplica, State, serving
 
 TOKEN = "a token of the tests"
@@ -133,7 +133,7 @@ def test_changes_go_on_in_the_background_and_count_from_what_was_committed(repli
 
 
 def test_the_earlier_names_send_one_parameter(replica: PlainReplica, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    monkeypatch.setenv(LAUNCHER_TOKEN, TOKEN)
     bridge = VLLMWeightBridge(BridgeConfig(init_method="http", vllm_api_url=url, device="cpu", timeout_seconds=20.0))
     bridge.initialize()
     model = Trained()

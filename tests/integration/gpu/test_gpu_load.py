@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.common.keys import TOKEN_VARIABLE
+from launcher.common.env import LAUNCHER_TOKEN
 from tests.integration.engine.answers import check_answers, spanning, unsure
 from tests.integration.engine.test_publish import gap, tokens
 from tests.integration.engine.vllm_server import ROOT, serving
@@ -55,7 +55,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         finished = subprocess.run(
             [*command, url, str(model), str(UPDATES), *TRANSPORTS],
             cwd=ROOT,
-            env={**os.environ, **trainer, TOKEN_VARIABLE: token},
+            env={**os.environ, **trainer, LAUNCHER_TOKEN: token},
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,

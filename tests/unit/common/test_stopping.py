@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from launcher.stopping import FILE_VARIABLE, is_asked, should_stop
+from launcher.common.env import LAUNCHER_STOP_FILE
+from launcher.stopping import is_asked, should_stop
 
 
 def test_a_program_looks_for_a_file(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(FILE_VARIABLE, raising=False)
+    monkeypatch.delenv(LAUNCHER_STOP_FILE, raising=False)
     assert not is_asked()  # outside of a run
-    monkeypatch.setenv(FILE_VARIABLE, str(tmp_path / "stop"))
+    monkeypatch.setenv(LAUNCHER_STOP_FILE, str(tmp_path / "stop"))
     assert not should_stop()
     (tmp_path / "stop").touch()
     assert is_asked()

@@ -16,11 +16,12 @@ from launcher.bridge.trainer.api import Bridge
 from launcher.bridge.trainer.discovery import Commit, FixedReplicas
 from launcher.bridge.trainer.rank_group import Ranks
 from launcher.bridge.trainer.replica_set import Replicas
+from launcher.common.env import LAUNCHER_CONTROL, LAUNCHER_TOKEN
 from launcher.common.errors import ControlError, TransferError
-from launcher.common.keys import TOKEN_VARIABLE, new_token
+from launcher.common.keys import new_token
 from launcher.common.ports import hold_free_port, port_of
 from launcher.config import Config, LayoutConfig
-from launcher.control.client import ADDRESS_VARIABLE, ControlClient
+from launcher.control.client import ControlClient
 from launcher.control.protocol import EngineReadyRequest, HelloRequest, ProcessEndedRequest, PublishedRequest
 from launcher.control.server import ControlServer
 from launcher.control.state import ControlSettings, new_state
@@ -49,8 +50,8 @@ def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlClient]:
         log=LOG.append,
     )
     server.start()
-    monkeypatch.setenv(ADDRESS_VARIABLE, address)
-    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    monkeypatch.setenv(LAUNCHER_CONTROL, address)
+    monkeypatch.setenv(LAUNCHER_TOKEN, TOKEN)
     client = ControlClient(address, TOKEN)
     for node in range(3):
         client.call(HelloRequest(node_rank=node, hostname=f"host-{node}", address="x"))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.common.env import LAUNCHER_STOP_FILE
 from launcher.layout import Process, Role
 from launcher.node.process import WorkerGroup, WorkerProcess, stop, tail
-from launcher.stopping import FILE_VARIABLE
 from tests.unit.processes import DETACHED, STUBBORN, Mark
 
 CHILD_IN_GROUP = """
@@ -217,7 +217,7 @@ time.sleep(600)
 
 
 def test_a_trainer_on_slurm_survives_what_slurm_sends_to_everybody(tmp_path: Path, mark: Mark) -> None:
-    env = {**mark.env, FILE_VARIABLE: str(tmp_path / "stop"), "SLURM_JOB_ID": "7"}
+    env = {**mark.env, LAUNCHER_STOP_FILE: str(tmp_path / "stop"), "SLURM_JOB_ID": "7"}
     trainer = worker(tmp_path, env, "python", "-c", SURVIVES)
     wait_line(trainer, "ends -15 -15")
     for signum in (signal.SIGTERM, signal.SIGUSR2, signal.SIGCONT):
@@ -232,7 +232,7 @@ def test_a_trainer_on_slurm_survives_what_slurm_sends_to_everybody(tmp_path: Pat
 
 
 def test_elsewhere_a_trainer_ends_when_it_is_asked_to(tmp_path: Path, mark: Mark) -> None:
-    trainer = worker(tmp_path, {**mark.env, FILE_VARIABLE: str(tmp_path / "stop")}, "python", "-c", SURVIVES)
+    trainer = worker(tmp_path, {**mark.env, LAUNCHER_STOP_FILE: str(tmp_path / "stop")}, "python", "-c", SURVIVES)
     wait_line(trainer, "ends -15 -15")
     trainer.terminate()
     stop([trainer], 30)
