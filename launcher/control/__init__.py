@@ -1,1 +1,1 @@
-"""The run's control service: who is there, what phase the run is in, where things listen."""
+"""The run's control service: keeps the state of an attempt, and decides what each node runs."""
