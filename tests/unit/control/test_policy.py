@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.config.schema import Config, RestartConfig, SlurmClusterConfig
@@ -189,7 +189,7 @@ def events() -> st.SearchStrategy[ControlEvent]:
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(st.lists(st.tuples(events(), st.floats(0, 30)), max_size=60))
 def test_whatever_happens_the_state_is_consistent_and_the_same_events_lead_to_the_same_state(
     history: list[tuple[ControlEvent, float]],
