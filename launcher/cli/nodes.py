@@ -12,7 +12,7 @@ from pathlib import Path
 from launcher.cli.parser import CommandParser
 from launcher.common.errors import UsageError
 from launcher.common.text import aligned, duration
-from launcher.preflight.bad_nodes import NodeMemory, default_memory
+from launcher.preflight.bad_nodes import BadNodeCache, default_bad_node_dir
 
 UNKNOWN = 1
 HEADER = ("node", "cluster", "forgotten in", "why")
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_json("what is remembered")
     options = parser.parse_intermixed_args(arguments)
-    memory = NodeMemory(options.dir or default_memory())
+    memory = BadNodeCache(options.dir or default_bad_node_dir())
     if options.action == "list":
         if options.nodes:
             raise UsageError(f"launcher nodes: {options.nodes[0]} after `list`. HINT: only `forget` takes names.")
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     return _forget(memory, list(dict.fromkeys(names)), options.cluster)
 
 
-def _list(memory: NodeMemory, cluster: str | None, *, as_json: bool) -> int:
+def _list(memory: BadNodeCache, cluster: str | None, *, as_json: bool) -> int:
     entries = memory.entries(cluster)
     if as_json:
         print(json.dumps([asdict(entry) for entry in entries], indent=2))
@@ -64,7 +64,7 @@ def _list(memory: NodeMemory, cluster: str | None, *, as_json: bool) -> int:
     return 0
 
 
-def _forget(memory: NodeMemory, names: list[str], cluster: str | None) -> int:
+def _forget(memory: BadNodeCache, names: list[str], cluster: str | None) -> int:
     unknown = [name for name in names if not memory.forget(name, cluster)]
     for name in names:
         print(f"{name} was not remembered" if name in unknown else f"{name} is forgotten", flush=True)

@@ -13,7 +13,7 @@ from launcher.common.env import LAUNCHER_SCRATCH
 from launcher.common.errors import LauncherError
 from launcher.common.procfs import become_subreaper, end_descendants, is_stopped, signal_on_parent_death
 from launcher.node.agent import run
-from launcher.node.crash_report import report_failure
+from launcher.node.outcome import report_failure
 from launcher.node.signals import FORWARDED_SIGNALS, StopRequest
 
 LEFTOVER_GRACE_S = 0.5

@@ -30,18 +30,17 @@ from launcher.events.serialize import make_event
 from launcher.layout import Layout, layout_to_json, plan
 from launcher.node.compile_cache.keeper import keeper_of
 from launcher.node.context import NodeContext
-from launcher.node.exit_file import node_0_has_ended
-from launcher.node.finalize import check_limits, conclude
-from launcher.node.heartbeat import Beats
+from launcher.node.heartbeat import Heartbeat
 from launcher.node.node_environment import NodeEnvironment, check_allocation, node_environment, own_address
-from launcher.node.outbox import Outbox
+from launcher.node.outcome import check_limits, finalize, run_has_exit_code
+from launcher.node.reporter import Outbox
 from launcher.node.signal_policy import SignalPolicy
 from launcher.node.signals import StopRequest
-from launcher.node.supervisor import Supervisor
+from launcher.node.supervisor import NodeSupervisor
 from launcher.preflight.aggregate import compare_reports
-from launcher.preflight.record_bad_nodes import remember
+from launcher.preflight.bad_nodes import remember
 from launcher.preflight.runner import Preflight
-from launcher.preflight.site import Site
+from launcher.preflight.site import CheckContext
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ def run(run_dir: Path, stop: StopRequest, shim: int) -> int:
             layout = plan(config, node.hostnames)
         client = ControlClient(control, token)
         cleanup.callback(client.close)
-        beats = Beats(
+        heartbeat = Heartbeat(
             ControlClient(control, token),
             node.node_rank,
             config.lease_timeout_s,
@@ -113,19 +112,19 @@ def run(run_dir: Path, stop: StopRequest, shim: int) -> int:
         caches.start()
         cleanup.callback(caches.close)
         if config.preflight.action != "off":
-            preflight = Preflight(_site(context, node), client, beats.wait_past)
+            preflight = Preflight(_site(context, node), client, heartbeat.wait_past)
             cleanup.callback(preflight.close)
             preflight.start()
         client.call(HelloRequest(node_rank=node.node_rank, hostname=node.hostname, address=address))
-        beats.start()
-        cleanup.callback(beats.close)
+        heartbeat.start()
+        cleanup.callback(heartbeat.close)
         os.environ.update(caches.environment())
         outbox = Outbox(ControlClient(control, token))
         cleanup.callback(outbox.close)
-        Supervisor(context, outbox, beats).supervise(stop, POLL_S)
+        NodeSupervisor(context, outbox, heartbeat).supervise(stop, POLL_S)
         if policy is None:
             return 0
-        return conclude(context, client, node, began, lambda: policy.reason)
+        return finalize(context, client, node, began, lambda: policy.reason)
 
 
 def _serve_control(
@@ -191,8 +190,8 @@ def _serve_control(
     return control
 
 
-def _site(context: NodeContext, node: NodeEnvironment) -> Site:
-    return Site(
+def _site(context: NodeContext, node: NodeEnvironment) -> CheckContext:
+    return CheckContext(
         config=context.config,
         layout=context.layout,
         node=context.node,
@@ -214,7 +213,7 @@ def _find_control(directory: Path, timeout_s: float, stop: StopRequest) -> str |
         if stop.signal is not None:
             logger.info("ended while waiting for node 0 (%s)", stop.signal.name)
             return None
-        if node_0_has_ended() or has_finished(directory / EVENTS):
+        if run_has_exit_code() or has_finished(directory / EVENTS):
             raise ControlError("Node 0 has ended before it could take part; its log says why.")
         if time.monotonic() > deadline:
             raise ControlError(

@@ -23,10 +23,8 @@ from launcher.config.schema import Config
 from launcher.control.client import ControlClient
 from launcher.events.failure_kinds import FailureKind
 from launcher.events.log import has_finished
-from launcher.node.crash_report import close_log, events_of
-from launcher.node.exit_file import node_0_has_ended
-from launcher.node.finalize import queue_again
 from launcher.node.node_environment import NodeEnvironment, node_environment
+from launcher.node.outcome import close_log, events_of, requeue_job, run_has_exit_code
 from launcher.slurm.job_signals import cancel_own_job, node_removed_from_job
 
 logger = logging.getLogger(__name__)
@@ -51,10 +49,10 @@ def node_0_killed(run_dir: Path, message: str, exit_code: int, **fields: Any) ->
     """
     node = node_environment()
     failure = {"message": message, "node_rank": 0, "hostname": node.hostname, **fields}
-    return 0 if _last_word(load_run_config(run_dir), run_dir, node, failure, End.FAILED) else exit_code
+    return 0 if _finalize(load_run_config(run_dir), run_dir, node, failure, End.FAILED) else exit_code
 
 
-def stand_in(run_dir: Path, is_asked_to_end: Callable[[], bool]) -> None:
+def run_node0_failover(run_dir: Path, is_asked_to_end: Callable[[], bool]) -> None:
     """On a node that has lost node 0, and has ended all that it ran: waits until SLURM has taken node 0 out of the job.
 
     Returns as soon as node 0 has spoken after all, or SLURM no longer runs the attempt. On nodes other than those of
@@ -66,10 +64,10 @@ def stand_in(run_dir: Path, is_asked_to_end: Callable[[], bool]) -> None:
     directory = attempt_dir(run_dir, node.attempt)
     logger.info("waiting until SLURM says what has become of node 0 (%s)", node.hostnames[0])
     patience_until: float | None = None
-    while not (node_0_has_ended() or has_finished(directory / EVENTS)):
+    while not (run_has_exit_code() or has_finished(directory / EVENTS)):
         told = node_removed_from_job(node.hostnames[0])
         if told:
-            _stand_in(config, run_dir, node, directory)
+            _take_over(config, run_dir, node, directory)
         if told or told is None:
             return
         if is_asked_to_end():
@@ -81,7 +79,7 @@ def stand_in(run_dir: Path, is_asked_to_end: Callable[[], bool]) -> None:
         time.sleep(ASK_S)
 
 
-def _stand_in(config: Config, run_dir: Path, node: NodeEnvironment, directory: Path) -> None:
+def _take_over(config: Config, run_dir: Path, node: NodeEnvironment, directory: Path) -> None:
     try:
         with (directory / CLAIM).open("x", encoding="utf-8") as file:
             json.dump({"node_rank": node.node_rank}, file)
@@ -90,11 +88,11 @@ def _stand_in(config: Config, run_dir: Path, node: NodeEnvironment, directory: P
     message = f"Node 0 ({node.hostnames[0]}) was lost, and with it the control service."
     failure = {"message": message, "kind": FailureKind.NODE_LOST, "node_rank": 0, "hostname": node.hostnames[0]}
     failure["role"] = "trainer"
-    if not _last_word(config, run_dir, node, failure, End.LOST):
+    if not _finalize(config, run_dir, node, failure, End.LOST):
         cancel_own_job()
 
 
-def _last_word(config: Config, run_dir: Path, node: NodeEnvironment, failure: dict[str, Any], end: End) -> bool:
+def _finalize(config: Config, run_dir: Path, node: NodeEnvironment, failure: dict[str, Any], end: End) -> bool:
     """Ends the event log, and queues the job again if that is wanted; whether it is queued."""
     path = attempt_dir(run_dir, node.attempt) / EVENTS
     if events_of(path, {"finished"}):
@@ -103,7 +101,7 @@ def _last_word(config: Config, run_dir: Path, node: NodeEnvironment, failure: di
         close_log(path, failure, {"outcome": "failed"})
         return False
     record_end(run_dir, node.attempt, end)
-    problem, end = queue_again(config, run_dir, node, end)
+    problem, end = requeue_job(config, run_dir, node, end)
     if problem is not None:
         close_log(path, failure, {"outcome": "failed", "reason": problem})
         return False

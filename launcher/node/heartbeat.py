@@ -17,7 +17,7 @@ ANSWER_S = 2.0
 """Longest wait for an answer that is due; after that a new connection is tried, which finds a healed network sooner."""
 
 
-class Beats:
+class Heartbeat:
     """Keeps :attr:`phase` and :attr:`assignment` up to date. A change arrives at once, not at the next beat.
 
     Args:
@@ -45,7 +45,7 @@ class Beats:
         self._answered = time.monotonic()
         self._stop = threading.Event()
         self._news = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="beats", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     @property
     def lost(self) -> str | None:
@@ -68,7 +68,7 @@ class Beats:
         self._thread.start()
 
     def wait_past(self, phase: Phase) -> Phase:
-        """Blocks until the run has left ``phase``, or nobody beats any more; the phase it is in then."""
+        """Blocks until the run has left ``phase``, or nobody heartbeat any more; the phase it is in then."""
         with self._news:
             self._news.wait_for(lambda: self.phase is not phase or self.lost is not None or self._stop.is_set())
             return self.phase

@@ -28,10 +28,9 @@ from launcher.common.utf8 import use_utf8
 from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.events.failure_kinds import FailureKind
-from launcher.node.crash_report import report_failure
-from launcher.node.exit_file import answer_for_the_run
-from launcher.node.failover import node_0_killed, stand_in
+from launcher.node.failover import node_0_killed, run_node0_failover
 from launcher.node.node_environment import NodeEnvironment, node_environment
+from launcher.node.outcome import report_failure, write_exit_code
 from launcher.node.process import tail
 from launcher.node.signals import FORWARDED_SIGNALS, SignalBuffer
 from launcher.node.stale_resources import SharedMemory, inodes, make_scratch, record, remove_stale
@@ -83,9 +82,9 @@ def run_shim(run_dir: Path, buffer: SignalBuffer | None = None) -> int:
     code = _report_end(run_dir, node, code, log, buffer.received)
     if code == ControlError.exit_code:
         # Nothing runs here any more. Should it be node 0 that is lost, somebody has to see to the job.
-        stand_in(run_dir, lambda: bool(ENDING & set(buffer.received)))
+        run_node0_failover(run_dir, lambda: bool(ENDING & set(buffer.received)))
     if node.node_rank == 0:
-        answer_for_the_run(code)
+        write_exit_code(code)
     return code
 
 

@@ -1,42 +1,109 @@
-"""Starts a node's processes, as its orders say, as soon as what they need to know is known."""
+"""Starts a node's processes as assigned, each with its complete environment, as soon as what they need is known."""
 
 from __future__ import annotations
 
+# What the agent was told about itself; a worker that starts a run of its own must not inherit it.
 import logging
+import os
 from collections.abc import Mapping
 
 from launcher.common.env import (
+    LAUNCHER_ADDRESS,
+    LAUNCHER_ATTEMPT,
+    LAUNCHER_ATTEMPT_DIR,
     LAUNCHER_AWAITS_WEIGHTS,
+    LAUNCHER_CONTROL,
     LAUNCHER_ENGINE_MASTER,
+    LAUNCHER_EXIT_FILE,
     LAUNCHER_GENERATION,
+    LAUNCHER_HOSTNAME,
+    LAUNCHER_INFERENCE_API_KEY,
     LAUNCHER_INFERENCE_URLS,
+    LAUNCHER_LOCAL_HOSTNAMES,
+    LAUNCHER_LOCAL_NODE_RANK,
+    LAUNCHER_MODEL_PATH,
     LAUNCHER_PORT,
+    LAUNCHER_PROCESS,
     LAUNCHER_RESTART,
     LAUNCHER_ROLE,
+    LAUNCHER_RUN_DIR,
+    LAUNCHER_SCRATCH,
+    LAUNCHER_STOP_FILE,
+    LAUNCHER_TOKEN,
 )
+from launcher.common.keys import api_key
 from launcher.common.ports import hold_free_port, port_of
 from launcher.control.model import ReplicaAssignment, TrainerAssignment
 from launcher.control.values import STORE_HELPER
 from launcher.layout import Process, Role
 from launcher.node.context import NodeContext
-from launcher.node.environment import worker_environment
+from launcher.node.devices import CUDA, visible_devices
 from launcher.node.process import WorkerGroup, WorkerProcess
-from launcher.node.reporter import Reports
+from launcher.node.reporter import Reporter
 
 logger = logging.getLogger(__name__)
+
+OWN = (LAUNCHER_LOCAL_NODE_RANK, LAUNCHER_LOCAL_HOSTNAMES, LAUNCHER_SCRATCH, LAUNCHER_EXIT_FILE)
+
+# What srun's MPI plug-in says of the agent's task, to every rank of the node alike: an MPI library would believe it.
+MPI_PREFIXES = ("PMI_", "PMIX_", "SLURM_PMI_", "SLURM_PMIX_")
+
+
+def worker_environment(context: NodeContext, process: Process, runtime: Mapping[str, str]) -> dict[str, str]:
+    """Environment of one worker.
+
+    Args:
+        runtime: what depends on the role: rendezvous of the trainers, URLs of the engines.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not _is_own(name)}
+    environ = {
+        **inherited,
+        **context.config.cluster.env,
+        **process.env,
+        LAUNCHER_HOSTNAME: context.hostname,
+        LAUNCHER_RUN_DIR: str(context.run_dir),
+        LAUNCHER_ATTEMPT: str(context.attempt),
+        LAUNCHER_ATTEMPT_DIR: str(context.attempt_dir),
+        LAUNCHER_CONTROL: context.control,
+        LAUNCHER_ADDRESS: context.address,
+        LAUNCHER_MODEL_PATH: str(context.model_path),
+        LAUNCHER_PROCESS: process.name,
+        "LOGDIR": str(context.log_dir),
+        "TORCHELASTIC_ERROR_FILE": str(context.log_dir / f"{process.name}.error.json"),
+        "PYTHONUNBUFFERED": "1",
+        LAUNCHER_TOKEN: context.token,
+        LAUNCHER_STOP_FILE: str(context.stop_file),
+        **runtime,
+    }
+    if process.role is Role.INFERENCE:
+        environ["VLLM_API_KEY"] = api_key(context.token)
+        if "VLLM_HOST_IP" not in process.env:
+            environ["VLLM_HOST_IP"] = context.address
+        if scratch := os.environ.get(LAUNCHER_SCRATCH):
+            # vLLM leaves its sockets behind; there they go with the run.
+            environ["VLLM_RPC_BASE_PATH"] = scratch
+    elif process.role is Role.TRAINER:
+        environ[LAUNCHER_INFERENCE_API_KEY] = api_key(context.token)
+    devices, foreign = visible_devices(process.env.get(CUDA, ""), inherited)
+    return {name: value for name, value in (environ | devices).items() if name not in foreign}
+
+
+def _is_own(name: str) -> bool:
+    return name in OWN or name.startswith(MPI_PREFIXES)
+
 
 MODEL_HELPER = "model"
 
 
-class Starter:
+class Spawner:
     """Starts processes. Engines and trainers load side by side, so nothing waits longer than it must.
 
     Main thread only, like :class:`~launcher.node.process.WorkerProcess`.
     """
 
-    def __init__(self, context: NodeContext, reports: Reports) -> None:
+    def __init__(self, context: NodeContext, reports: Reporter) -> None:
         self._context = context
-        self._reports = reports
+        self._reporter = reports
         self._masters_told: dict[int, int] = {}
 
     def start_store(self, start: int) -> WorkerProcess:
@@ -48,9 +115,9 @@ class Starter:
         config = self._context.config
         # It appears as a whole, so an earlier attempt has made it or not.
         if config.model.path is not None or self._context.model_path.exists():
-            self._reports.model_ready(made=False)
+            self._reporter.model_ready(made=False)
             return None
-        self._reports.model_begins()
+        self._reporter.model_begins()
         arguments = (str(self._context.model_path), "--seed", str(config.model.seed))
         return self._start(self._helper(MODEL_HELPER, "launcher.trainers.grpo.tiny_model", *arguments), {}, 0)
 
@@ -70,7 +137,7 @@ class Starter:
                     # vLLM binds this port itself, so it can only be held until just before.
                     with hold_free_port(self._context.address) as sock:
                         address = f"{self._context.address}:{port_of(sock)}"
-                    self._reports.master(replica.index, order.restart_count, address)
+                    self._reporter.master(replica.index, order.restart_count, address)
                 return False
             runtime[LAUNCHER_ENGINE_MASTER] = order.master
         unit.started(order.restart_count, [self._start(process, runtime, order.restart_count)])
@@ -97,7 +164,7 @@ class Starter:
         environ = worker_environment(self._context, process, runtime)
         worker = WorkerProcess(process, environ, self._context.log_dir, start)
         logger.info("started %s, pid %d, log %s", process.name, worker.pid, worker.log)
-        self._reports.started(worker)
+        self._reporter.started(worker)
         return worker
 
     def _helper(self, name: str, module: str, *arguments: str) -> Process:

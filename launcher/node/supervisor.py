@@ -14,13 +14,12 @@ from launcher.control.protocol import NodeLeftRequest
 from launcher.layout import Role
 from launcher.node.context import NodeContext
 from launcher.node.health import Health
-from launcher.node.heartbeat import Beats
+from launcher.node.heartbeat import Heartbeat
 from launcher.node.monitor import ProcessMonitor
-from launcher.node.outbox import Outbox
 from launcher.node.process import WorkerGroup, WorkerProcess, stop
-from launcher.node.reporter import Reports
+from launcher.node.reporter import Outbox, Reporter
 from launcher.node.signals import StopRequest
-from launcher.node.spawn import MODEL_HELPER, Starter
+from launcher.node.spawn import MODEL_HELPER, Spawner
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +33,16 @@ LAST_WORDS_S = 5.0
 """Longest wait, after everything has ended here, until the run has been told."""
 
 
-class Supervisor:
+class NodeSupervisor:
     """One node's part of the run, as a loop over a few questions; each is answered quickly, so that none waits."""
 
-    def __init__(self, context: NodeContext, outbox: Outbox, beats: Beats) -> None:
+    def __init__(self, context: NodeContext, outbox: Outbox, heartbeat: Heartbeat) -> None:
         self._context = context
         self._config = context.config
         self._outbox = outbox
-        self._beats = beats
-        self._reports = Reports(context, outbox)
-        self._starter = Starter(context, self._reports)
+        self._heartbeat = heartbeat
+        self._reporter = Reporter(context, outbox)
+        self._spawner = Spawner(context, self._reporter)
         self._monitor = ProcessMonitor()
         self._helpers: list[WorkerProcess] = []
         self._has_helpers = False
@@ -68,13 +67,13 @@ class Supervisor:
                         told.add(signum)
                         self._report_signal(signum)
                 # Before anything is started: an agent that was stopped for long must not go on where it was.
-                if (lost := self._beats.lost) is not None:
+                if (lost := self._heartbeat.lost) is not None:
                     raise ControlError(f"Node 0 is lost: {lost}")
-                if told and self._beats.failing_s > FAILING_S:
+                if told and self._heartbeat.failing_s > FAILING_S:
                     # Whoever asks for the end kills soon; without node 0 there is nothing to wait for.
                     names = ", ".join(signum.name for signum in told)
                     raise ControlError(f"Node 0 does not answer, and somebody asked for the end ({names}).")
-                phase, assignment = self._beats.phase, self._beats.assignment
+                phase, assignment = self._heartbeat.phase, self._heartbeat.assignment
                 self._apply_stop(assignment.stop_stage)
                 if assignment.is_fenced:
                     raise ControlError("The run counts this node as lost, and goes on without it.")
@@ -106,15 +105,15 @@ class Supervisor:
         if self._has_helpers or self._context.node_rank != 0:
             return
         self._has_helpers = True
-        self._helpers.append(self._starter.start_store(0))
-        if (model := self._starter.start_model()) is not None:
+        self._helpers.append(self._spawner.start_store(0))
+        if (model := self._spawner.start_model()) is not None:
             self._helpers.append(model)
 
     def _report_signal(self, signum: signal.Signals) -> None:
         if os.getppid() != self._context.shim:
-            self._reports.shim_killed()
+            self._reporter.shim_killed()
             return
-        self._reports.signalled(signum)
+        self._reporter.signalled(signum)
 
     def _apply_stop(self, stage: StopStage) -> None:
         """Tells the trainers of this node that the run shall stop; ends the engines once all trainers know."""
@@ -137,13 +136,13 @@ class Supervisor:
             and assignment.trainers is not None
             and self._may_start(self._trainers, assignment.trainers)
         ):
-            self._starter.start_trainers(self._trainers, assignment.trainers)
+            self._spawner.start_trainers(self._trainers, assignment.trainers)
         for index, unit in self._engines.items():
             order = assignment.replicas[index]
             if unit.start != order.restart_count and index in self._health:
                 self._health.pop(index).close()
             if self._may_start(unit, order):
-                self._starter.start_engine(unit, order)
+                self._spawner.start_engine(unit, order)
 
     def _take_slot(self, place: int) -> None:
         processes = self._context.layout.nodes[place].processes
@@ -167,34 +166,34 @@ class Supervisor:
             if worker.poll() is None:
                 continue
             self._helpers.remove(worker)
-            self._reports.ended(worker)
+            self._reporter.ended(worker)
             if worker.process.name == MODEL_HELPER and worker.poll() == 0:
-                self._reports.model_ready(made=True)
+                self._reporter.model_ready(made=True)
                 continue
-            logger.error("%s", self._reports.ended_badly(worker))
+            logger.error("%s", self._reporter.ended_badly(worker))
             if worker.process.name != MODEL_HELPER:
-                self._helpers.append(self._starter.start_store(worker.start + 1))
+                self._helpers.append(self._spawner.start_store(worker.start + 1))
 
     def _check_units(self) -> None:
         """Notices every end. A trainer may end with 0; an engine may not end at all before the drain."""
         for unit in self._units():
             was_stopping = unit.is_stopping
             for worker in unit.advance():
-                self._reports.ended(worker)
+                self._reporter.ended(worker)
                 self._monitor.ended(worker)
                 if not was_stopping and (worker.poll() != 0 or unit.role is Role.INFERENCE):
-                    logger.error("%s", self._reports.ended_badly(worker))
+                    logger.error("%s", self._reporter.ended_badly(worker))
         trainers = self._trainers
         if trainers is not None and self._done != trainers.start and trainers.has_ended_well:
             self._done = trainers.start
             assert trainers.start is not None
-            self._reports.done(trainers.start)
+            self._reporter.done(trainers.start)
 
     def _check_engines(self) -> None:
         """Follows the engines whose HTTP server is on this node."""
         inference, restart = self._config.inference, self._config.restart
         for index, unit in self._engines.items():
-            order = self._beats.assignment.replicas.get(index)
+            order = self._heartbeat.assignment.replicas.get(index)
             if order is None or unit.is_stopping or unit.start != order.restart_count:
                 continue
             for worker in unit.running:
@@ -206,15 +205,15 @@ class Supervisor:
                 if health is not None and health.is_ready:
                     if not unit.is_ready:
                         unit.is_ready = True
-                        self._reports.engine_ready(worker, health.url)
+                        self._reporter.engine_ready(worker, health.url)
                     if health.silent_s() > restart.engine_health_timeout_s:
-                        logger.error("%s", self._reports.hangs(worker, health.silent_s()))
+                        logger.error("%s", self._reporter.hangs(worker, health.silent_s()))
                         unit.stop(0.0)
                     elif health.refused_s() > REFUSED_S:
-                        logger.error("%s", self._reports.refuses(worker, health.refused_s()))
+                        logger.error("%s", self._reporter.refuses(worker, health.refused_s()))
                         unit.stop(0.0)
                 elif worker.age_s() > inference.ready_timeout_s:
-                    logger.error("%s", self._reports.not_ready(worker, inference.ready_timeout_s))
+                    logger.error("%s", self._reporter.not_ready(worker, inference.ready_timeout_s))
                     unit.stop(0.0)
 
     def _check_stopped(self) -> None:
@@ -224,7 +223,7 @@ class Supervisor:
             if unit is None:
                 worker.kill()  # a helper, whose end is noticed
             elif not unit.is_stopping:
-                logger.error("%s", self._reports.stopped(worker, stopped_s))
+                logger.error("%s", self._reporter.stopped(worker, stopped_s))
                 unit.stop(0.0)
 
     def _drain(self) -> None:
@@ -234,7 +233,7 @@ class Supervisor:
             logger.info("the trainer is done; stopping %d engine processes", len(engines))
         stop(engines, self._config.inference.drain_timeout_s)
         for worker in engines:
-            self._reports.ended(worker)
+            self._reporter.ended(worker)
 
     def _end_everything(self, grace_s: float) -> None:
         workers = [*(worker for unit in self._units() for worker in unit.running), *self._helpers]

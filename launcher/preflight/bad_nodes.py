@@ -1,23 +1,29 @@
-"""Bad nodes that are remembered for a while: one small file per node, per cluster, in the user's cache directory."""
+"""Bad nodes that later jobs leave out for a while: a small file per node and cluster in the user's cache directory."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from launcher.config.schema import PreflightConfig
+from launcher.control.preflight_report import BadNode
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Remembered:
+class BadNodeEntry:
     """Why a node is left out, and for how long. Times are unix seconds."""
 
     cluster: str
@@ -29,7 +35,7 @@ class Remembered:
     """The run that found it."""
 
 
-def default_memory() -> Path:
+def default_bad_node_dir() -> Path:
     """``launcher`` in the user's cache directory (``XDG_CACHE_HOME``), which clusters share between their nodes."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     if cache.startswith("/"):
@@ -40,7 +46,7 @@ def default_memory() -> Path:
         return Path(tempfile.gettempdir()) / f"launcher-cache-{os.getuid()}"
 
 
-class NodeMemory:
+class BadNodeCache:
     """Bad nodes of all clusters. A file each, written whole, so that any number of runs may write at once.
 
     Args:
@@ -50,7 +56,7 @@ class NodeMemory:
     def __init__(self, root: Path) -> None:
         self._root = root / "nodes"
 
-    def remember(self, entry: Remembered) -> None:
+    def remember(self, entry: BadNodeEntry) -> None:
         """Writes one; a later one about the same node replaces it.
 
         Raises:
@@ -63,7 +69,7 @@ class NodeMemory:
         draft.write_text(json.dumps(asdict(entry), indent=2) + "\n", encoding="utf-8")
         draft.replace(path)
 
-    def entries(self, cluster: str | None = None, *, now: float | None = None) -> list[Remembered]:
+    def entries(self, cluster: str | None = None, *, now: float | None = None) -> list[BadNodeEntry]:
         """What is remembered, of one cluster or of all, by name; what has expired is forgotten on the way."""
         now = time.time() if now is None else now
         found = []
@@ -82,10 +88,10 @@ class NodeMemory:
             self._path(entry.cluster, entry.node).unlink(missing_ok=True)
         return len(entries)
 
-    def _read(self, cluster: str) -> Iterator[tuple[Path, Remembered]]:
+    def _read(self, cluster: str) -> Iterator[tuple[Path, BadNodeEntry]]:
         for path in self._root.glob(f"{cluster}/*.json"):
             try:
-                yield path, Remembered(**json.loads(path.read_text(encoding="utf-8")))
+                yield path, BadNodeEntry(**json.loads(path.read_text(encoding="utf-8")))
             except FileNotFoundError:
                 continue  # forgotten just now
             except (ValueError, TypeError):
@@ -96,3 +102,39 @@ class NodeMemory:
             if not _NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is no name of a node or a cluster")
         return self._root / cluster / f"{node}.json"
+
+
+CLUSTER_VARIABLE = "SLURM_CLUSTER_NAME"
+"""SLURM tells every job the name of its cluster."""
+
+
+def remember(bad: Sequence[BadNode], settings: PreflightConfig, run_dir: Path) -> list[str]:
+    """Remembers the bad nodes of this cluster; nothing of a local run, nor what is wrong on every node alike.
+
+    Returns:
+        The names that are remembered from now on.
+    """
+    cluster = os.environ.get(CLUSTER_VARIABLE, "")
+    if not cluster or settings.bad_node_ttl_s <= 0:
+        return []
+    memory = BadNodeCache(Path(settings.bad_node_dir) if settings.bad_node_dir else default_bad_node_dir())
+    now = time.time()
+    names = []
+    for node in bad:
+        if not node.is_its_own:
+            continue
+        entry = BadNodeEntry(
+            cluster=cluster,
+            node=node.hostname,
+            reason=node.reason,
+            time=now,
+            expires=now + settings.bad_node_ttl_s,
+            run_dir=str(run_dir),
+        )
+        try:
+            memory.remember(entry)
+        except OSError as error:
+            logger.warning("cannot remember that %s is bad: %s", node.hostname, error)
+            continue
+        names.append(node.hostname)
+    return names

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launcher.common.ports import hold_port
 from launcher.control.preflight_report import Finding
-from launcher.preflight.site import Site
+from launcher.preflight.site import CheckContext
 from launcher.slurm.job_signals import Reach, reach_slurm
 
 GB = 1 << 30
@@ -32,7 +32,7 @@ REQUEUERS = 4
 """Nodes, from the first one on, that may have to requeue the job; the others leave the controller alone."""
 
 
-def check_shm(site: Site) -> Finding:
+def check_shm(site: CheckContext) -> Finding:
     """``/dev/shm`` has room: engines and NCCL share memory there, and containers often leave 64 MB."""
     wanted = site.config.preflight.min_shm_gb
     status = os.statvfs(SHM)
@@ -42,7 +42,7 @@ def check_shm(site: Site) -> Finding:
     return Finding(name="shm", ok=ok, text=f"{SHM} has {free:.2f} GB free{hint}")
 
 
-def check_memlock(site: Site) -> Finding:
+def check_memlock(site: CheckContext) -> Finding:
     """RDMA must lock its buffers; asked only where there is InfiniBand and GPUs use it."""
     if site.config.layout.device != "cuda" or not (INFINIBAND.is_dir() and any(INFINIBAND.iterdir())):
         return Finding(name="memlock", ok=True, text="not needed: no InfiniBand")
@@ -55,7 +55,7 @@ def check_memlock(site: Site) -> Finding:
     return Finding(name="memlock", ok=ok, text=f"{soft / GB:.3f} GB may be locked{hint}")
 
 
-def check_nofile(site: Site) -> Finding:
+def check_nofile(site: CheckContext) -> Finding:
     """Enough open files: an engine under load holds a socket per request."""
     wanted = site.config.preflight.min_nofile
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -64,7 +64,7 @@ def check_nofile(site: Site) -> Finding:
     return Finding(name="nofile", ok=ok, text=f"{soft} open files{hint}")
 
 
-def check_disk(site: Site) -> Finding:
+def check_disk(site: CheckContext) -> Finding:
     """The run directory and the scratch directory have room, and take a file: quotas are known only by trying."""
     wanted = site.config.preflight.min_disk_gb
     words = []
@@ -111,7 +111,7 @@ def home_problem(environ: Mapping[str, str] = os.environ) -> str | None:
     return None if problem is None else f"the home directory {home} cannot be written: {problem}"
 
 
-def check_model(site: Site) -> Finding:
+def check_model(site: CheckContext) -> Finding:
     """The model's directory is here, and its files can be read."""
     if site.model_path is None:
         return Finding(name="model", ok=True, text="made in the run")
@@ -131,7 +131,7 @@ def _read_byte(path: Path) -> None:
         file.read(1)
 
 
-def check_ports(site: Site) -> Finding:
+def check_ports(site: CheckContext) -> Finding:
     """Each engine's planned port can be listened on; a taken one is a failure only with ``inference.strict_ports``."""
     mine = [replica.port for replica in site.layout.replicas if replica.node_ranks[0] == site.node.node_rank]
     taken = []
@@ -147,7 +147,7 @@ def check_ports(site: Site) -> Finding:
     return Finding(name="ports", ok=True, text=f"{'; '.join(taken)}; the engine will serve on another one")
 
 
-def check_cpus(site: Site) -> Finding:
+def check_cpus(site: CheckContext) -> Finding:
     """Enough CPUs for the processes of this node: SLURM gives a task one CPU unless a job requests more."""
     cpus, processes = len(os.sched_getaffinity(0)), len(site.node.processes)
     text = f"{cpus} CPUs for {processes} processes"
@@ -161,7 +161,7 @@ def check_cpus(site: Site) -> Finding:
     return Finding(name="cpus", ok=not is_fatal, text=f"{prefix}{text}{f': {hint}' if is_bound else ''}")
 
 
-def check_slurm(site: Site) -> Finding:
+def check_slurm(site: CheckContext) -> Finding:
     """The job can be looked up, and so be requeued when it is to stop. An image may have none of SLURM's commands."""
     if site.is_simulated or site.node.node_rank >= REQUEUERS:
         return Finding(name="slurm", ok=True, text="not needed here")
@@ -176,7 +176,7 @@ def check_slurm(site: Site) -> Finding:
     return Finding(name="slurm", ok=True, text=texts[reach])
 
 
-def check_ptrace(site: Site) -> Finding:
+def check_ptrace(site: CheckContext) -> Finding:
     """Processes of one node may open each other's file descriptors, as CUDA IPC does for expandable segments."""
     if site.config.layout.device != "cuda" or len(site.node.processes) < 2:
         return Finding(name="ptrace", ok=True, text="not needed here")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.control.preflight_report import Finding
-from launcher.preflight.site import Site
+from launcher.preflight.site import CheckContext
 
 TOOL = "nvidia-smi"
 GPU_FIELDS = (
@@ -53,7 +53,7 @@ class GpuProcess:
     used: str
 
 
-def check_gpus(site: Site) -> Finding:
+def check_gpus(site: CheckContext) -> Finding:
     """The planned GPUs are there and nobody else's."""
     if site.config.layout.device != "cuda":
         return Finding(name="gpus", ok=True, text="none planned")

@@ -1,4 +1,4 @@
-"""Names and connections between nodes: every node tries a few others, and lets them try it."""
+"""What lies between nodes: names, connections and clocks; every node tries a few others, and lets them try it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,41 @@ import ipaddress
 import json
 import socket
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from launcher.common.ports import hold_free_port, port_of
 from launcher.control.preflight_report import PeerReport
+
+SAMPLES = 5
+
+
+def clock_offset(ask: Callable[[], float]) -> tuple[float, float]:
+    """This clock minus the other one, and the largest error of that, in seconds.
+
+    Args:
+        ask: the other clock, at the price of a round trip.
+    """
+    best = (0.0, float("inf"))
+    for _ in range(SAMPLES):
+        before = time.time()
+        other = ask()
+        after = time.time()
+        half = max(0.0, after - before) / 2
+        if half < best[1]:
+            best = (before + half - other, half)
+    return best
+
+
+def clock_skew(offset_s: float, error_s: float, limit_s: float) -> PeerReport | None:
+    """What to say of a clock that is off; the measurement's error is in its favour."""
+    if abs(offset_s) - error_s <= limit_s:
+        return None
+    way = "ahead of" if offset_s > 0 else "behind"
+    text = f"clock {abs(offset_s):.1f} s {way} node 0's, `preflight.max_clock_skew_s` is {limit_s:g}"
+    return PeerReport(name="clock", about=0, text=text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,15 +27,14 @@ from launcher.preflight.checks import (
     check_shm,
     check_slurm,
 )
-from launcher.preflight.clock import clock_offset, skew_complaint
 from launcher.preflight.facts import facts
 from launcher.preflight.gpus import check_gpus, hardware_facts
-from launcher.preflight.network import Peer, Probe, connect, peer_from_json, resolve
-from launcher.preflight.site import Site, network_stack, peers_of
+from launcher.preflight.network import Peer, Probe, clock_offset, clock_skew, connect, peer_from_json, resolve
+from launcher.preflight.site import CheckContext, network_stack, peers_of
 
 logger = logging.getLogger(__name__)
 
-CHECKS: Mapping[str, Callable[[Site], Finding]] = {
+CHECKS: Mapping[str, Callable[[CheckContext], Finding]] = {
     "gpus": check_gpus,
     "cpus": check_cpus,
     "shm": check_shm,
@@ -63,7 +62,7 @@ class Preflight:
         wait_past: blocks until the run has left a phase, and says which one it is in then.
     """
 
-    def __init__(self, site: Site, client: ControlClient, wait_past: Callable[[Phase], Phase]) -> None:
+    def __init__(self, site: CheckContext, client: ControlClient, wait_past: Callable[[Phase], Phase]) -> None:
         self._site = site
         self._settings = site.config.preflight
         self._client = client
@@ -161,7 +160,7 @@ class Preflight:
                 listing = _Task(partial(canaries.list_all, self._site.attempt_dir, everybody, timeout_s=timeout_s / 2))
                 tasks.append(("canary", 0, listing))
         complaints = _collect(tasks, timeout_s)
-        if self._has("clock") and (skew := skew_complaint(*clock, self._settings.max_clock_skew_s)) is not None:
+        if self._has("clock") and (skew := clock_skew(*clock, self._settings.max_clock_skew_s)) is not None:
             complaints.append(skew)
         return complaints, clock
 

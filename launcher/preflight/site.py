@@ -11,7 +11,7 @@ from launcher.layout import Layout, Node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
+class CheckContext:
     """One node before the start."""
 
     config: Config

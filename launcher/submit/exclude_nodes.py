@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launcher.common.text import duration
 from launcher.config.schema import Config, SlurmClusterConfig
-from launcher.preflight.bad_nodes import NodeMemory, Remembered, default_memory
+from launcher.preflight.bad_nodes import BadNodeCache, BadNodeEntry, default_bad_node_dir
 from launcher.slurm.client import ControllerAway, output_of
 from launcher.slurm.jobs import cluster_option
 from launcher.slurm.nodelist import expand_nodelist
@@ -25,9 +25,9 @@ def leave_out_bad_nodes(config: Config) -> tuple[Config, list[str]]:
     cluster, settings = config.cluster, config.preflight
     if not isinstance(cluster, SlurmClusterConfig) or settings.action == "off" or settings.bad_node_ttl_s <= 0:
         return config, []
-    root = (Path(settings.bad_node_dir) if settings.bad_node_dir else default_memory()).absolute()
+    root = (Path(settings.bad_node_dir) if settings.bad_node_dir else default_bad_node_dir()).absolute()
     config = replace(config, preflight=replace(settings, bad_node_dir=str(root)))
-    memory = NodeMemory(root)
+    memory = BadNodeCache(root)
     if not memory.entries():
         return config, []
     option = cluster_option(chosen_cluster(config))
@@ -49,7 +49,7 @@ def leave_out_bad_nodes(config: Config) -> tuple[Config, list[str]]:
     return config, told
 
 
-def _sentence(entry: Remembered) -> str:
+def _sentence(entry: BadNodeEntry) -> str:
     left = duration(max(0.0, entry.expires - time.time()))
     return (
         f"leaving out {entry.node} for another {left}: {entry.reason}."

@@ -216,7 +216,7 @@ def _exit_code(path: Path, state: RunState, outcome: Outcome, job: Job, stop: St
         print(words, file=sys.stderr)
         _print_ends(logs)
         return outcome.exit_code or 1
-    # A job whose script SLURM has lost is cancelled once the run is over (`launcher.node.finalize`), so the job's state
+    # A job whose script SLURM has lost is cancelled once the run is over (`launcher.node.outcome`), so the job's state
     # says less than the record; nor is a job that SLURM has forgotten, or calls COMPLETED, a success by itself.
     if state.outcome == "completed":
         return 0

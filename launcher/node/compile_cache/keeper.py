@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 
 from launcher.config.schema import CompileCacheConfig
-from launcher.node.compile_cache.key import cache_key
-from launcher.node.compile_cache.local import cache_environment, local_root, mark_used, remove_unused
+from launcher.node.compile_cache.local import cache_environment, cache_key, local_root, mark_used, remove_unused
 from launcher.node.compile_cache.store import GB, fingerprint, save, seed
 from launcher.node.context import NodeContext
 from launcher.preflight.facts import facts

@@ -13,8 +13,15 @@ import pytest
 from launcher.config.schema import CompileCacheConfig
 from launcher.node.compile_cache import store
 from launcher.node.compile_cache.keeper import SHARED, CacheKeeper
-from launcher.node.compile_cache.key import COUNTED, cache_key
-from launcher.node.compile_cache.local import VARIABLES, cache_environment, local_root, mark_used, remove_unused
+from launcher.node.compile_cache.local import (
+    COUNTED,
+    VARIABLES,
+    cache_environment,
+    cache_key,
+    local_root,
+    mark_used,
+    remove_unused,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ import pytest
 from launcher.common.attempts import End, claim, record_begin, record_end
 from launcher.common.errors import ProcessFailure
 from launcher.config import Config
-from launcher.node.finalize import check_limits, passed_limit
 from launcher.node.node_environment import NodeEnvironment
+from launcher.node.outcome import check_limits, passed_limit
 
 
 def config(**limits: int) -> Config:

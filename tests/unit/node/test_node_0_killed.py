@@ -18,7 +18,7 @@ from launcher.control.server import ControlServer
 from launcher.control.state import ControlSettings, new_state
 from launcher.layout import plan
 from launcher.node import failover as stand_in_module
-from launcher.node.failover import node_0_killed, stand_in
+from launcher.node.failover import node_0_killed, run_node0_failover
 from tests.unit.slurm_tools import calls, tool, tools
 
 __all__ = ["tools"]
@@ -114,7 +114,7 @@ def survivor(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_another_node_queues_again_a_job_that_has_lost_node_0(survivor: Path, tools: Path) -> None:
     Cluster(tools, job("gpu-[01-02]"), job("gpu-[01-02]"), job("gpu-02"))
-    stand_in(survivor, lambda: False)
+    run_node0_failover(survivor, lambda: False)
     assert requeues(tools) == ["scontrol requeue 7"]
     assert said(survivor)[1:] == [("failure", None), ("requeued", None), ("finished", "requeued")]
     assert json.loads((survivor / "attempts" / "1" / "end.json").read_text()) == {"end": "lost"}
@@ -124,7 +124,7 @@ def test_a_job_that_is_not_queued_again_is_given_back(survivor: Path, tools: Pat
     (survivor / "config.yaml").write_text(to_yaml(Config(cluster=SlurmClusterConfig(requeue=False))))
     Cluster(tools, job("gpu-02"))
     tool(tools, "scancel", "")
-    stand_in(survivor, lambda: False)
+    run_node0_failover(survivor, lambda: False)
     assert requeues(tools) == []
     assert calls(tools)[-1] == "scancel 7"
     assert said(survivor)[-1] == ("finished", "failed")
@@ -135,30 +135,30 @@ def test_none_does_for_long_once_it_was_asked_to_end(
 ) -> None:
     monkeypatch.setattr(stand_in_module, "LAST_S", 0.0)
     Cluster(tools, job("gpu-[01-02]"))
-    stand_in(survivor, lambda: True)
+    run_node0_failover(survivor, lambda: True)
     assert requeues(tools) == []
 
 
 def test_only_one_does(survivor: Path, tools: Path) -> None:
     Cluster(tools, job("gpu-02"))
     (survivor / "attempts" / "1" / "stand_in.json").touch()
-    stand_in(survivor, lambda: False)
+    run_node0_failover(survivor, lambda: False)
     assert requeues(tools) == []
 
 
 def test_none_does_for_an_attempt_that_is_over(survivor: Path, tools: Path) -> None:
     Cluster(tools, job("gpu-[01-02]"), job("gpu-[03-04]", restarts=1))
-    stand_in(survivor, lambda: False)
+    run_node0_failover(survivor, lambda: False)
     write(survivor, {"event": "finished", "outcome": "completed"})
     Cluster(tools, job("gpu-02"))
-    stand_in(survivor, lambda: False)
+    run_node0_failover(survivor, lambda: False)
     assert requeues(tools) == []
 
 
 def test_none_does_far_from_node_0(survivor: Path, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NODEID", "4")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu-[01-08]")
-    stand_in(survivor, lambda: False)
+    run_node0_failover(survivor, lambda: False)
     assert calls(tools) == []
 
 
@@ -173,7 +173,7 @@ def test_none_does_if_it_was_this_node_that_was_cut_off(
     (survivor / "attempts" / "1" / "control.json").write_text(json.dumps({"control": f"127.0.0.1:{port_of(sock)}"}))
     server.start()
     try:
-        stand_in(survivor, lambda: False)
+        run_node0_failover(survivor, lambda: False)
     finally:
         server.close()
     assert requeues(tools) == []

@@ -29,7 +29,6 @@ from launcher.preflight.checks import (
     ptrace_finding,
     write_problem,
 )
-from launcher.preflight.clock import clock_offset, skew_complaint
 from launcher.preflight.facts import code_digest, facts
 from launcher.preflight.gpus import (
     count_trouble,
@@ -41,9 +40,9 @@ from launcher.preflight.gpus import (
     visible,
 )
 from launcher.preflight.model import ALONE
-from launcher.preflight.network import Peer, Probe, connect, peer_from_json, resolve
+from launcher.preflight.network import Peer, Probe, clock_offset, clock_skew, connect, peer_from_json, resolve
 from launcher.preflight.runner import CHECKS
-from launcher.preflight.site import Site
+from launcher.preflight.site import CheckContext
 
 SMI = """\
 0, GPU-11111111-aaaa, 00000000:1B:00.0, NVIDIA H200, 143771, 0, 0, 570.86.10
@@ -59,10 +58,10 @@ KERNEL = [
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
+def site(tmp_path: Path) -> CheckContext:
     config = Config(layout=LayoutConfig(device="cpu", gpus_per_node=1))
     layout = plan(config)
-    return Site(
+    return CheckContext(
         config=config,
         layout=layout,
         node=layout.nodes[1],
@@ -83,7 +82,7 @@ def site(tmp_path: Path) -> Site:
         (8, False, "1 CPUs for 8 processes: set `cluster.cpus_per_task`"),
     ],
 )
-def test_slurms_default_of_one_cpu_is_too_few(site: Site, processes: int, ok: bool, beginning: str) -> None:
+def test_slurms_default_of_one_cpu_is_too_few(site: CheckContext, processes: int, ok: bool, beginning: str) -> None:
     layout = plan(Config(layout=LayoutConfig(device="cpu", gpus_per_node=processes)))
     before = os.sched_getaffinity(0)
     assert len(before) < (os.cpu_count() or 1) or len(before) > 1, "on one CPU nothing can be bound to fewer"
@@ -100,7 +99,7 @@ def test_the_names_that_can_be_skipped_are_the_checks_there_are() -> None:
     assert tuple(CHECKS) == ALONE
 
 
-def test_a_limit_that_is_too_low_is_named_with_its_setting(site: Site) -> None:
+def test_a_limit_that_is_too_low_is_named_with_its_setting(site: CheckContext) -> None:
     for check, setting, value in (
         (check_shm, "min_shm_gb", 1e6),
         (check_nofile, "min_nofile", 1 << 40),
@@ -114,7 +113,7 @@ def test_a_limit_that_is_too_low_is_named_with_its_setting(site: Site) -> None:
     assert check_memlock(site).ok
 
 
-def test_a_model_that_cannot_be_read_is_named(site: Site, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_read_is_named(site: CheckContext, tmp_path: Path) -> None:
     here = replace(site, model_path=tmp_path / "model")
     finding = check_model(here)
     assert not finding.ok
@@ -124,7 +123,7 @@ def test_a_model_that_cannot_be_read_is_named(site: Site, tmp_path: Path) -> Non
     assert check_model(here).ok
 
 
-def test_a_taken_port_is_a_failure_only_where_ports_are_strict(site: Site) -> None:
+def test_a_taken_port_is_a_failure_only_where_ports_are_strict(site: CheckContext) -> None:
     with hold_free_port(site.address) as sock:
         site.config.inference.base_port = port_of(sock)
         taken = replace(site, layout=plan(site.config))
@@ -171,11 +170,11 @@ def test_a_clock_that_is_off_is_found_through_a_slow_connection() -> None:
 
     offset, error = clock_offset(lambda: time.time() - 5.0)
     assert abs(offset - 5.0) <= error + 1e-3
-    complaint = skew_complaint(offset, error, 2.0)
+    complaint = clock_skew(offset, error, 2.0)
     assert complaint is not None
     assert "clock 5.0 s ahead of node 0's" in complaint.text
-    assert skew_complaint(2.5, 0.6, 2.0) is None
-    assert skew_complaint(-1.0, 0.0, 2.0) is None
+    assert clock_skew(2.5, 0.6, 2.0) is None
+    assert clock_skew(-1.0, 0.0, 2.0) is None
 
 
 def test_a_canary_is_seen_by_the_others_or_complained_about(tmp_path: Path) -> None:

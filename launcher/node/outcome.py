@@ -1,28 +1,120 @@
-"""Node 0's last duty: how the attempt ended, for the records, the exit code, and whether the job is queued again."""
+"""How a node and the run end: crash report, record, requeue, and the exit code for the job script."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launcher.common.attempts import End, ends, record_end
-from launcher.common.errors import STOPPED, ProcessFailure
+from launcher.common.env import LAUNCHER_EXIT_FILE
+from launcher.common.errors import STOPPED, LauncherError, ProcessFailure
+from launcher.common.keys import token_from_environment
+from launcher.common.run_dir import CONTROL, EVENTS, attempt_dir
 from launcher.common.text import command_line
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.control.client import ControlClient
 from launcher.control.model import Phase, StopReason
-from launcher.control.protocol import EventRequest
+from launcher.control.protocol import EventRequest, NodeLeftRequest, NodeLostRequest
+from launcher.events.failure_kinds import FailureKind
+from launcher.events.log import EventLog
+from launcher.events.log_rules import EXIT_CODES
 from launcher.events.schema import AttemptFinished, FailureReported, JobRequeued
+from launcher.events.serialize import make_event
 from launcher.node.context import NodeContext
-from launcher.node.node_environment import NodeEnvironment
+from launcher.node.node_environment import NodeEnvironment, node_environment
 from launcher.node.signal_policy import end_of
 from launcher.slurm.job_signals import cancel_own_job, node_removed_from_job, requeue, signal_cause
 
 logger = logging.getLogger(__name__)
+
+
+def write_exit_code(code: int) -> None:
+    """Called by node 0 as the last thing it does: from now on the job script knows the run's exit code.
+
+    On a full disk it cannot be told; then the job script takes what ``srun`` ends with.
+    """
+    if name := os.environ.get(LAUNCHER_EXIT_FILE):
+        path = Path(name)
+        draft = path.with_name(f"{path.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):
+            draft.write_text(f"{code}\n", encoding="utf-8")
+            draft.replace(path)
+
+
+def run_has_exit_code() -> bool:
+    """Whether node 0 has given its answer."""
+    name = os.environ.get(LAUNCHER_EXIT_FILE)
+    return name is not None and Path(name).exists()
+
+
+CALL_TIMEOUT_S = 3.0
+
+
+def report_failure(run_dir: Path, message: str, exit_code: int, **fields: Any) -> int:
+    """Tells the run that this node is lost and gone; what follows from it, the run decides.
+
+    Returns:
+        The exit code of the node: 0 if node 0 knows, because node 0 answers for the run; ``exit_code`` otherwise.
+    """
+    node = node_environment()
+    directory = attempt_dir(run_dir, node.attempt)
+    fields.setdefault("kind", EXIT_CODES.get(exit_code, FailureKind.UNKNOWN))
+    failure = {"message": message, "node_rank": node.node_rank, "hostname": node.hostname, **fields}
+    if node.node_rank == 0:
+        close_log(directory / EVENTS, failure, {"outcome": "failed"})
+        return exit_code
+    try:
+        address = json.loads((directory / CONTROL).read_text(encoding="utf-8"))["control"]
+        client = ControlClient(address, token_from_environment())
+        report = make_event("failure", {**failure, "launcher_exit_code": exit_code})
+        assert isinstance(report, FailureReported)
+        client.call(NodeLostRequest(node_rank=node.node_rank, failure=report), timeout_s=CALL_TIMEOUT_S)
+        client.call(NodeLeftRequest(node_rank=node.node_rank), timeout_s=CALL_TIMEOUT_S)
+        client.close()
+    except (OSError, LauncherError):
+        # Node 0 is not there any more, or not yet. Then the exit code is what tells.
+        return exit_code
+    return 0
+
+
+def close_log(path: Path, failure: dict[str, Any], end: dict[str, Any], *others: dict[str, Any]) -> None:
+    """Node 0's agent alone writes the event log; when it has ended without a last line, that line is added here.
+
+    Args:
+        end: what to say in that line.
+        others: events before it.
+    """
+    if events_of(path, {"finished"}):
+        return
+    now = time.time()
+    begin = next((event["time"] for event in events_of(path, {"attempt"})), now)
+    log = EventLog(path)
+    with contextlib.suppress(OSError):  # on a full disk it stays unsaid
+        for event in ({"event": "failure", **failure}, *others, {"event": "finished", **end, "seconds": now - begin}):
+            log.append(make_event(str(event["event"]), event, now))
+    log.close()
+
+
+def events_of(path: Path, names: Set[str]) -> list[dict[str, Any]]:
+    """The events of these names in a log that nobody writes any more."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # cut off by the end of its writer
+        if event["event"] in names:
+            found.append(event)
+    return found
+
 
 POLL_S = 0.1
 GONE_TIMEOUT_S = 10.0
@@ -91,7 +183,7 @@ def check_limits(config: Config, run_dir: Path, node: NodeEnvironment) -> None:
         raise ProcessFailure(f"{words} HINT: `{command_line('resume', run_dir)}` goes on, and counts from zero.")
 
 
-def conclude(
+def finalize(
     context: NodeContext,
     client: ControlClient,
     node: NodeEnvironment,
@@ -116,7 +208,7 @@ def conclude(
     record_end(context.run_dir, context.attempt, end)
     outcome, problem = _outcome(phase), None
     if phase is Phase.STOPPED or (failure is not None and failure.requeue):
-        problem, end = queue_again(context.config, context.run_dir, node, end)
+        problem, end = requeue_job(context.config, context.run_dir, node, end)
         if problem is None:
             outcome = "requeued"
             client.call(EventRequest.of(JobRequeued(reason=end.value, attempt=context.attempt + 1)))
@@ -153,7 +245,7 @@ def _exit_code(outcome: str, failure: FailureReported | None) -> int:
     return CANCELLED_CODE if outcome == "cancelled" else ProcessFailure.exit_code
 
 
-def queue_again(config: Config, run_dir: Path, node: NodeEnvironment, end: End) -> tuple[str | None, End]:
+def requeue_job(config: Config, run_dir: Path, node: NodeEnvironment, end: End) -> tuple[str | None, End]:
     """Sees to it that SLURM starts the job again.
 
     Args:
