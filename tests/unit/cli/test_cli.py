@@ -19,7 +19,8 @@ HEAVY = ("torch", "vllm", "transformers", "matplotlib", "rich", "numpy", "submit
 def test_plan_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "layout=gpu", "layout.nodes=3", "+cluster=slurm", "layout.hostnames=[a,b,c]"]) == 0
 
-    assert capsys.readouterr().out.splitlines() == [
+    # What follows is about the CPUs of this site's nodes.
+    assert capsys.readouterr().out.splitlines()[:6] == [
         "node  hostname  role       role rank  processes     GPUs  ports",
         "0     a         trainer    0          trainer 0-7   0-7   -",
         "1     b         trainer    1          trainer 8-15  0-7   -",
