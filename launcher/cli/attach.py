@@ -17,9 +17,9 @@ from launcher.common.errors import LauncherError
 from launcher.common.run_dir import attempt_dir
 from launcher.config import load_run_config
 from launcher.observe.find import add_run_argument, find_run
-from launcher.observe.layouts import Target, find_rank, find_target, layout_of
+from launcher.observe.layouts import LayoutTarget, find_rank, find_target, layout_of
 from launcher.observe.run_status import RunStatus, statuses
-from launcher.observe.run_summary import digest, newest_attempt
+from launcher.observe.run_summary import newest_attempt, summarize
 from launcher.submit.cluster import job_environment
 from launcher.submit.containers import apptainer, pyxis
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.node is not None and (options.role is not None or options.rank is not None):
         parser.error("--node and --role/--rank exclude each other")
     run = find_run(options.run, options.output_dir)
-    (status,), problem = statuses([digest(run)])
+    (status,), problem = statuses([summarize(run)])
     if problem is not None:
         print(f"launcher: {problem}", file=sys.stderr)
     _check(status)
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         target = find_target(layout, options.node or "0")
     shell = command or [os.environ.get("SHELL", "/bin/bash")]
-    there = _srun(run, status.digest.job_id, target.node.hostname, shell) if status.digest.job_id else shell
+    there = _srun(run, status.summary.job_id, target.node.hostname, shell) if status.summary.job_id else shell
     variables = _environment(run, target)
     if not options.json:
         _become(there, {**job_environment(), **variables})
@@ -70,13 +70,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _check(status: RunStatus) -> None:
-    name = status.digest.path.name
+    name = status.summary.path.name
     if status.is_over:
         raise LauncherError(f"{name} has ended ({status.word}); there is nothing to attach to.")
-    if status.digest.attempt is None:
+    if status.summary.attempt is None:
         raise LauncherError(f"{name} is {status.word}; it has no nodes yet.")
-    if status.digest.job_id is None:
-        host = (status.digest.job or {}).get("host")
+    if status.summary.job_id is None:
+        host = (status.summary.job or {}).get("host")
         if host != socket.gethostname():
             raise LauncherError(f"{name} runs on {host}. HINT: run this command there.")
 
@@ -91,7 +91,7 @@ def _srun(run: Path, job_id: str, hostname: str, shell: list[str]) -> list[str]:
     return ["srun", "--quiet", *options, *pyxis(config), *apptainer(config), *shell]
 
 
-def _environment(run: Path, target: Target) -> dict[str, str]:
+def _environment(run: Path, target: LayoutTarget) -> dict[str, str]:
     """What the layout says of the process; addresses, ports and keys are known to running processes only."""
     attempt = newest_attempt(run) or 1
     directory = attempt_dir(run, attempt)

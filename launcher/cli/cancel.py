@@ -11,7 +11,7 @@ from launcher.cli.parser import CommandParser
 from launcher.observe.cancel import cancel
 from launcher.observe.find import RUN_HELP, add_output_dir, find_run
 from launcher.observe.run_status import statuses
-from launcher.observe.run_summary import digest
+from launcher.observe.run_summary import summarize
 
 TIMEOUT_S = 180.0
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     # The same run named twice is one run.
     paths = dict.fromkeys(find_run(name, options.output_dir) for name in options.runs)
-    found, problem = statuses([digest(path) for path in paths])
+    found, problem = statuses([summarize(path) for path in paths])
     if problem is not None:
         print(f"launcher: {problem}", file=sys.stderr)
     results = cancel(found, options.timeout_s, lambda line: print(f"launcher: {line}", file=sys.stderr, flush=True))

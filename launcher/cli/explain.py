@@ -12,7 +12,7 @@ from launcher.cli.parser import CommandParser
 from launcher.common.errors import UsageError
 from launcher.layout.model import Layout, Process, Role
 from launcher.observe.find import add_output_dir, find_run
-from launcher.observe.layouts import Target, find_target, layout_of
+from launcher.observe.layouts import LayoutTarget, find_target, layout_of
 from launcher.submit.composing import explained
 
 AT_RUN_TIME = {
@@ -62,7 +62,7 @@ def _planned(overrides: Sequence[str], config_dir: Path | None) -> Layout:
     return plan(config)
 
 
-def as_data(layout: Layout, target: Target) -> dict[str, Any]:
+def as_data(layout: Layout, target: LayoutTarget) -> dict[str, Any]:
     """Everything that is shown, as JSON."""
     node = target.node
     return {
@@ -86,7 +86,7 @@ def as_data(layout: Layout, target: Target) -> dict[str, Any]:
     }
 
 
-def _text(layout: Layout, target: Target) -> Iterator[str]:
+def _text(layout: Layout, target: LayoutTarget) -> Iterator[str]:
     node = target.node
     yield f"node {node.node_rank} ({node.hostname}): {node.role.value} node {node.role_rank}"
     for role in Role:

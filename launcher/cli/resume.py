@@ -14,7 +14,7 @@ from launcher.common.text import command_line
 from launcher.config import load_run_config
 from launcher.observe.find import add_run_argument, find_run
 from launcher.observe.run_status import statuses
-from launcher.observe.run_summary import digest
+from launcher.observe.run_summary import summarize
 from launcher.submit.run import resume
 
 
@@ -58,8 +58,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _refuse_if_useless(run: Path) -> None:
-    (status,), problem = statuses([digest(run)])
-    if not status.is_over and not (status.digest.job is None and status.digest.attempt is None):
+    (status,), problem = statuses([summarize(run)])
+    if not status.is_over and not (status.summary.job is None and status.summary.attempt is None):
         why = f" ({problem})" if problem else ""
         hint = f"`{command_line('cancel', run)}`"
         raise NothingToResume(f"{run} has not ended: it is {status.word}{why}. HINT: {hint} ends it.")

@@ -13,7 +13,7 @@ from launcher.cli.parser import CommandParser
 from launcher.common.text import age, aligned
 from launcher.observe.find import add_output_dir, run_dirs, submitted_at
 from launcher.observe.run_status import RunStatus, open_first, statuses
-from launcher.observe.run_summary import digest
+from launcher.observe.run_summary import summarize
 from launcher.snapshot.prune import prune
 
 SHOWN = 20
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         print(json.dumps(asdict(pruned)) if options.json else pruned.text())
         return 0
     paths = run_dirs(options.output_dir)
-    found, problem = statuses([digest(path) for path in sorted(paths, key=submitted_at, reverse=True)])
+    found, problem = statuses([summarize(path) for path in sorted(paths, key=submitted_at, reverse=True)])
     found = open_first(found)
     count = len(found)
     if not options.all:
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def as_data(status: RunStatus) -> dict[str, Any]:
     """A run as ``--json`` gives it; times are unix seconds."""
-    run = status.digest
+    run = status.summary
     return {
         "name": run.path.name,
         "path": str(run.path.absolute()),
@@ -84,7 +84,7 @@ def as_data(status: RunStatus) -> dict[str, Any]:
 
 
 def _row(status: RunStatus) -> tuple[str, ...]:
-    run = status.digest
+    run = status.summary
     planned = f"/{run.steps}" if run.steps is not None else ""
     return (
         run.path.name,

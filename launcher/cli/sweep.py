@@ -52,13 +52,20 @@ def _status(ledger: Ledger, metric: Metric, as_json: bool) -> int:
 
 
 def _results(ledger: Ledger, metric: Metric, as_json: bool) -> int:
-    from launcher.observe.plots.pictures import write_sweep_picture
+    from launcher.observe.plots.pictures import has_matplotlib, save_figure
     from launcher.sweep.report import as_data, ranked, read, table, write_csv
 
     runs = ranked(read(ledger, metric), metric)
     path = ledger.directory / "results.csv"
     write_csv(runs, metric, path)
-    picture = write_sweep_picture(runs, metric, ledger.directory / "results.png")
+    # The runs that have a value, the best first.
+    shown = [run for run in runs if run.value is not None]
+    picture = None
+    if shown and has_matplotlib():
+        from launcher.sweep.picture import draw_sweep
+
+        figure = draw_sweep(shown, metric, title=ledger.directory.name)
+        picture = save_figure(figure, ledger.directory / "results.png")
     if as_json:
         print(json.dumps([as_data(run, metric) for run in runs], indent=1))
     else:

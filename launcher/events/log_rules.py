@@ -10,7 +10,7 @@ from launcher.events.failure_kinds import FailureKind as Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class LogRule:
     """One row."""
 
     kind: Kind
@@ -20,11 +20,11 @@ class Rule:
     pattern: re.Pattern[str]
 
 
-def _rule(kind: Kind, *alternatives: str, is_symptom: bool = False) -> Rule:
-    return Rule(kind=kind, is_symptom=is_symptom, pattern=re.compile("|".join(alternatives)))
+def _rule(kind: Kind, *alternatives: str, is_symptom: bool = False) -> LogRule:
+    return LogRule(kind=kind, is_symptom=is_symptom, pattern=re.compile("|".join(alternatives)))
 
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[LogRule, ...] = (
     # vLLM's words for a worker of its own that got a signal.
     _rule(Kind.KILLED, r"Worker proc \S+ died unexpectedly \(exit code: (?:-9|None)\)"),
     _rule(Kind.CRASHED, r"Worker proc \S+ died unexpectedly"),
@@ -122,6 +122,6 @@ SLURM_STATES: dict[str, Kind] = {
 """What SLURM's word for the end of a job means."""
 
 
-def classify(line: str) -> Rule | None:
+def classify(line: str) -> LogRule | None:
     """The row that fits a line; None if no row does."""
     return next((rule for rule in RULES if rule.pattern.search(line)), None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.events.failure_kinds import FailureKind
-from launcher.events.log_rules import SIGNALS, Rule, classify
+from launcher.events.log_rules import SIGNALS, LogRule, classify
 
 READ_BYTES = 1 << 18
 GAP = 12
@@ -179,7 +179,7 @@ def _with_details(lines: list[str], index: int) -> str:
     return " ".join(words)
 
 
-def _rule_of(line: str) -> Rule | None:
+def _rule_of(line: str) -> LogRule | None:
     # The frames of a traceback quote code, which holds the names of exceptions; its last line is not indented.
     if line.startswith((" ", "\t")) or _NOISE.search(line):
         return None

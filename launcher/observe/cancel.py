@@ -45,24 +45,24 @@ def cancel(runs: Sequence[RunStatus], timeout_s: float, tell: Callable[[str], No
     going = [run for run in runs if not run.is_over]
     deadline = time.monotonic() + timeout_s
     for run in going:
-        if run.digest.job_id is None:
+        if run.summary.job_id is None:
             _check_host(run)
-    jobs = [run.digest.job_id for run in going if run.digest.job_id is not None]
-    guards = {run.digest.path: living(guards_of(run.digest.job or {})) for run in going if run.digest.job_id is None}
+    jobs = [run.summary.job_id for run in going if run.summary.job_id is not None]
+    guards = {run.summary.path: living(guards_of(run.summary.job or {})) for run in going if run.summary.job_id is None}
     if jobs:
         cancel_jobs(jobs, timeout_s=SCANCEL_TIMEOUT_S)
     # SIGTERM is what a guard passes on to its agent, which ends its workers in order and says so to the others.
     hit = {path: [guard for guard in found if guard.send(signal.SIGTERM)] for path, found in guards.items()}
     if going:
-        tell(f"waiting for {', '.join(run.digest.path.name for run in going)} to end (at most {timeout_s:g} s)")
+        tell(f"waiting for {', '.join(run.summary.path.name for run in going)} to end (at most {timeout_s:g} s)")
     left = [guard for found in hit.values() for guard in found]
     _wait_local(left, deadline, timeout_s)
     ends = _wait_jobs(jobs, deadline, timeout_s)
-    return [_result(run, hit.get(run.digest.path, []), ends) for run in runs]
+    return [_result(run, hit.get(run.summary.path, []), ends) for run in runs]
 
 
 def _result(run: RunStatus, guards: Sequence[Identity], ends: dict[str, JobState | None]) -> Cancelled:
-    job_id = run.digest.job_id
+    job_id = run.summary.job_id
     ended: tuple[str, ...] = ()
     if not run.is_over and job_id is not None:
         state = ends.get(job_id)
@@ -70,18 +70,18 @@ def _result(run: RunStatus, guards: Sequence[Identity], ends: dict[str, JobState
     elif guards:
         pids = ", ".join(str(guard.pid) for guard in guards)
         ended = (f"{len(guards)} {'node' if len(guards) == 1 else 'nodes'} on this machine (guards {pids})",)
-    return Cancelled(name=run.digest.path.name, was=run.word, ended=ended)
+    return Cancelled(name=run.summary.path.name, was=run.word, ended=ended)
 
 
 def _check_host(run: RunStatus) -> None:
-    job = run.digest.job
+    job = run.summary.job
     if job is None:
         raise LauncherError(
-            f"Nothing is known of what runs {run.digest.path.name}: it was not started from here."
+            f"Nothing is known of what runs {run.summary.path.name}: it was not started from here."
             " HINT: end it where it was started."
         )
     if job.get("host") != socket.gethostname():
-        raise LauncherError(f"{run.digest.path.name} runs on {job.get('host')}. HINT: run this command there.")
+        raise LauncherError(f"{run.summary.path.name} runs on {job.get('host')}. HINT: run this command there.")
 
 
 def _wait_local(guards: Sequence[Identity], deadline: float, timeout_s: float) -> None:

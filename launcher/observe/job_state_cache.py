@@ -1,4 +1,4 @@
-"""The last that was known of a run's job, in its directory: for when SLURM does not answer, or has forgotten it."""
+"""The last known state of a run's job, in its directory: for when SLURM does not answer, or has forgotten it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JOB_STATE = "job_state.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class CachedJobState:
     """One answer, and when it was given."""
 
     job_id: str
@@ -32,20 +32,20 @@ class Known:
         return self.state is None or self.state.is_final
 
 
-def read(run: Path, job_id: str, attempt: int | None) -> Known | None:
-    """What is known of this job; None if nothing is, or if the run has gone on since."""
+def read(run: Path, job_id: str, attempt: int | None) -> CachedJobState | None:
+    """The cached state of this job; None if nothing is, or if the run has gone on since."""
     try:
         data = json.loads((run / JOB_STATE).read_text(encoding="utf-8"))
         state = JobState(**data["state"]) if data["state"] is not None else None
-        known = Known(job_id=data["job_id"], attempt=data["attempt"], at=float(data["at"]), state=state)
+        cached = CachedJobState(job_id=data["job_id"], attempt=data["attempt"], at=float(data["at"]), state=state)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return known if known.job_id == job_id and known.attempt == attempt else None
+    return cached if cached.job_id == job_id and cached.attempt == attempt else None
 
 
 def write(run: Path, job_id: str, attempt: int | None, state: JobState | None) -> None:
     """Keeps an answer."""
-    known = Known(job_id=job_id, attempt=attempt, at=time.time(), state=state)
+    cached = CachedJobState(job_id=job_id, attempt=attempt, at=time.time(), state=state)
     # A run of somebody else can be looked at, too; then nothing is kept.
     with contextlib.suppress(OSError):
-        write_atomically(run / JOB_STATE, asdict(known))
+        write_atomically(run / JOB_STATE, asdict(cached))

@@ -22,7 +22,7 @@ class NoSuchTarget(LauncherError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class LayoutTarget:
     """A node, or one process on it."""
 
     node: Node
@@ -45,22 +45,22 @@ def layout_of_attempt(run: Path, attempt: int | None) -> Layout:
     return layout_from_json((path if path.exists() else run / LAYOUT).read_text(encoding="utf-8"))
 
 
-def find_target(layout: Layout, word: str) -> Target:
+def find_target(layout: Layout, word: str) -> LayoutTarget:
     """What ``word`` means: a node rank (``3``), a hostname, or a process (``trainer-12``, ``inference-0.1``).
 
     Raises:
         NoSuchTarget: nothing.
     """
     if word.isdecimal():
-        return Target(node=_node(layout, int(word)))
+        return LayoutTarget(node=_node(layout, int(word)))
     for node in layout.nodes:
         if node.hostname == word:
-            return Target(node=node)
+            return LayoutTarget(node=node)
     wanted = _normal(word)
     for node in layout.nodes:
         for process in node.processes:
             if _normal(process.name) == wanted:
-                return Target(node=node, process=process)
+                return LayoutTarget(node=node, process=process)
     names = [node.hostname for node in layout.nodes] + [process.name for n in layout.nodes for process in n.processes]
     near = difflib.get_close_matches(word, names, n=3)
     guess = f"did you mean {', '.join(near)}? " if near else ""
@@ -70,7 +70,7 @@ def find_target(layout: Layout, word: str) -> Target:
     )
 
 
-def find_rank(layout: Layout, role: str, rank: int) -> Target:
+def find_rank(layout: Layout, role: str, rank: int) -> LayoutTarget:
     """The process of a trainer rank, or the head of a replica.
 
     Raises:
@@ -81,7 +81,7 @@ def find_rank(layout: Layout, role: str, rank: int) -> Target:
         ranks = [p.rank for node in layout.nodes for p in node.processes if p.role.value == role]
         there = f"there are 0 to {max(ranks)}" if ranks else "there are none"
         raise NoSuchTarget(f"There is no {role} rank {rank}: {there}.")
-    return Target(node=layout.nodes[found[0].node_rank], process=found[0])
+    return LayoutTarget(node=layout.nodes[found[0].node_rank], process=found[0])
 
 
 def _node(layout: Layout, node_rank: int) -> Node:

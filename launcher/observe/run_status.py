@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.common.recorded_processes import Identity, living
-from launcher.observe import job_state_cache as known
-from launcher.observe.run_summary import Digest
+from launcher.observe import job_state_cache
+from launcher.observe.run_summary import RunSummary
 from launcher.slurm.client import ControllerAway
 from launcher.slurm.query import job_states
 from launcher.slurm.states import BOOTING, ENDING, FROZEN, JobState
@@ -28,7 +28,7 @@ PREPARED, LOST, UNKNOWN = "prepared", "lost", "unknown"
 class RunStatus:
     """A run, and the state it is in."""
 
-    digest: Digest
+    summary: RunSummary
     word: str
     """``queued``, ``held``, ``starting``, ``running``, ``draining``, ``completed``, ``failed``, ``cancelled``, ..."""
 
@@ -44,20 +44,20 @@ class RunStatus:
 
 
 def statuses(
-    digests: Sequence[Digest], *, timeout_s: float = PATIENCE_S, is_asking: bool = True
+    summaries: Sequence[RunSummary], *, timeout_s: float = PATIENCE_S, is_asking: bool = True
 ) -> tuple[list[RunStatus], str | None]:
     """The state of each run, in the same order, and why some of them are uncertain, if they are.
 
     Args:
         is_asking: whether SLURM may be asked; else its last known answers count.
     """
-    kept: dict[int, known.Known] = {}
-    for index, run in enumerate(digests):
-        if run.job_id is not None and (last := known.read(run.path, run.job_id, run.attempt)) is not None:
+    kept: dict[int, job_state_cache.CachedJobState] = {}
+    for index, run in enumerate(summaries):
+        if run.job_id is not None and (last := job_state_cache.read(run.path, run.job_id, run.attempt)) is not None:
             kept[index] = last
     asked = {
         i: run.job_id
-        for i, run in enumerate(digests)
+        for i, run in enumerate(summaries)
         if is_asking and run.job_id is not None and not _is_final(kept.get(i))
     }
     problem: str | None = None
@@ -67,57 +67,57 @@ def statuses(
     except ControllerAway as error:
         problem = str(error)
     found: list[RunStatus] = []
-    for index, run in enumerate(digests):
+    for index, run in enumerate(summaries):
         if run.job_id is None:
             found.append(_local(run) if run.job is not None else _unsubmitted(run))
         elif index in asked and problem is None:
             found.append(_answered(run, answers.get(run.job_id), kept.get(index)))
         else:
-            found.append(_remembered(run, kept.get(index)))
+            found.append(_cached(run, kept.get(index)))
     return found, problem
 
 
-def _is_final(kept: known.Known | None) -> bool:
+def _is_final(kept: job_state_cache.CachedJobState | None) -> bool:
     return kept is not None and kept.is_final
 
 
-def _answered(run: Digest, job: JobState | None, kept: known.Known | None) -> RunStatus:
+def _answered(run: RunSummary, job: JobState | None, kept: job_state_cache.CachedJobState | None) -> RunStatus:
     assert run.job_id is not None
     if (job is not None or run.outcome is not None) and (kept is None or kept.state != job):
-        known.write(run.path, run.job_id, run.attempt, job)
+        job_state_cache.write(run.path, run.job_id, run.attempt, job)
     now = time.time()
     if job is not None:
-        return RunStatus(digest=run, word=_word(run, job), is_over=job.is_final, job=job, as_of=now)
+        return RunStatus(summary=run, word=_word(run, job), is_over=job.is_final, job=job, as_of=now)
     # SLURM has forgotten the job, so it has ended; only its own log, or an earlier look, can say how.
-    return RunStatus(digest=run, word=run.outcome or LOST, is_over=True, as_of=now)
+    return RunStatus(summary=run, word=run.outcome or LOST, is_over=True, as_of=now)
 
 
-def _remembered(run: Digest, kept: known.Known | None) -> RunStatus:
+def _cached(run: RunSummary, kept: job_state_cache.CachedJobState | None) -> RunStatus:
     if kept is None:
         word = run.outcome or PHASE_WORDS.get(run.phase or "", "queued")
-        return RunStatus(digest=run, word=word, is_over=run.outcome is not None, is_certain=False, as_of=time.time())
+        return RunStatus(summary=run, word=word, is_over=run.outcome is not None, is_certain=False, as_of=time.time())
     is_over = kept.is_final or run.outcome is not None
     word = (run.outcome or LOST) if kept.state is None else _word(run, kept.state)
-    return RunStatus(digest=run, word=word, is_over=is_over, is_certain=kept.is_final, job=kept.state, as_of=kept.at)
+    return RunStatus(summary=run, word=word, is_over=is_over, is_certain=kept.is_final, job=kept.state, as_of=kept.at)
 
 
-def _local(run: Digest) -> RunStatus:
+def _local(run: RunSummary) -> RunStatus:
     now = time.time()
     job = run.job or {}
     if job.get("host") != socket.gethostname():
         word = run.outcome or PHASE_WORDS.get(run.phase or "", "starting")
         return RunStatus(
-            digest=run, word=word, is_over=run.outcome is not None, is_certain=run.outcome is not None, as_of=now
+            summary=run, word=word, is_over=run.outcome is not None, is_certain=run.outcome is not None, as_of=now
         )
     is_alive = bool(living(guards_of(job)))
     word = PHASE_WORDS.get(run.phase or "", "starting") if is_alive else run.outcome or LOST
-    return RunStatus(digest=run, word=word, is_over=not is_alive, as_of=now)
+    return RunStatus(summary=run, word=word, is_over=not is_alive, as_of=now)
 
 
-def _unsubmitted(run: Digest) -> RunStatus:
+def _unsubmitted(run: RunSummary) -> RunStatus:
     """Made by hand, or by an earlier version: only the log can tell."""
     word = run.outcome or (PREPARED if run.phase is None else UNKNOWN)
-    return RunStatus(digest=run, word=word, is_over=run.outcome is not None, as_of=time.time())
+    return RunStatus(summary=run, word=word, is_over=run.outcome is not None, as_of=time.time())
 
 
 def guards_of(job: dict[str, Any]) -> list[Identity]:
@@ -125,7 +125,7 @@ def guards_of(job: dict[str, Any]) -> list[Identity]:
     return [Identity(pid=int(guard["pid"]), start=str(guard["start"])) for guard in job.get("guards", ())]
 
 
-def _word(run: Digest, job: JobState) -> str:  # noqa: PLR0911  (one line per word)
+def _word(run: RunSummary, job: JobState) -> str:  # noqa: PLR0911  (one line per word)
     if job.is_final:
         if job.name in ("COMPLETED", "FAILED", "CANCELLED"):
             # The run knows better than its exit code, except that a job which failed did not complete.
@@ -147,4 +147,4 @@ def _word(run: Digest, job: JobState) -> str:  # noqa: PLR0911  (one line per wo
 
 def open_first(found: Iterable[RunStatus]) -> list[RunStatus]:
     """What is not over before what is; the newest first in both."""
-    return sorted(found, key=lambda status: (status.is_over, -status.digest.submitted))
+    return sorted(found, key=lambda status: (status.is_over, -status.summary.submitted))

@@ -20,7 +20,7 @@ AVERAGED_STEPS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Digest:
+class RunSummary:
     """A run as its own files tell; what they do not say is None. Times are unix seconds."""
 
     path: Path
@@ -46,7 +46,7 @@ class Digest:
     last_event: float | None
 
 
-def digest(run: Path) -> Digest:
+def summarize(run: Path) -> RunSummary:
     """Reads the head and the tail of the newest attempt's log. Files may be missing or half written."""
     submission = _submission(run)
     attempt = newest_attempt(run)
@@ -60,7 +60,7 @@ def digest(run: Path) -> Digest:
     rewards = [event["reward"] for event in steps[-AVERAGED_STEPS:] if isinstance(event.get("reward"), int | float)]
     finished = next((event for event in reversed(tail) if event.get("event") == "finished"), None)
     job = _last_job(run)
-    return Digest(
+    return RunSummary(
         path=run,
         submitted=float(submission.get("time") or run.stat().st_mtime),
         cluster=submission.get("cluster"),

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from launcher.observe.run_status import RunStatus, statuses
-from launcher.observe.run_summary import digest
+from launcher.observe.run_summary import summarize
 
 SHORTEST_S = 1.0
 LONGEST_S = 15.0
@@ -46,5 +46,5 @@ class RunWatch:
         return self.status
 
     def _look(self) -> RunStatus:
-        (status,), self.problem = statuses([digest(self._run)])
+        (status,), self.problem = statuses([summarize(self._run)])
         return status

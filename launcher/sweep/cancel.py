@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from launcher.common.errors import LauncherError
 from launcher.observe.cancel import cancel as cancel_runs
 from launcher.observe.run_status import statuses
-from launcher.observe.run_summary import digest
+from launcher.observe.run_summary import summarize
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.metric import Metric
 from launcher.sweep.recover import find_lost_jobs
@@ -43,7 +43,7 @@ def end_runs(ledger: Ledger, runs: Sequence[Run], timeout_s: float, tell: Callab
     """
     if not runs:
         return
-    found, problem = statuses([digest(run.entry.run_dir) for run in runs if run.entry.run_dir is not None])
+    found, problem = statuses([summarize(run.entry.run_dir) for run in runs if run.entry.run_dir is not None])
     if problem is not None:
         raise LauncherError(f"{problem} Nothing was cancelled.")
     # Before it happens; of a run that completes in this moment its own log says so, and that counts.

@@ -11,7 +11,7 @@ from launcher.events.run_state import PhaseGroup, RunState
 from launcher.layout.model import Layout
 from launcher.observe.layouts import layout_of
 from launcher.observe.run_status import RunStatus, statuses
-from launcher.observe.run_summary import digest
+from launcher.observe.run_summary import summarize
 from launcher.observe.terminal.plain import failure_text
 from launcher.observe.terminal.status_lines import replica_states, status_lines
 from launcher.web.processes import process_letters
@@ -56,7 +56,7 @@ class RunReader:
         return is_news
 
     def _look(self) -> RunStatus:
-        (status,), _ = statuses([digest(self.run)], is_asking=False)
+        (status,), _ = statuses([summarize(self.run)], is_asking=False)
         return status
 
     def layout(self) -> dict[str, Any]:

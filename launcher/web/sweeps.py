@@ -9,7 +9,7 @@ from typing import Any
 from launcher.events.reader import attempts, events_path
 from launcher.observe.find import is_run, run_dirs, submitted_at
 from launcher.observe.run_status import statuses
-from launcher.observe.run_summary import Digest, digest
+from launcher.observe.run_summary import RunSummary, summarize
 from launcher.sweep.ledger import Ledger
 
 MOST_POINTS = 120
@@ -40,7 +40,7 @@ class SweepReader:
         """One entry per run, in the order of their submission."""
         paths = self.runs()
         overrides = self._overrides()
-        found, _ = statuses([digest(path) for path in paths.values()], is_asking=False)
+        found, _ = statuses([summarize(path) for path in paths.values()], is_asking=False)
         drawn = set(list(paths.values())[-MOST_CURVES:])
         return {
             "name": self.directory.name,
@@ -60,7 +60,7 @@ class SweepReader:
                     "curve": self._curve(run) if run.path in drawn else [],
                 }
                 for status in found
-                for run in [status.digest]
+                for run in [status.summary]
             ],
         }
 
@@ -69,7 +69,7 @@ class SweepReader:
         entries = Ledger(self.directory).entries().values()
         return {entry.run_dir.name: list(entry.overrides) for entry in entries if entry.run_dir is not None}
 
-    def _curve(self, run: Digest) -> list[list[float]]:
+    def _curve(self, run: RunSummary) -> list[list[float]]:
         """Step and reward, thinned out; read anew only when the log has grown."""
         logs = [events_path(run.path, attempt) for attempt in attempts(run.path)]
         grown = sum(log.stat().st_size for log in logs)

@@ -23,7 +23,7 @@ def status_lines(status: RunStatus, state: RunState, problem: str | None, *, now
     Args:
         problem: why the job's state is only the last known one.
     """
-    run = status.digest
+    run = status.summary
     yield "state", f"{status.word}{'' if status.is_certain else '?'}"
     yield "job", _job(status, now) + (f"   ({problem})" if problem else "")
     if run.nodes is not None:
@@ -67,7 +67,7 @@ def status_lines(status: RunStatus, state: RunState, problem: str | None, *, now
 
 
 def _job(status: RunStatus, now: float) -> str:
-    run = status.digest
+    run = status.summary
     if run.job_id is None:
         return {"local": "on this machine" if run.job is not None else "none"}.get(run.cluster or "", "not submitted")
     if status.job is None:

@@ -17,7 +17,7 @@ from launcher.common.recorded_processes import start_of
 from launcher.observe.find import RunNotFound, find_run
 from launcher.observe.job_state_cache import JOB_STATE
 from launcher.observe.run_status import RunStatus, statuses
-from launcher.observe.run_summary import digest
+from launcher.observe.run_summary import summarize
 from tests.unit import view_events
 from tests.unit.recorded import add_job, run_dir, started, trained
 from tests.unit.slurm_tools import AWAY, NO_SUCH, OFF, calls, row, tool, tools
@@ -26,7 +26,7 @@ __all__ = ["tools"]
 
 
 def status(path: Path) -> RunStatus:
-    (found,), _ = statuses([digest(path)])
+    (found,), _ = statuses([summarize(path)])
     return found
 
 
@@ -81,9 +81,9 @@ def test_no_runs_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_the_newest_job_counts(tmp_path: Path) -> None:
     run = run_dir(tmp_path, "a", job={"job_id": "1"}, ago=300)
     started(run, [{**e, "job_id": "7"} if e["event"] == "attempt" else e for e in view_events.startup()], ago=200)
-    assert digest(run).job_id == "7"  # the script was submitted by hand once more
+    assert summarize(run).job_id == "7"  # the script was submitted by hand once more
     add_job(run, "slurm", {"job_id": "9"}, ago=100)
-    assert digest(run).job_id == "9"
+    assert summarize(run).job_id == "9"
     assert find_run("9", tmp_path) == run
 
 
@@ -93,7 +93,7 @@ def test_a_digest_of_a_long_run(tmp_path: Path) -> None:
     view_events.write(run, noise)
     with (run / "attempts/1/events.jsonl").open("a") as file:
         file.write('{"time": 1, "event": "st')  # its writer is about to go on
-    found = digest(run)
+    found = summarize(run)
     assert (found.step, found.steps, found.nodes, found.attempt) == (900, 1000, 2, 1)
     assert found.phase == "training" and found.outcome is None
     assert found.reward is not None and 0.5 < found.reward < 1.0
@@ -102,7 +102,7 @@ def test_a_digest_of_a_long_run(tmp_path: Path) -> None:
 def test_an_attempt_that_has_no_step_yet_stands_where_the_last_one_stood(tmp_path: Path) -> None:
     run = started(run_dir(tmp_path, "a", job={"job_id": "7"}), trained(5, is_finished=False), ago=500)
     started(run, view_events.startup(), attempt=2)
-    found = digest(run)
+    found = summarize(run)
     assert (found.attempt, found.step, found.phase) == (2, 5, "starting")
 
 
