@@ -1,13 +1,13 @@
-"""The path of the weights from a trainer into live engines.
+"""The path of the weights from a trainer into live engines; a library that needs nothing else of the launcher.
 
 A trainer needs three calls, made by every rank::
 
-    bridge = launcher.bridge.connect()
+    bridge = launcher.bridge.connect()        # without a run: connect(BridgeSettings(urls=..., token=...))
     bridge.publish(model, version=step)
     bridge.close()
 
-The names of the earlier single-file bridge are kept beside them, see :mod:`launcher.bridge.compat`. Importing this
-package imports no torch; the first use of a name does.
+The names of the earlier single-file bridge can be imported from here, too; :mod:`launcher.bridge.compat` documents
+them. Importing this package imports no torch; the first use of a name does.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from launcher.bridge.adapter import Adapter
     from launcher.bridge.compat import (
         BridgeConfig,
         VLLMWeightBridge,
@@ -23,38 +24,38 @@ if TYPE_CHECKING:
         broadcast_weights,
         cleanup,
         create_bridge_from_training_config,
+        export_param_mappings,
+        get_inference_urls,
         notify_update,
         send_heartbeat,
     )
-    from launcher.bridge.compat_mappings import export_param_mappings
-    from launcher.bridge.compat_urls import get_inference_urls
     from launcher.bridge.groups import init_process_group
     from launcher.bridge.settings import BridgeSettings
     from launcher.bridge.trainer.api import Bridge, connect
-    from launcher.bridge.trainer.report import UpdateReport
+    from launcher.bridge.trainer.update import Update, UpdateReport
+    from launcher.common.errors import BridgeError, TransferError
 
-_HOME = {
-    "Bridge": "trainer.api",
-    "BridgeSettings": "settings",
-    "UpdateReport": "trainer.report",
-    "connect": "trainer.api",
-    "init_process_group": "groups",
-    "export_param_mappings": "compat_mappings",
-    "get_inference_urls": "compat_urls",
-    "BridgeConfig": "compat",
-    "VLLMWeightBridge": "compat",
-    "broadcast_single_param": "compat",
-    "broadcast_weights": "compat",
-    "cleanup": "compat",
-    "create_bridge_from_training_config": "compat",
-    "notify_update": "compat",
-    "send_heartbeat": "compat",
+_MODULE = {
+    "Adapter": "launcher.bridge.adapter",
+    "Bridge": "launcher.bridge.trainer.api",
+    "BridgeError": "launcher.common.errors",
+    "BridgeSettings": "launcher.bridge.settings",
+    "TransferError": "launcher.common.errors",
+    "Update": "launcher.bridge.trainer.update",
+    "UpdateReport": "launcher.bridge.trainer.update",
+    "connect": "launcher.bridge.trainer.api",
+    "init_process_group": "launcher.bridge.groups",
 }
+"""Where each name is defined; the others are in :mod:`launcher.bridge.compat`."""
 
 __all__ = [
+    "Adapter",
     "Bridge",
     "BridgeConfig",
+    "BridgeError",
     "BridgeSettings",
+    "TransferError",
+    "Update",
     "UpdateReport",
     "VLLMWeightBridge",
     "broadcast_single_param",
@@ -71,9 +72,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(_MODULE.get(name, "launcher.bridge.compat")), name)
 
 
 def __dir__() -> list[str]:

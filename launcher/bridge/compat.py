@@ -1,46 +1,97 @@
 """The earlier single-file bridge's names, as thin wrappers over :class:`launcher.bridge.trainer.api.Bridge`.
 
-What was a broadcast of an index, a heartbeat of -1 and a shutdown of -2 inside the data plane is a call with an answer
-here. Each name does what it says or raises; none reports success without weights having moved.
+What was a broadcast of an index, a heartbeat of -1 and a shutdown of -2 inside the data plane is a request with a reply
+here. Each name does what it says or raises; none reports success without weights having been sent.
+
+=========================================================  ========================================================
+:class:`BridgeConfig`, :class:`VLLMWeightBridge`           settings, and a bridge with the earlier interface
+:func:`create_bridge_from_training_config`                 an initialised bridge
+:func:`broadcast_weights`, :func:`broadcast_single_param`  send all weights, or one
+:func:`notify_update`, :func:`send_heartbeat`              the versions that engines serve; whether they answer
+:func:`cleanup`                                            leave the engines
+:func:`export_param_mappings`                              write ``vllm_bridge_config.json``
+:func:`get_inference_urls`                                 addresses by the earlier fixed ports
+:func:`launcher.bridge.groups.init_process_group`          a process group beside the default one
+=========================================================  ========================================================
+
+New programs use :func:`launcher.bridge.connect`. All names can be imported from :mod:`launcher.bridge`, too.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer.api import Bridge, connect
-from launcher.bridge.trainer.report import UpdateReport
+from launcher.bridge.trainer.module_state import weights
+from launcher.bridge.trainer.rank_group import world
+from launcher.bridge.trainer.update import UpdateReport
 from launcher.common.errors import BridgeError, TransferError
+from launcher.common.jsonio import write_text
 from launcher.common.keys import token_from_environment
+
+FILE = "vllm_bridge_config.json"
+
+# (trainer's name, engine's name, dimension that tensor parallelism splits); the first match wins. Both spellings in
+# use: Hugging Face's (q_proj, gate_proj) and Meta's (wq, w1).
+RULES: tuple[tuple[str, str, int | None], ...] = (
+    (r"\.(?:q_proj|k_proj|v_proj)\.", ".qkv_proj.", 0),
+    (r"\.(?:wq|wk|wv)\.", ".qkv_proj.", 0),
+    (r"\.experts\.\d+\.(?:gate_proj|up_proj|w1|w3)\.weight$", ".experts.w13_weight", 0),
+    (r"\.experts\.\d+\.(?:down_proj|w2)\.weight$", ".experts.w2_weight", 1),
+    (r"\.(?:gate_proj|up_proj|w1|w3)\.", ".gate_up_proj.", 0),
+    (r"\.(o_proj|wo|down_proj|w2)\.weight$", r".\1.weight", 1),
+    (r"\b(embed_tokens|tok_embeddings|lm_head|output)\.weight$", r"\1.weight", 0),
+)
+ROTARY = re.compile(r"\.(?:wq|wk)\.")
+
+FIRST_PORT = 26756
+
+Urls = tuple[str | None, str | None, str | None, list[str] | None]
 
 
 @dataclass(kw_only=True)
 class BridgeConfig:
-    """How a trainer rank reaches the engines. Defaults are the earlier bridge's; in a run the agent's environment
-    wins.
+    """How a trainer rank reaches the engines. Defaults are the earlier bridge's; in a run the run's configuration wins
+    where it has the same setting.
     """
 
     trainer_rank: int = 0
     world_size: int = 1
+    """With ``trainer_rank``: 0 of 1 for what ``torch.distributed`` has; anything else must be the same as that, or
+    :meth:`VLLMWeightBridge.initialize` raises."""
+
     init_method: str = "env://"
-    """``env://``: the addresses come from the environment of the run. Otherwise ``vllm_api_url`` is used."""
+    """``env://``: in a run, its engines. Otherwise, and without a run, ``vllm_api_url`` is used."""
 
     num_inference_nodes: int = 0
-    """0: trainer and engines share the node. More: the last N nodes of the job run engines."""
+    """0: trainer and engines share the node. More: the last N nodes of the job run engines. Read by
+    :attr:`is_local_mode` alone: the bridge finds the engines wherever they are."""
 
     model_name: str = ""
+    """Written into the file of :meth:`VLLMWeightBridge.export_param_mappings`."""
+
     device: str = "cuda"
+    """Where the trainer's weights are, ``cuda`` or ``cpu``; sending others raises."""
+
     timeout_seconds: float = 300.0
-    """Deadline of joining and of each step of an update."""
+    """Longest wait for the engines; without a run, also the deadline of connecting and of each step of an update."""
 
     log_dir: str | None = field(default_factory=lambda: os.environ.get("LOGDIR"))
+    """Directory of the file of :meth:`VLLMWeightBridge.export_param_mappings`."""
+
     vllm_api_url: str = "http://localhost:9001"
     num_gpus_per_node: int = 8
+    """Without a run, trainer rank r is on GPU ``r % num_gpus_per_node`` of node ``r // num_gpus_per_node``."""
 
     @property
     def is_local_mode(self) -> bool:
@@ -49,7 +100,7 @@ class BridgeConfig:
 
     @property
     def uses_nccl(self) -> bool:
-        """Weights travel through NCCL: on GPUs. On a CPU they travel through gloo."""
+        """Whether weights are sent between GPUs, by NCCL where they are on different hosts, or between CPUs."""
         return self.device.startswith("cuda")
 
     @classmethod
@@ -79,11 +130,18 @@ class VLLMWeightBridge:
         """Finds the engines. A second call does nothing.
 
         Raises:
+            BridgeError: ``trainer_rank`` and ``world_size`` are not those of ``torch.distributed``.
             TransferError: an engine does not answer.
         """
         if self._bridge is None:
+            given, found = (self.config.trainer_rank, self.config.world_size), world()
+            if given not in ((0, 1), found):
+                raise BridgeError(
+                    f"`trainer_rank` ({given[0]}) of `world_size` ({given[1]}) is not what `torch.distributed` has"
+                    f" ({found[0]} of {found[1]}). HINT: call `init_process_group` first, or leave both out."
+                )
             bridge = connect(self._settings(), ready_timeout_s=self.config.timeout_seconds)
-            versions = [info["version"] for info in bridge.info()]
+            versions = [info.version for info in bridge.info()]
             self._version = max((version for version in versions if version is not None), default=0)
             self._bridge = bridge
 
@@ -104,13 +162,13 @@ class VLLMWeightBridge:
         """
         return self._publish(model, [name])
 
-    def notify_update(self) -> list[int]:
+    def notify_update(self) -> list[int | None]:
         """Asks every engine which version it serves; the versions, by replica.
 
         Raises:
             TransferError: one does not serve the last version that was sent.
         """
-        versions = [info["version"] for info in self._joined().info()]
+        versions = [info.version for info in self._joined().info()]
         if any(version != self._version for version in versions) and self._version > 0:
             raise TransferError(f"Version {self._version} was sent, but the engines serve {versions}.")
         return versions
@@ -122,7 +180,7 @@ class VLLMWeightBridge:
             TransferError: one does not answer, or is quarantined.
         """
         for replica, info in enumerate(self._joined().info()):
-            if info["state"] == "quarantined":
+            if info.state == "quarantined":
                 raise TransferError(f"Replica {replica} is quarantined: an update failed while it was written.")
 
     def cleanup(self) -> None:
@@ -131,7 +189,14 @@ class VLLMWeightBridge:
             self._bridge.close()
             self._bridge = None
 
+    def export_param_mappings(self, model: nn.Module) -> Path:
+        """:func:`export_param_mappings` with ``model_name`` and ``log_dir`` of the configuration."""
+        return export_param_mappings(model, self.config.model_name, log_dir=self.config.log_dir)
+
     def _publish(self, model: nn.Module, names: list[str] | None) -> UpdateReport:
+        found = {parameter.device.type for parameter in model.parameters()}
+        if found - {torch.device(self.config.device).type}:
+            raise BridgeError(f"`device` ({self.config.device}) is not where the weights are ({', '.join(found)}).")
         report = self._joined().publish(model, self._version + 1, names=names)
         self._version = report.version
         return report
@@ -144,8 +209,10 @@ class VLLMWeightBridge:
     def _settings(self) -> BridgeSettings | None:
         if self.config.init_method == "env://" and "LAUNCHER_RUN_DIR" in os.environ:
             return None
+        rank, gpus = world()[0], self.config.num_gpus_per_node
         return BridgeSettings(
             urls=(self.config.vllm_api_url,),
+            location=(rank // gpus, rank % gpus),
             token=token_from_environment(),
             timeout_s=self.config.timeout_seconds,
         )
@@ -168,7 +235,7 @@ def broadcast_single_param(bridge: VLLMWeightBridge, model: nn.Module, name: str
     return bridge.broadcast_single_param(model, name)
 
 
-def notify_update(bridge: VLLMWeightBridge) -> list[int]:
+def notify_update(bridge: VLLMWeightBridge) -> list[int | None]:
     """:meth:`VLLMWeightBridge.notify_update` as a function."""
     return bridge.notify_update()
 
@@ -181,3 +248,93 @@ def send_heartbeat(bridge: VLLMWeightBridge) -> None:
 def cleanup(bridge: VLLMWeightBridge) -> None:
     """:meth:`VLLMWeightBridge.cleanup` as a function."""
     bridge.cleanup()
+
+
+def export_param_mappings(
+    model: nn.Module,
+    model_name: str,
+    tp_degree: int = 1,
+    dp_shard_degree: int = 1,
+    log_dir: str | Path | None = None,
+) -> Path:
+    """Writes ``vllm_bridge_config.json`` for a model, whole or not at all.
+
+    Each parameter has ``vllm_name``, ``shape``, ``local_shape`` (of this rank's shard), ``dtype``, ``tp_shard_dim``
+    (None if tensor parallelism replicates it) and ``needs_permute`` (query and key in Meta's rotary order).
+
+    Args:
+        log_dir: where to write; ``$LOGDIR`` if None.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: neither ``log_dir`` nor ``$LOGDIR`` is given, or the model has no parameters.
+    """
+    target = log_dir or os.environ.get("LOGDIR")
+    if target is None:
+        raise ValueError("`log_dir` is None and `LOGDIR` is not set: there is nowhere to write the mapping.")
+    mappings = {weight.name: _mapping(weight.name, weight.tensor) for weight in weights(model)}
+    if not mappings:
+        raise ValueError("The model has no parameters: an empty mapping would make every update an empty one.")
+    path = Path(target) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "model": model_name,
+        "tp_degree": tp_degree,
+        "dp_shard_degree": dp_shard_degree,
+        "param_mappings": mappings,
+    }
+    write_text(path, json.dumps(content, indent=2) + "\n")
+    return path
+
+
+def _mapping(name: str, tensor: Any) -> dict[str, Any]:
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    vllm_name, shard_dim = vllm_location(name)
+    return {
+        "vllm_name": vllm_name,
+        "shape": list(tensor.shape),
+        "local_shape": list(local.shape),
+        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "tp_shard_dim": shard_dim,
+        "needs_permute": ROTARY.search(name) is not None,
+    }
+
+
+def vllm_location(name: str) -> tuple[str, int | None]:
+    """vLLM's name of a trainer's parameter, fused ones included, and the dimension that tensor parallelism splits."""
+    for pattern, replacement, shard_dim in RULES:
+        renamed, count = re.subn(pattern, replacement, name)
+        if count:
+            return renamed, shard_dim
+    return name, None
+
+
+def get_inference_urls(num_inference_nodes: int = 0) -> Urls:
+    """Where trainer and engines of a job would meet: ``(master, master_gloo, master_inference, nodelist)``.
+
+    The addresses are ``host:port`` on the job's first node, ``localhost`` for 0 inference nodes; the port numbers count
+    up from ``MASTER_PORT`` if that is set, else from 26756. ``nodelist`` holds the last ``num_inference_nodes``
+    hostnames. Four None for a negative number or outside SLURM.
+
+    Raises:
+        ValueError: the job has too few nodes for that many inference nodes.
+    """
+    base = int(os.environ.get("MASTER_PORT") or FIRST_PORT)
+    if num_inference_nodes == 0:
+        return *_addresses("localhost", base), ["localhost"]
+    if num_inference_nodes < 0 or "SLURM_JOB_NODELIST" not in os.environ:
+        return None, None, None, None
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    hostnames = list(SlurmJobEnvironment().hostnames)
+    if num_inference_nodes >= len(hostnames):
+        raise ValueError(
+            f"`num_inference_nodes` ({num_inference_nodes}) leaves no trainer among {len(hostnames)} nodes of the job."
+        )
+    return *_addresses(hostnames[0], base), hostnames[-num_inference_nodes:]
+
+
+def _addresses(host: str, base: int) -> tuple[str, str, str]:
+    return f"{host}:{base}", f"{host}:{base + 1}", f"{host}:{base + 2}"

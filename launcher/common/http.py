@@ -6,6 +6,7 @@ keys that the requests carry. The user's own program keeps its variables.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import time
 from dataclasses import dataclass
@@ -68,4 +69,6 @@ def _client() -> httpx.Client:
     import httpx
 
     limits = httpx.Limits(max_connections=None, keepalive_expiry=IDLE_S)
-    return httpx.Client(trust_env=False, limits=limits)
+    client = httpx.Client(trust_env=False, limits=limits)
+    atexit.register(client.close)
+    return client

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer.api import Bridge
-from launcher.bridge.trainer.discovery import Commit, ReplicaInfo
+from launcher.bridge.trainer.discovery import CommitRecord, ReplicaInfo
 from launcher.bridge.trainer.rank_group import world
 from launcher.common.env import LAUNCHER_ADDRESS, LAUNCHER_NODE_RANK, LAUNCHER_RESTART, LAUNCHER_RUN_DIR
 from launcher.common.errors import ControlError, LauncherError
@@ -130,7 +130,7 @@ class RunReplicas:
             return None
         return f"Replica {replica.index} is lost" + ("." if member is None else f": it is {member.state}.")
 
-    def record(self, commit: Commit) -> None:
+    def record(self, commit: CommitRecord) -> None:
         """Writes the event, and has the control service list the replicas as serving the version."""
         if commit.adapter is not None:
             self._client().call(EventRequest(event=commit.event, fields=commit.fields))

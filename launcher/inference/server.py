@@ -98,8 +98,9 @@ def _serve(replica: int, vllm_arguments: list[str], *, strict: bool) -> None:
     emit(PhaseChanged(phase="import vllm", who=name, state="begin"))
 
     os.environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", str(KEEP_ALIVE_S))
-    import uvloop
-    from vllm.entrypoints.openai.api_server import run_server_worker
+    from launcher.bridge.vllm import compat
+
+    compat.import_server()
 
     emit(PhaseChanged(phase="import vllm", who=name, state="end"))
     emit(PhaseChanged(phase="load engine", who=name, state="begin"))
@@ -107,43 +108,29 @@ def _serve(replica: int, vllm_arguments: list[str], *, strict: bool) -> None:
     # Until uvicorn installs its own handlers: SIGTERM while the engine loads ends it the way Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        uvloop.run(run_server_worker(url, sock, arguments))
+        compat.serve(url, sock, arguments)
     except KeyboardInterrupt:
         logger.info("ended while starting")
 
 
 def _serve_headless(vllm_arguments: list[str]) -> None:
-    from vllm.entrypoints.cli.serve import run_headless
+    from launcher.bridge.vllm import compat
 
-    arguments = _parse(vllm_arguments)
-    arguments.api_server_count = 0  # as `vllm serve --headless` does
-    run_headless(arguments)
+    compat.serve_headless(_parse(vllm_arguments))
 
 
 def _parse(vllm_arguments: list[str]) -> argparse.Namespace:
     """vLLM's own parser on vLLM's own arguments."""
-    from vllm.platforms import current_platform
+    from launcher.bridge.vllm import compat
 
-    if current_platform.is_cpu():
+    def refuse(message: str) -> NoReturn:
+        raise EngineRefusal(f"vLLM refuses its arguments: {message}. HINT: see `inference.args`.")
+
+    if compat.is_cpu():
         from launcher.bridge.vllm.plain_linear import NAME
 
         vllm_arguments = [*vllm_arguments, "--quantization", NAME]
-    try:
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    except ImportError:  # vLLM before 0.30 keeps them beside its OpenAI server
-        from vllm.entrypoints.openai.cli_args import make_arg_parser, validate_parsed_serve_args
-    try:
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
-    except ImportError:
-        from vllm.utils import FlexibleArgumentParser
-
-    class Parser(FlexibleArgumentParser):  # type: ignore[misc]  # vLLM is untyped to us
-        def error(self, message: str) -> NoReturn:
-            raise EngineRefusal(f"vLLM refuses its arguments: {message}. HINT: see `inference.args`.")
-
-    arguments: argparse.Namespace = make_arg_parser(Parser()).parse_args(vllm_arguments)
-    validate_parsed_serve_args(arguments)
-    return arguments
+    return compat.parse_arguments(vllm_arguments, refuse)
 
 
 def _hold(address: str, port: int, *, strict: bool) -> socket.socket:

@@ -17,8 +17,8 @@ def token_versions(header: str | None, tokens: int, *, prompt: int = 0, choice: 
     for old samples has to assume.
 
     Args:
-        header: the answer's ``x-weight-versions`` (:mod:`launcher.bridge.vllm.spans` has its grammar); None before the
-            first version was published.
+        header: the answer's ``x-weight-versions`` (:mod:`launcher.bridge.engine.version_spans` has its grammar); None
+            before the first version was published.
         tokens: how many tokens the choice has.
         prompt: number of the prompt in a request with several.
         choice: number of the choice among those of its prompt (``n``).

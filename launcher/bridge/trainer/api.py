@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -11,14 +10,13 @@ import torch
 from torch import nn
 
 from launcher.bridge.adapter import adapter_of, adapter_weights
+from launcher.bridge.protocol import ReplicaStatus
 from launcher.bridge.settings import BridgeSettings
-from launcher.bridge.trainer import rank_group as collective
-from launcher.bridge.trainer.background import Publisher, Update
 from launcher.bridge.trainer.discovery import FixedReplicas, ReplicaDiscovery
 from launcher.bridge.trainer.module_state import Weight, weights
-from launcher.bridge.trainer.parallel import in_parallel
-from launcher.bridge.trainer.publisher import Channel, OnPhase, device_of
-from launcher.bridge.trainer.report import UpdateReport
+from launcher.bridge.trainer.publisher import OnPhase, WeightPublisher, device_of
+from launcher.bridge.trainer.rank_group import RankGroup
+from launcher.bridge.trainer.update import Update, UpdateQueue, UpdateReport
 
 RUN_MODULE = "launcher.inference.bridge_run"
 """Makes the bridge of a run."""
@@ -73,15 +71,15 @@ class Bridge:
     ) -> None:
         self._settings = settings
         self._discovery = discovery or FixedReplicas(settings.urls, settings.journal)
-        self._ranks = collective.Ranks(settings.address, settings.timeout_s)
-        self._publisher = Publisher()
-        self._channel = Channel(settings, self._ranks, self._discovery, on_phase=on_phase)
-        self._adapters: dict[str, Channel] = {}
+        self._ranks = RankGroup(settings.address, settings.timeout_s)
+        self._queue = UpdateQueue()
+        self._weights = WeightPublisher(settings, self._ranks, self._discovery, on_phase=on_phase)
+        self._adapters: dict[str, WeightPublisher] = {}
 
     @property
     def version(self) -> int | None:
         """The last version of the model that was published; None before the first."""
-        return self._channel.version
+        return self._weights.version
 
     def publish(self, model: nn.Module, version: int, *, names: Sequence[str] | None = None) -> UpdateReport:
         """Sends the module's weights; when it returns, every engine serves them.
@@ -96,9 +94,9 @@ class Bridge:
                 replica that did not take it goes on serving what it had, and is asked to join again the next time.
             ValueError: a name is not in the module.
         """
-        self._publisher.drain()
+        self._queue.drain()
         held = weights(model)
-        return self._channel.publish(held, _owners(held, names), version)
+        return self._weights.publish(held, _owners(held, names), version)
 
     def publish_async(self, model: nn.Module, version: int, *, names: Sequence[str] | None = None) -> Update:
         """Begins to send the module's weights and returns; the next forward and backward may go on meanwhile.
@@ -124,13 +122,13 @@ class Bridge:
         def publish(read: Callable[[], None]) -> UpdateReport:
             if written is not None:
                 written.synchronize()
-            return self._channel.publish(held, only, version, read)
+            return self._weights.publish(held, only, version, read)
 
-        return self._publisher.submit(version, publish)
+        return self._queue.submit(version, publish)
 
     def guard(self, optimizer: torch.optim.Optimizer) -> None:
         """From now on each of the optimizer's steps first waits until no update reads the weights any more."""
-        optimizer.register_step_pre_hook(lambda *_: self._publisher.wait_read())
+        optimizer.register_step_pre_hook(lambda *_: self._queue.wait_read())
 
     def publish_adapter(
         self,
@@ -157,13 +155,13 @@ class Bridge:
             TransferError: as for :meth:`publish`.
             BridgeError: there is no matrix of an adapter, or no rank in its configuration.
         """
-        self._publisher.drain()
+        self._queue.drain()
         described = adapter_of(name, config)
         channel = self._adapters.get(name)
         if channel is None or channel.adapter != described:
             if channel is not None:
                 channel.close()
-            channel = self._adapters[name] = Channel(self._settings, self._ranks, self._discovery, described)
+            channel = self._adapters[name] = WeightPublisher(self._settings, self._ranks, self._discovery, described)
         # An engine whose own weights were never replaced waits for nothing else.
         return channel.publish(adapter_weights(adapter, peft_name), None, version, releases=self.version is None)
 
@@ -183,8 +181,8 @@ class Bridge:
         Raises:
             TransferError: fewer replicas than ``min_replicas`` serve it, and no other comes.
         """
-        self._publisher.drain()
-        taken = 0 if model is None else self._channel.rejoin(weights(model))
+        self._queue.drain()
+        taken = 0 if model is None else self._weights.rejoin(weights(model))
         releases = self.version is None
         return taken + sum(channel.rejoin(channel.held, releases=releases) for channel in self._adapters.values())
 
@@ -193,26 +191,21 @@ class Bridge:
         if self._ranks.rank == 0:
             self._discovery.announce()
 
-    def info(self) -> list[dict[str, Any]]:
-        """What each healthy replica says of itself: its version, its state. Rank 0 only; empty elsewhere.
+    def info(self) -> list[ReplicaStatus]:
+        """What each replica that answers serves, in the order of their indexes. Rank 0 only; empty on the others.
 
         Raises:
             ControlError: the run's control service does not answer.
             TransferError: a replica does not answer.
         """
-        if self._ranks.rank != 0:
-            return []
-        timeout_s = self._settings.timeout_s
-        # Whatever has been published so far: before the first version no replica is joined yet.
-        replicas = [self._channel.replicas.client(info) for info in self._channel.replicas.ready()]
-        return in_parallel([partial(replica.call, "info", timeout_s=timeout_s) for replica in replicas])
+        return self._weights.replicas.statuses() if self._ranks.rank == 0 else []
 
     def close(self) -> None:
         """Says goodbye, after updates that are on their way; the engines go on serving what they have. Safe to call
         twice.
         """
-        self._publisher.close()
-        for channel in (self._channel, *self._adapters.values()):
+        self._queue.close()
+        for channel in (self._weights, *self._adapters.values()):
             channel.close()
         self._discovery.close()
 

@@ -27,7 +27,7 @@ class ReplicaInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
+class CommitRecord:
     """A version that enough replicas serve."""
 
     version: int
@@ -60,7 +60,8 @@ class Commit:
 
 
 class ReplicaDiscovery(Protocol):
-    """The replicas, as whatever runs them knows them. Only rank 0 of the trainer calls it, from several threads.
+    """The replicas, as whatever runs them knows them. Rank 0 of the trainer calls it, and every rank
+    :meth:`failure_reason`, from several threads.
 
     Every method but :meth:`failure_reason` may raise a :class:`~launcher.common.errors.LauncherError`, which ends the
     update.
@@ -84,7 +85,7 @@ class ReplicaDiscovery(Protocol):
         request takes long.
         """
 
-    def record(self, commit: Commit) -> None:
+    def record(self, commit: CommitRecord) -> None:
         """Records a version that enough replicas serve. :meth:`Bridge.publish` returns after it."""
 
     def close(self) -> None:
@@ -120,7 +121,7 @@ class FixedReplicas:
         """None: only a request's deadline shows that a replica is lost."""
         return None
 
-    def record(self, commit: Commit) -> None:
+    def record(self, commit: CommitRecord) -> None:
         """Adds a line to the journal."""
         if self._journal is not None:
             append_line(self._journal, {"time": time.time(), "event": commit.event, **commit.fields})

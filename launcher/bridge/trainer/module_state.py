@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from launcher.bridge.manifest import Entry, Manifest
 from launcher.bridge.plan.sharding import Sharding, replicated
+from launcher.bridge.protocol import Manifest, TensorEntry
 from launcher.common.errors import BridgeError
 
 
@@ -71,7 +71,7 @@ def described(held: Sequence[Weight]) -> tuple[object, ...]:
 def manifest(held: Sequence[Weight]) -> Manifest:
     """What the weights are, whole."""
     return tuple(
-        Entry(name=weight.name, shape=tuple(weight.tensor.shape), dtype=weight.dtype, alias_of=weight.alias_of)
+        TensorEntry(name=weight.name, shape=tuple(weight.tensor.shape), dtype=weight.dtype, alias_of=weight.alias_of)
         for weight in held
     )
 

@@ -1,16 +1,19 @@
-"""What the trainer's ranks tell each other about an update: small tensors through a group of their own, no pickle."""
+"""Collectives of the trainer's ranks for an update: small tensors through a gloo group of their own, no pickle."""
 
 from __future__ import annotations
 
 import json
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
 
 from launcher.bridge.groups import init_process_group
+from launcher.common.codec import from_json, to_json
 from launcher.common.errors import TransferError
+
+T = TypeVar("T")
 
 
 def world() -> tuple[int, int]:
@@ -18,7 +21,7 @@ def world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-class Ranks:
+class RankGroup:
     """The trainer's ranks among themselves. All of them make it, and make the same calls in the same order.
 
     The program's default group serves once, to find each other. Afterwards an update may go on in a thread while the
@@ -55,22 +58,32 @@ class Ranks:
             address=address,
         )
 
-    def share(self, value: Any) -> Any:
+    def broadcast_json(self, value: Any) -> Any:
         """Rank 0's JSON value, on every rank; the others' argument is ignored.
 
         Raises:
             TransferError: a rank did not take part in time.
         """
-        if self.size == 1:
-            return value
-        encoded = _encoded(value) if self.rank == 0 else torch.empty(0, dtype=torch.uint8)
+        return value if self.size == 1 else json.loads(self._broadcast_bytes(json.dumps(value).encode()))
+
+    def broadcast(self, value: T, kind: type[T]) -> T:
+        """Rank 0's value of a type that :mod:`launcher.common.codec` encodes, on every rank; the others' argument is
+        ignored.
+
+        Raises:
+            TransferError: a rank did not take part in time.
+        """
+        return value if self.size == 1 else from_json(self._broadcast_bytes(to_json(value)), kind)
+
+    def _broadcast_bytes(self, value: bytes) -> bytes:
+        encoded = _tensor(value) if self.rank == 0 else torch.empty(0, dtype=torch.uint8)
         length = torch.tensor([encoded.numel()], dtype=torch.int64)
         self._finish(self._group.broadcast(length, 0))
         content = encoded if self.rank == 0 else torch.empty(int(length), dtype=torch.uint8)
         self._finish(self._group.broadcast(content, 0))
-        return json.loads(content.numpy().tobytes())
+        return content.numpy().tobytes()
 
-    def add_up(self, numbers: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, numbers: torch.Tensor) -> torch.Tensor:
         """int64 sums over all ranks, modulo 2 ** 64, on every rank.
 
         Raises:
@@ -80,7 +93,7 @@ class Ranks:
             self._finish(self._group.allreduce(numbers))
         return numbers
 
-    def gather_pairs(self, pair: tuple[int, int]) -> list[tuple[int, int]]:
+    def all_gather(self, pair: tuple[int, int]) -> list[tuple[int, int]]:
         """Each rank's pair of integers, in the order of ranks, on every rank.
 
         Raises:
@@ -88,7 +101,7 @@ class Ranks:
         """
         table = torch.zeros(self.size, 2, dtype=torch.int64)
         table[self.rank] = torch.tensor(pair)
-        return [(int(node), int(gpu)) for node, gpu in self.add_up(table).tolist()]
+        return [(int(node), int(gpu)) for node, gpu in self.all_reduce_sum(table).tolist()]
 
     def _finish(self, work: Any) -> None:
         try:
@@ -106,12 +119,12 @@ def _from_rank_0(value: Any) -> Any:
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
     content = torch.zeros(256, dtype=torch.uint8)
     if value is not None:
-        encoded = _encoded(value)
+        encoded = _tensor(json.dumps(value).encode())
         content[: encoded.numel()] = encoded
     content = content.to(device)
     dist.broadcast(content, src=0)
     return json.loads(content.cpu().numpy().tobytes().rstrip(b"\0"))
 
 
-def _encoded(value: Any) -> torch.Tensor:
-    return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+def _tensor(value: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(value), dtype=torch.uint8)

@@ -3,62 +3,55 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import replace
+from typing import TypeVar, cast
 
+from launcher.bridge.protocol import BridgeRequest
 from launcher.bridge.trainer.discovery import ReplicaInfo
 from launcher.common import http
+from launcher.common.codec import CodecError, from_json, to_json
 from launcher.common.errors import TransferError
+
+R = TypeVar("R")
 
 
 class ReplicaClient:
-    """Calls the bridge routes of one engine.
+    """Sends the bridge's requests to one start of one replica. Any thread may call it.
 
     Args:
         info: of the replica; it has a URL.
-        key: the run's bridge key.
+        key: the bridge key of the engines.
         restart_count: how often the trainers were restarted; an engine refuses those older than it has seen.
-        adapter: name of the adapter that all calls are about; None for the model's weights.
+        adapter: name of the adapter that all requests are about; None for the model's weights.
     """
 
-    def __init__(
-        self,
-        info: ReplicaInfo,
-        key: str,
-        *,
-        restart_count: int = 0,
-        adapter: str | None = None,
-    ) -> None:
+    def __init__(self, info: ReplicaInfo, key: str, *, restart_count: int = 0, adapter: str | None = None) -> None:
         self.info = info
-        self.index = info.index
-        self.url = info.url
         self._key = key
-        self._about = (
-            {"incarnation": restart_count} if adapter is None else {"incarnation": restart_count, "adapter": adapter}
-        )
+        self._restart_count = restart_count
+        self._adapter = adapter
 
-    def call(self, route: str, body: dict[str, Any] | None = None, *, timeout_s: float) -> dict[str, Any]:
-        """POST with a body, GET without; the JSON answer.
+    @property
+    def index(self) -> int:
+        """Of the replica."""
+        return self.info.index
+
+    def call(self, request: BridgeRequest[R], *, timeout_s: float) -> R:
+        """One request; the engine's reply.
 
         Raises:
-            TransferError: no answer in time, or a refusal; the message holds the engine's own words.
+            TransferError: no reply after ``timeout_s``, or a refusal; the message holds the engine's own words.
         """
-        content = None if body is None else json.dumps({**body, **self._about}).encode()
+        about, name, url = f"Replica {self.index} at {self.info.url}", request.operation, self.info.url
+        request = replace(request, restart_count=self._restart_count, adapter=self._adapter)
+        body = to_json(request) if request.method == "POST" else None
         try:
-            reply = http.request(
-                "GET" if content is None else "POST",
-                f"{self.url}/bridge/{route}",
-                body=content,
-                key=self._key,
-                timeout_s=timeout_s,
-            )
+            reply = http.request(request.method, f"{url}/bridge/{name}", body=body, key=self._key, timeout_s=timeout_s)
             if reply.status == 200:
-                answer: dict[str, Any] = json.loads(reply.body)
-                return answer
-        except (http.HttpError, ValueError) as error:
-            raise TransferError(
-                f"Replica {self.index} at {self.url} did not answer `{route}` within {timeout_s:g} s: {error}"
-            ) from error
-        raise TransferError(f"Replica {self.index} at {self.url} refused `{route}`: {_reason(reply)}")
+                return cast("R", from_json(reply.body, request.reply))
+        except (http.HttpError, CodecError) as error:
+            raise TransferError(f"{about} did not answer `{name}` within {timeout_s:g} s: {error}") from error
+        raise TransferError(f"{about} refused `{name}`: {_reason(reply)}")
 
 
 def _reason(reply: http.HttpReply) -> str:

@@ -1,4 +1,4 @@
-"""The replicas as one trainer rank sees them: which there are, which it has joined, which serve the version at hand."""
+"""The replicas as one trainer rank sees them: which there are, which are connected, which serve the version at hand."""
 
 from __future__ import annotations
 
@@ -6,89 +6,248 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import distributed as dist
 
-from launcher.bridge import link_setup as joining
 from launcher.bridge.codec.delta.base import Base
-from launcher.bridge.negotiation import TrainerFacts
+from launcher.bridge.parallel import LOOK_S, Results, call_each
+from launcher.bridge.plan import Plan
+from launcher.bridge.protocol import Bind, BridgeRequest, Disconnect, GetInfo, ReplicaStatus, TrainerSpec, WorkerSpec
 from launcher.bridge.settings import BridgeSettings
+from launcher.bridge.trainer.connect import (
+    GRACE_S,
+    ConnectSettings,
+    connect_relayed,
+    connect_replicas,
+    serve_store,
+)
 from launcher.bridge.trainer.discovery import ReplicaDiscovery, ReplicaInfo
-from launcher.bridge.trainer.parallel import LOOK_S, in_parallel
-from launcher.bridge.trainer.rank_group import Ranks
-from launcher.bridge.trainer.relay_tree import levels, parents
+from launcher.bridge.trainer.rank_group import RankGroup
+from launcher.bridge.trainer.relay_tree import levels, orphans, parents, root
 from launcher.bridge.trainer.replica_client import ReplicaClient
 from launcher.bridge.trainer.replica_sender import RelayedSender, ReplicaSender
 from launcher.bridge.transport.choose import Place, here
-from launcher.common.codec import from_builtins, to_builtins
-from launcher.common.errors import LauncherError, TransferError
+from launcher.common.errors import TransferError
 from launcher.common.keys import bridge_key
 
 T = TypeVar("T")
-GOODBYE_TIMEOUT_S = 10.0
-ASK_S = 5.0
+R = TypeVar("R")
+DISCONNECT_TIMEOUT_S = 10.0
+INFO_TIMEOUT_S = 5.0
 SLICE_S = 20.0
 """Rank 0 waits for engines in slices: the other ranks wait for it in an operation that may have a deadline."""
 
 TRIES = 2
 """How often one start of a replica is offered the same version."""
 
-GRACE_S = 1.0
-"""Over a deadline, for a call to say itself that it is over."""
 
+class ReplicaSet:
+    """Owner of all state about the replicas; nobody else writes it.
 
-class Replicas:
-    """All trainer ranks make one, and make the same calls in step; rank 0 alone talks to the engines.
+    All trainer ranks make one, and call the same methods in the same order; rank 0 alone sends requests to engines.
 
     Args:
         adapter: name of the adapter that is sent to them; None for the model's weights.
     """
 
     def __init__(
-        self, settings: BridgeSettings, ranks: Ranks, discovery: ReplicaDiscovery, adapter: str | None = None
+        self, settings: BridgeSettings, ranks: RankGroup, discovery: ReplicaDiscovery, adapter: str | None = None
     ) -> None:
         self._settings = settings
         self._ranks = ranks
-        self._adapter = adapter
         self._discovery = discovery
+        self._adapter = adapter
         self._key = bridge_key(settings.token)
-        self.known: list[ReplicaClient] = []
-        self.joined: dict[int, ReplicaSender] = {}
-        self.served: dict[int, int] = {}
-        """Replicas that serve the version that is being sent, or was sent last, with their generations."""
+        self._clients: dict[int, ReplicaClient] = {}
+        """Of every replica that there is, by index."""
 
-        self.base = Base()
-        """What this rank held of the last version that a replica committed; empty unless changes are sent."""
+        self._senders: dict[int, ReplicaSender] = {}
+        """Of every replica that is connected to all ranks."""
 
-        self.direct: set[int] = set()
-        """Replicas that shall get the version at hand from the trainer, whoever would relay to them."""
+        self._serving: dict[int, int] = {}
+        """Replicas that serve the version that is being sent, or was sent last, with their restart counts."""
 
-        self.relayed: set[int] = set()
+        self._direct: set[int] = set()
+        """Replicas that get the version at hand from the trainer, whichever would relay to them."""
+
+        self._relayed: set[int] = set()
         """Replicas to which others relay, or should have."""
 
-        self._agreed: TrainerFacts | None = None
+        self._base = Base()
+        """What this rank held of the last version that a replica committed; empty unless changes are sent."""
+
+        self._spec: TrainerSpec | None = None
+        """What the connected replicas were told of the trainer's tensors."""
+
         self._store: tuple[dist.TCPStore, str] | None = None
         self._generation = 0
 
-    def refresh(self) -> None:
-        """Learns which replicas there are now; what is gone, or was restarted, is not joined any more."""
-        found = self.ready() if self._ranks.rank == 0 else []
-        now = from_builtins(self._ranks.share(to_builtins(found)), list[ReplicaInfo])
-        same = {replica.info: replica for replica in self.known}
-        self.known = [same.get(info) or self.client(info) for info in now]
-        kept = {replica.index for replica in self.known if replica in same.values()}
-        self.drop({index: "" for index in self.joined if index not in kept})
-        self.served = {index: generation for index, generation in self.served.items() if index in kept}
+    # What there is.
 
-    def wait_for_another(self, tries: Mapping[tuple[int, int], int]) -> bool:
-        """Waits until a replica can be offered the version that is being sent; False if none will come."""
-        while True:
-            answer = self._wait_for_another(tries) if self._ranks.rank == 0 else None
-            answer = self._ranks.share(answer)
-            if answer is not None:
-                return bool(answer)
+    @property
+    def serving(self) -> Mapping[int, int]:
+        """Restart counts of the replicas that serve the version that was sent last, by index."""
+        return self._serving
+
+    @property
+    def size(self) -> int:
+        """How many replicas there are."""
+        return len(self._clients)
+
+    @property
+    def connected(self) -> Mapping[int, ReplicaSender]:
+        """The replicas that are connected to every rank."""
+        return self._senders
+
+    def lacking(self) -> list[tuple[int, int]]:
+        """Index and restart count of each replica that does not serve the version."""
+        return [
+            (index, client.info.restart_count)
+            for index, client in self._clients.items()
+            if self._serving.get(index) != client.info.restart_count
+        ]
+
+    def pending(self, failed: Collection[int] = ()) -> list[int]:
+        """Replicas that are connected, have not failed, and do not serve the version yet."""
+        return [i for i in self._clients if i in self._senders and i not in failed and i not in self._serving]
+
+    def retriable(self, failed: Collection[int], refused: Collection[int]) -> list[int]:
+        """Rank 0: replicas that failed for no reason of their own, answer, and can get the version from the trainer.
+
+        Args:
+            failed: that have failed.
+            refused: those of them that only have to be connected again.
+        """
+        if self._ranks.rank != 0:
+            return []
+        asked = ({*self._relayed, *refused} & set(failed) & self._clients.keys()) - self._direct
+        timeout_s = min(INFO_TIMEOUT_S, self._settings.timeout_s)
+        return sorted(self._call(asked, GetInfo(), timeout_s).values)
+
+    def base(self, index: int) -> tuple[int, Mapping[str, torch.Tensor]] | None:
+        """The version since which a connected replica is sent changes, and this rank's shards of it; None if it must
+        get everything.
+        """
+        sender = self._senders[index]
+        # A relay sends on what it has, which is a whole version in any case.
+        if isinstance(sender, RelayedSender) or index in self._relayed or sender.committed is None:
+            return None
+        return (sender.committed, self._base.shards) if sender.committed == self._base.version else None
+
+    def root(self, index: int) -> int:
+        """The replica that the trainer sends to and from which a connected one gets its weights."""
+        return root(self._parent_of(), index)
+
+    def orphans(self, failed: Collection[int]) -> dict[int, str]:
+        """Replicas to which one relays that has failed or is gone, with that reason."""
+        return orphans(self._parent_of(), self._senders, failed)
+
+    # What changes.
+
+    def begin_version(self) -> None:
+        """A new version: no replica serves it yet."""
+        self._serving = {}
+
+    def begin_delivery(self) -> None:
+        """The version at hand is offered: relays are used again."""
+        self._direct = set()
+
+    def send_directly(self, indexes: Collection[int]) -> None:
+        """From now on these replicas get the version at hand from the trainer."""
+        self._direct |= set(indexes)
+
+    def refresh(self) -> None:
+        """Learns which replicas there are now; one that is gone, or was restarted, is not connected any more.
+
+        Raises:
+            LauncherError: the discovery fails.
+        """
+        found = self.ready() if self._ranks.rank == 0 else []
+        now = self._ranks.broadcast(found, list[ReplicaInfo])
+        same = {client.info: client for client in self._clients.values()}
+        self._clients = {info.index: same.get(info) or self.client(info) for info in now}
+        kept = {index for index, client in self._clients.items() if client.info in same}
+        self.drop([index for index in self._senders if index not in kept])
+        self._serving = {index: count for index, count in self._serving.items() if index in kept}
+
+    def connect_missing(self, spec: TrainerSpec, device: torch.device, failed: Collection[int]) -> dict[int, str]:
+        """Connects the replicas that are not; all of them anew when the trainer's tensors are not those of before.
+
+        Args:
+            failed: replicas that are not to be connected.
+
+        Returns:
+            Replicas that could not be connected, with reasons.
+        """
+        if spec is not self._spec:
+            self.leave()
+            self._spec = spec
+        self._relayed = set(self._parent_of())
+        missing = [index for index in self._clients if index not in self._senders and index not in failed]
+        if not missing:
+            return {}
+        self._generation += 1
+        workers, failures = self._bind(missing, spec)
+        settings = self._connect_settings(device)
+        tree = self._tree(spec, workers)
+        self._relayed |= tree.keys()
+        direct = [self._clients[index] for index in missing if index in workers and index not in tree]
+        found = connect_replicas(direct, spec, workers, settings, self._failure_reason)
+        self._senders |= found.values
+        failures = {**found.failures, **failures}
+        for children in levels(tree):
+            failures = {**self._connect_relayed(children, tree, workers, settings), **failures}
+        # A replica counts as connected only if every rank is connected to it.
+        flags = torch.tensor([int(index in self._senders) for index in self._clients], dtype=torch.int64)
+        everywhere = (self._ranks.all_reduce_sum(flags) == self._ranks.size).tolist()
+        for index, is_connected in zip(self._clients, everywhere, strict=True):
+            if not is_connected and index not in failed:
+                failures.setdefault(index, f"Replica {index} did not connect to every trainer rank.")
+        failures = {**self.orphans({*failures, *failed}), **failures}
+        self.drop(failures)
+        return failures
+
+    def committed(
+        self, version: int, indexes: Sequence[int], shards: Mapping[str, torch.Tensor], only: frozenset[str] | None
+    ) -> None:
+        """Some replicas serve a version.
+
+        Args:
+            shards: what this rank sent, by name.
+            only: names of those that were sent; None for all.
+        """
+        self._serving |= {index: self._clients[index].info.restart_count for index in indexes}
+        # One that has lost its relay meanwhile serves the version, but is not connected any more.
+        senders = [self._senders[index] for index in indexes if index in self._senders]
+        for sender in senders:
+            sender.committed = version
+        if senders and self._settings.update == "delta":
+            plans: list[Plan] = [sender.plan for sender in senders]
+            self._base.advance(version, shards, only, plans)
+
+    def drop(self, failed: Collection[int]) -> None:
+        """Closes the links to replicas that failed, and to those that they relay to; the next version connects them
+        again.
+        """
+        for index in (*failed, *self.orphans(failed)):
+            sender = self._senders.pop(index, None)
+            if sender is not None:
+                sender.close()
+
+    def leave(self) -> None:
+        """Disconnects from all replicas, which go on serving what they have."""
+        self._serving = {}
+        self.call_pending(Disconnect(), time.monotonic() + min(DISCONNECT_TIMEOUT_S, self._settings.timeout_s))
+        for sender in self._senders.values():
+            sender.close()
+        self._senders = {}
+        self._base.clear()
+        self._spec = None
+        self._store = None
+
+    # Calls.
 
     def ready(self) -> list[ReplicaInfo]:
         """Rank 0: the replicas that answer.
@@ -102,15 +261,60 @@ class Replicas:
         """The requests to a replica."""
         return ReplicaClient(info, self._key, restart_count=self._settings.restart_count, adapter=self._adapter)
 
-    def _wait_for_another(self, tries: Mapping[tuple[int, int], int]) -> bool | None:
-        """Rank 0: waits a while for a replica that can still be offered the version.
+    def statuses(self) -> list[ReplicaStatus]:
+        """Rank 0: what each replica that answers replies to :class:`GetInfo`, in the order of their indexes.
+
+        Raises:
+            TransferError: one does not answer.
+        """
+        # Whatever has been published so far: before the first version no replica is connected yet.
+        clients = [self.client(info) for info in self.ready()]
+        timeout_s = self._settings.timeout_s
+        results = call_each(
+            {client.index: [partial(client.call, GetInfo(), timeout_s=timeout_s)] for client in clients},
+            timeout_s + GRACE_S,
+        )
+        for failure in results.failures.values():
+            raise TransferError(failure)
+        return [results.values[client.index][0] for client in clients]
+
+    def call_pending(
+        self,
+        request: BridgeRequest[R] | Callable[[int], BridgeRequest[R]],
+        deadline: float,
+        failed: Collection[int] = (),
+    ) -> Results[R]:
+        """Rank 0 sends a request to every replica of :meth:`pending`; on the other ranks there are no results.
 
         Args:
-            tries: how often each start of each replica was offered it.
+            request: the same for all, or made for each index.
+            deadline: ``time.monotonic()`` by which each must have replied; at least 1 s is left.
+        """
+        if self._ranks.rank != 0:
+            return Results()
+        return self._call(self.pending(failed), request, max(1.0, deadline - time.monotonic()) + 1.0)
 
-        Returns:
-            True if there is one, None if one may still come, False if none will. That takes a while to say when an
-            engine does not answer: the run may not have noticed yet that it is gone.
+    def for_pending(self, call: Callable[[int, ReplicaSender], T], timeout_s: float) -> Results[T]:
+        """This rank carries out something for every replica of :meth:`pending`, all at once."""
+        calls = {index: [partial(call, index, self._senders[index])] for index in self.pending()}
+        return _first(call_each(calls, timeout_s, self._failure_reason))
+
+    def wait_for_another(self, tries: Mapping[tuple[int, int], int]) -> bool:
+        """Waits until a replica can be offered the version that is being sent; False if none will come.
+
+        Args:
+            tries: how often each start of each replica was offered it: index and restart count.
+        """
+        while True:
+            answer = self._wait_a_slice(tries) if self._ranks.rank == 0 else None
+            answer = self._ranks.broadcast_json(answer)
+            if answer is not None:
+                return bool(answer)
+
+    def _wait_a_slice(self, tries: Mapping[tuple[int, int], int]) -> bool | None:
+        """Rank 0: True if a replica can take the version, None if one may still come, False if none will.
+
+        That takes a while when an engine does not answer: the run may not have noticed yet that it is gone.
         """
         if not self._discovery.is_dynamic:
             return False
@@ -118,189 +322,100 @@ class Replicas:
         def can_take(found: Sequence[ReplicaInfo]) -> bool:
             return any(
                 info.is_ready
-                and self.served.get(info.index) != info.restart_count
+                and self._serving.get(info.index) != info.restart_count
                 and tries.get((info.index, info.restart_count), 0) < TRIES
                 for info in found
             )
 
         found = self._discovery.replicas()
-        if not can_take(found) and all(self._has_it_or_refuses(info) for info in found):
+        if not can_take(found) and all(self._serves_or_refuses(info) for info in found):
             return False
         if self._discovery.wait(can_take, SLICE_S):
             return True
         return False if all(info.is_ready for info in self._discovery.replicas()) else None
 
-    def _has_it_or_refuses(self, info: ReplicaInfo) -> bool:
-        if not info.is_ready or self.served.get(info.index) == info.restart_count:
+    def _serves_or_refuses(self, info: ReplicaInfo) -> bool:
+        if not info.is_ready or self._serving.get(info.index) == info.restart_count:
             return info.is_ready
         try:
-            self.client(info).call("info", timeout_s=LOOK_S)
+            self.client(info).call(GetInfo(), timeout_s=LOOK_S)
         except TransferError:
             return False
         return True
 
-    def lacking(self) -> list[ReplicaClient]:
-        """Replicas that do not serve the version."""
-        return [replica for replica in self.known if self.served.get(replica.index) != replica.info.restart_count]
-
-    def asked(self, failures: Mapping[int, str]) -> list[ReplicaClient]:
-        """Replicas that are joined, have not failed, and do not serve the version yet."""
-        return [
-            replica
-            for replica in self.known
-            if replica.index in self.joined and replica.index not in failures and replica.index not in self.served
-        ]
-
-    def base_of(self, index: int) -> int | None:
-        """The version since which a joined replica is sent changes; None if it must get everything."""
-        if isinstance(self.joined[index], RelayedSender):
-            return None  # A relay passes on what it has, whole.
-        committed = self.joined[index].committed
-        # A relay passes on what it has, which is a whole version in any case.
-        has_base = committed is not None and committed == self.base.version and index not in self.relayed
-        return committed if has_base else None
-
-    def ask(
+    def _call(
         self,
-        route: str,
-        body: Mapping[str, Any] | Callable[[ReplicaClient], Mapping[str, Any]],
-        deadline: float,
-        failures: dict[int, str],
-    ) -> dict[int, dict[str, Any]]:
-        """Rank 0 asks every joined replica that has not failed; what failed is added to ``failures``.
+        indexes: Collection[int],
+        request: BridgeRequest[R] | Callable[[int], BridgeRequest[R]],
+        timeout_s: float,
+    ) -> Results[R]:
+        def call(index: int) -> R:
+            made = request if isinstance(request, BridgeRequest) else request(index)
+            return self._clients[index].call(made, timeout_s=timeout_s)
 
-        Args:
-            body: the same for all, or made for each.
-        """
-        if self._ranks.rank != 0:
-            return {}
-        timeout_s = max(1.0, deadline - time.monotonic()) + 1.0
-        return self.each(
-            self.asked(failures),
-            lambda replica: replica.call(route, dict(body(replica) if callable(body) else body), timeout_s=timeout_s),
-            failures,
-            timeout_s + GRACE_S,
-        )
+        calls = {index: [partial(call, index)] for index in indexes}
+        return _first(call_each(calls, timeout_s + GRACE_S, self._failure_reason))
 
-    def join_missing(self, facts: TrainerFacts, device: torch.device, failures: dict[int, str]) -> None:
-        """Joins replicas that are not joined; all of them anew when the trainer's tensors are not those agreed on.
+    def _failure_reason(self, index: int) -> str | None:
+        return self._discovery.failure_reason(self._clients[index].info)
 
-        Args:
-            failures: those that are not to be joined, with reasons; whoever could not be joined is added.
-        """
-        if facts is not self._agreed:
-            self.leave()
-            self._agreed = facts
-        self.relayed = {index for index, sender in self.joined.items() if isinstance(sender, RelayedSender)}
-        missing = [r for r in self.known if r.index not in self.joined and r.index not in failures]
-        if not missing:
-            return
-        self._generation += 1
-        bound = self._ranks.share(self._bind(missing, facts, failures))
-        settings = self._join_settings(device, bound["secret"])
-        tree = self._tree(facts, bound["workers"])
-        self.relayed |= tree.keys()
-        timeout_s = 2 * self._settings.timeout_s + GRACE_S  # the rendezvous, and the first exchange
-        self.joined |= self.each(
-            [replica for replica in missing if str(replica.index) in bound["workers"] and replica.index not in tree],
-            lambda replica: joining.join(
-                replica, facts, bound["workers"][str(replica.index)], bound["store"], settings
-            ),
-            failures,
-            timeout_s,
-        )
-        for children in levels(tree):
-            self._join_relayed(children, tree, bound, settings, failures)
-        # A replica counts as joined only if every rank has joined it.
-        flags = torch.tensor([int(replica.index in self.joined) for replica in self.known], dtype=torch.int64)
-        everywhere = (self._ranks.add_up(flags) == self._ranks.size).tolist()
-        for replica, is_joined in zip(self.known, everywhere, strict=True):
-            if not is_joined:
-                failures.setdefault(replica.index, f"Replica {replica.index} did not join every trainer rank.")
-        failures |= self.orphans(failures)
-        self.drop(failures)
+    # Connecting.
 
-    def _tree(self, facts: TrainerFacts, workers: Mapping[str, Any]) -> dict[int, int]:
-        """Of the replicas that join now: who relays to whom."""
+    def _bind(
+        self, missing: Sequence[int], spec: TrainerSpec
+    ) -> tuple[dict[int, tuple[WorkerSpec, ...]], dict[int, str]]:
+        """What the workers of each replica need, on every rank; and, on rank 0, why some do not answer."""
+        results = self._call(missing, Bind(trainer=spec), self._settings.timeout_s) if self._ranks.rank == 0 else None
+        workers = {} if results is None else {index: found.workers for index, found in results.values.items()}
+        shared = self._ranks.broadcast(workers, dict[int, tuple[WorkerSpec, ...]])
+        return shared, {} if results is None else results.failures
+
+    def _tree(self, spec: TrainerSpec, workers: Mapping[int, Sequence[WorkerSpec]]) -> dict[int, int]:
+        """Of the replicas that are being connected: which one relays to which."""
         if self._settings.relay == "off" or self._adapter is not None:
             return {}
-        return parents(facts, {int(index): w for index, w in workers.items() if int(index) not in self.direct})
+        return parents(spec, {index: found for index, found in workers.items() if index not in self._direct})
 
-    def _join_relayed(
+    def _connect_relayed(
         self,
         children: Sequence[int],
         tree: Mapping[int, int],
-        bound: Mapping[str, Any],
-        settings: joining.JoinSettings,
-        failures: dict[int, str],
-    ) -> None:
-        by_index = {replica.index: replica for replica in self.known}
-
-        def join(child: ReplicaClient) -> ReplicaSender:
-            parent = tree[child.index]
-            if parent not in self.joined:
-                raise TransferError(f"Replica {parent}, which would relay to replica {child.index}, has not joined.")
-            root = self.root(parent)
-            return joining.join_relayed(
-                child, by_index[parent], self.joined[root].plan, bound["workers"], root, bound["store"], settings
-            )
-
-        timeout_s = self._settings.timeout_s + GRACE_S
-        self.joined |= self.each([by_index[index] for index in children], join, failures, timeout_s)
-
-    def root(self, index: int) -> int:
-        """The replica that the trainer sends to and from which a joined one gets its weights; itself if it does."""
-        while isinstance(sender := self.joined[index], RelayedSender):
-            index = sender.parent
-        return index
-
-    def orphans(self, failures: Mapping[int, str]) -> dict[int, str]:
-        """Replicas to which one relays, at any distance, that has failed or is gone, with that reason."""
-        found: dict[int, str] = {}
-        while True:
-            more = {
-                index: f"Replica {sender.parent}, which relays to replica {index}, failed."
-                for index, sender in self.joined.items()
-                if isinstance(sender, RelayedSender) and index not in failures and index not in found
-                if sender.parent not in self.joined or sender.parent in failures or sender.parent in found
-            }
-            if not more:
-                return found
-            found |= more
-
-    def answering(self, indexes: Collection[int]) -> list[int]:
-        """Rank 0: those of some replicas that say something when they are asked for nothing."""
-        asked = [replica for replica in self.known if replica.index in indexes]
-        timeout_s = min(ASK_S, self._settings.timeout_s)
-        return sorted(self.each(asked, lambda replica: replica.call("info", timeout_s=timeout_s), {}, timeout_s))
-
-    def _bind(
-        self, missing: Sequence[ReplicaClient], facts: TrainerFacts, failures: dict[int, str]
-    ) -> dict[str, Any] | None:
-        """Rank 0 asks what the workers need, and says where they meet."""
-        if self._ranks.rank != 0:
-            return None
-        timeout_s = self._settings.timeout_s
-        if self._store is None:
-            self._store = joining.serve_store(self._settings.address, timeout_s)
-        found = self.each(
-            missing, lambda replica: joining.bind(replica, facts, timeout_s), failures, timeout_s + GRACE_S
+        workers: Mapping[int, Sequence[WorkerSpec]],
+        settings: ConnectSettings,
+    ) -> dict[int, str]:
+        possible = [child for child in children if tree[child] in self._senders]
+        roots = {child: self.root(tree[child]) for child in possible}
+        results = connect_relayed(
+            {self._clients[child]: self._clients[tree[child]] for child in possible},
+            {index: self._senders[index].plan for index in roots.values()},
+            workers,
+            roots,
+            settings,
+            self._failure_reason,
         )
-        return {
-            "store": self._store[1],
-            "secret": secrets.token_hex(16),
-            "workers": {str(index): found[index] for index in sorted(found)},
+        self._senders |= results.values
+        lost = {
+            child: f"Replica {tree[child]}, which would relay to replica {child}, is not connected."
+            for child in children
+            if child not in roots
         }
+        return {**lost, **results.failures}
 
-    def _join_settings(self, device: torch.device, secret: str) -> joining.JoinSettings:
+    def _connect_settings(self, device: torch.device) -> ConnectSettings:
         place = here(device)
-        return joining.JoinSettings(
+        if self._ranks.rank == 0 and self._store is None:
+            self._store = serve_store(self._settings.address, self._settings.timeout_s)
+        shared = self._ranks.broadcast_json(
+            None if self._store is None else {"store": self._store[1], "secret": secrets.token_hex(16)}
+        )
+        return ConnectSettings(
             address=self._settings.address,
             transport=self._settings.transport,
             mode=self._settings.mode,
-            places=tuple(Place(*pair) for pair in self._ranks.gather_pairs((place.host, place.device))),
+            places=tuple(Place(*pair) for pair in self._ranks.all_gather((place.host, place.device))),
             device=device,
-            secret=secret,
+            secret=shared["secret"],
+            store=shared["store"],
             directory=self._settings.directory,
             timeout_s=self._settings.timeout_s,
             verify=self._settings.verify,
@@ -308,48 +423,12 @@ class Replicas:
             adapter=self._adapter,
         )
 
-    def drop(self, failures: Mapping[int, str]) -> None:
-        """Forgets replicas that failed; they are asked to join again at the next version."""
-        for index in (*failures, *self.orphans(failures)):
-            sender = self.joined.pop(index, None)
-            if sender is not None:
-                sender.close()
+    def _parent_of(self) -> dict[int, int]:
+        """Of each connected replica to which another relays, that one."""
+        return {index: sender.parent for index, sender in self._senders.items() if isinstance(sender, RelayedSender)}
 
-    def leave(self) -> None:
-        """Says goodbye to all of them."""
-        self.served = {}
-        self.ask("disconnect", {}, time.monotonic() + min(GOODBYE_TIMEOUT_S, self._settings.timeout_s), {})
-        for sender in self.joined.values():
-            sender.close()
-        self.joined = {}
-        self.base.clear()
-        self._agreed = None
-        self._store = None
 
-    def each(
-        self,
-        replicas: Sequence[ReplicaClient],
-        call: Callable[[ReplicaClient], T],
-        failures: dict[int, str],
-        timeout_s: float,
-    ) -> dict[int, T]:
-        """The call's result for each replica, all at once; what fails, or has no end in time, is added to ``failures``.
-
-        A call to a replica of which the run says that it is lost is not waited for.
-        """
-
-        def attempt(replica: ReplicaClient) -> T | LauncherError:
-            why_stop = partial(self._discovery.failure_reason, replica.info)
-            try:
-                return in_parallel([partial(call, replica)], timeout_s=timeout_s, why_stop=why_stop)[0]
-            except LauncherError as error:
-                return error
-
-        results = in_parallel([partial(attempt, replica) for replica in replicas])
-        found: dict[int, T] = {}
-        for replica, result in zip(replicas, results, strict=True):
-            if isinstance(result, LauncherError):
-                failures.setdefault(replica.index, str(result))
-            else:
-                found[replica.index] = result
-        return found
+def _first(results: Results[list[T]]) -> Results[T]:
+    """The one value of each replica."""
+    values = {index: found[0] for index, found in results.values.items()}
+    return Results(values=values, failures=results.failures)

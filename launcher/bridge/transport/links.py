@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from launcher.bridge.trainer.parallel import in_parallel
+from launcher.bridge.parallel import in_parallel
 from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire
 from launcher.common.errors import BridgeError, NoSuchWay, RendezvousTimeout, TransferError
 

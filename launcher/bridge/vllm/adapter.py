@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
-from launcher.bridge.engine.worker import Worker
-from launcher.bridge.manifest import Manifest
+from launcher.bridge.engine.worker import EngineWorker
 from launcher.bridge.plan import Box
+from launcher.bridge.protocol import Manifest, StageAdapter
 from launcher.bridge.settings import Mode
+from launcher.bridge.vllm.compat import AdapterManager
 from launcher.bridge.weightmap import Binding, Bound, Copy, Way
 from launcher.common.errors import BridgeError
 
 
-class AdapterWorker(Worker):
+class AdapterWorker(EngineWorker):
     """One adapter in one worker. Every worker gets all of its matrices: vLLM cuts out what a worker needs itself.
 
     Args:
@@ -25,27 +26,26 @@ class AdapterWorker(Worker):
 
     def __init__(self, worker: Any) -> None:
         self.rank, self.device = worker.rank, worker.device
-        manager = getattr(worker.model_runner, "lora_manager", None)
-        if manager is None:
+        if not AdapterManager.is_in(worker):
             raise BridgeError("this engine takes no adapters. HINT: start it with `--enable-lora`.")
-        self._manager = manager
-        self._writer: AdapterWriter | None = None
+        self._manager = AdapterManager(worker)
 
-    def _bridge_learn(self, manifest: Manifest) -> Binding:
-        dtype = str(self._manager.lora_config.lora_dtype).removeprefix("torch.")
+    def learn(self, manifest: Manifest) -> Binding:
+        """All matrices, whole, in the type in which vLLM keeps them."""
+        dtype = self._manager.dtype
         return Binding(
             manifest=manifest, parameters=tuple(_whole(entry.name, entry.shape, dtype) for entry in manifest)
         )
 
-    def _bridge_make_writer(self, binding: Binding, mode: Mode) -> AdapterWriter:
-        assert self._bridge_facts is not None and self._bridge_facts.adapter is not None
-        self._writer = AdapterWriter(binding, self._bridge_facts.adapter, self._manager, self.device)
-        return self._writer
+    def make_writer(self, binding: Binding, mode: Mode) -> AdapterWriter:
+        """Into vLLM's adapter manager."""
+        assert self._spec is not None and self._spec.adapter is not None
+        return AdapterWriter(binding, self._spec.adapter, self._manager, self.device)
 
-    def _bridge_stage(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._writer is not None
-        self._writer.stage(int(request["lora_id"]))
-        return {}
+    def stage(self, request: StageAdapter) -> None:
+        """Builds vLLM's object for the adapter."""
+        assert isinstance(self._writer, AdapterWriter) and request.lora_id is not None
+        self._writer.stage(request.lora_id)
 
 
 class AdapterWriter:
@@ -54,11 +54,13 @@ class AdapterWriter:
     Args:
         binding: of this adapter.
         config: PEFT's description.
-        manager: the worker's ``WorkerLoRAManager``.
+        manager: of this worker.
         device: of the worker.
     """
 
-    def __init__(self, binding: Binding, config: Mapping[str, Any], manager: Any, device: torch.device) -> None:
+    def __init__(
+        self, binding: Binding, config: Mapping[str, Any], manager: AdapterManager, device: torch.device
+    ) -> None:
         self._config = dict(config)
         self._manager = manager
         self._staged: Any = None
@@ -80,38 +82,18 @@ class AdapterWriter:
             BridgeError: this engine cannot use all of the adapter.
             ValueError: vLLM refuses its kind, or its rank.
         """
-        from vllm.lora.lora_model import LoRAModel
-        from vllm.lora.peft_helper import PEFTHelper
-
-        peft = PEFTHelper.from_dict(self._config)
-        peft.validate_legal(self._manager.lora_config)
-        manager = self._manager._adapter_manager
-        mapper: Any = getattr(manager.model, "hf_to_vllm_mapper", None)
-        if hasattr(mapper, "get_rename_mapper"):
-            mapper = mapper.get_rename_mapper()
         # Copies: vLLM scales and fuses them in place.
         tensors = {name: tensor.clone() for name, tensor in self.received.items()}
-        lora = LoRAModel.from_lora_tensors(
-            lora_id,
-            tensors,
-            peft,
-            device="cpu",
-            dtype=self._manager.lora_config.lora_dtype,
-            model_vocab_size=self._manager.vocab_size,
-            weights_mapper=mapper,
-        )
-        known = set(manager.modules).union(*manager.packed_modules.values())
-        unknown = sorted(set(lora.loras) - known)
+        lora = self._manager.build(lora_id, self._config, tensors)
+        unknown = sorted(set(lora.loras) - self._manager.known_modules())
         if unknown:
             raise BridgeError(f"the adapter is for `{unknown[0]}`, to which this engine can add none.")
         halves = [name for name, layer in lora.loras.items() if layer.lora_a is None or layer.lora_b is None]
         if halves:
             raise BridgeError(f"of the adapter's matrices for `{halves[0]}` one is missing.")
-        others = manager._active_adapters.pinned_items - {lora_id}
-        if len(others) >= manager.lora_slots:
-            raise BridgeError(
-                f"there is no room beside {len(others)} adapters. HINT: start the engine with `--max-loras`."
-            )
+        others = self._manager.pinned_others(lora_id)
+        if others >= self._manager.slots:
+            raise BridgeError(f"there is no room beside {others} adapters. HINT: start the engine with `--max-loras`.")
         self._staged = lora
 
     def commit(self) -> None:
@@ -119,13 +101,7 @@ class AdapterWriter:
         lora, self._staged = self._staged, None
         if lora is None:
             raise BridgeError("the adapter that was received has not been staged")
-        manager = self._manager._adapter_manager
-        manager.remove_adapter(lora.id)
-        if len(manager) + 1 > manager.capacity:
-            manager.remove_oldest_adapter()
-        manager.add_adapter(lora)
-        # For good: there is no directory from which vLLM could load it again.
-        manager.pin_adapter(lora.id)
+        self._manager.replace(lora)
 
 
 def _whole(name: str, shape: tuple[int, ...], dtype: str) -> Bound:

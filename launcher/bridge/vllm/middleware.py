@@ -1,23 +1,10 @@
 """The bridge's routes on an engine's own port, added with ``--middleware``; every other route needs a key, too.
 
-====================  =========================================================================================
-GET  /bridge/info     version, state, URL-independent facts about the engine
-POST /bridge/bind     learn how the trainer's tensors map into the workers'; their needs
-POST /bridge/connect  agree on the plan, join the trainer's group
-POST /bridge/relay    pass on to another replica what is received, from the next version on
-POST /bridge/prepare  start receiving ``version`` beside the live weights
-POST /bridge/vote     wait until every worker has received ``version``; the digests of what arrived
-POST /bridge/commit   pause, write, drop the prefix cache, stamp ``version``, resume
-POST /bridge/abort    forget what was received
-POST /bridge/pause, /bridge/resume, GET /bridge/is_paused
-POST /bridge/disconnect
-====================  =========================================================================================
-
-All of them take the run's bridge key as ``Authorization: Bearer``. vLLM's own development endpoints are not enabled:
-they would open the engine to everybody who reaches the port. Answers carry ``x-weight-version``, and with
-``x-weight-versions`` which version produced which of their tokens (:mod:`launcher.bridge.vllm.spans`). Those of an
-adapter that the bridge brought count its versions, and name it in ``x-weight-adapter``. A body with ``adapter`` is
-about that adapter.
+The routes are the operations of :mod:`launcher.bridge.protocol`, which take the run's bridge key as ``Authorization:
+Bearer``. vLLM's own development endpoints are not enabled: they would open the engine to everybody who reaches the
+port. Answers carry ``x-weight-version``, and with ``x-weight-versions`` which version produced which of their tokens
+(:mod:`launcher.bridge.engine.version_spans`). Those of an adapter that the bridge brought count its versions, and name
+it in ``x-weight-adapter``.
 """
 
 from __future__ import annotations
@@ -29,10 +16,12 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import quote
 
-from launcher.bridge.vllm import spans
-from launcher.bridge.vllm.engine import BridgeEngine, Refused
-from launcher.bridge.vllm.served import Served
+from launcher.bridge import protocol
+from launcher.bridge.engine import version_spans as spans
+from launcher.bridge.engine.state_machine import Refused, ServedModel, UpdateStateMachine
+from launcher.bridge.vllm.compat import VllmEngine, warn_if_untested
 from launcher.common.challenge import is_same
+from launcher.common.codec import from_json, to_json
 from launcher.common.keys import api_key, bridge_key, token_from_environment
 
 logger = logging.getLogger(__name__)
@@ -54,7 +43,8 @@ class BridgeMiddleware:
         token = token_from_environment()
         self._api_key = api_key(token)
         self._bridge_key = bridge_key(token)
-        self._engine = BridgeEngine(awaits_weights=os.environ.get("LAUNCHER_AWAITS_WEIGHTS") == "1")
+        warn_if_untested()
+        self._updates = UpdateStateMachine(awaits_weights=os.environ.get("LAUNCHER_AWAITS_WEIGHTS") == "1")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves the bridge's routes, checks keys on the others."""
@@ -66,7 +56,7 @@ class BridgeMiddleware:
             await self._app(scope, receive, send)
         elif not is_same(_bearer(scope), self._api_key):
             await _reply(send, 401, {"error": "this engine needs the run's API key"})
-        elif self._engine.awaits_weights:
+        elif self._updates.awaits_weights:
             await _reply(send, 503, {"error": "this engine was restarted and waits for the trainer's weights"})
         else:
             await self._pass_on(scope, receive, send)
@@ -77,23 +67,22 @@ class BridgeMiddleware:
             return
         route = scope["path"].removeprefix("/bridge/")
         try:
-            body = await _body(receive)
+            request = _request(scope["method"], route, await _content(receive))
             state = scope["app"].state
-            models = getattr(state, "openai_serving_models", None)
-            answer = await self._engine.handle(state.engine_client, scope["method"], route, body, models)
-            await _reply(send, 200, answer)
+            engine = VllmEngine(state.engine_client, getattr(state, "openai_serving_models", None))
+            await _reply(send, 200, await self._updates.handle(engine, request))
         except Refused as refused:
             logger.warning("bridge: refused %s: %s", route, refused)
             await _reply(send, refused.status, {"error": str(refused)})
         except (KeyError, TypeError, ValueError) as error:
-            await _reply(send, 400, {"error": f"bad request: {error!r}"})
+            await _reply(send, 400, {"error": f"bad request: {error}"})
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ordinary request; its answer says which versions it comes from."""
-        served = self._engine.weights
-        if self._engine.adapters and scope["method"] == "POST":
+        served = self._updates.weights
+        if self._updates.adapters and scope["method"] == "POST":
             content = await _content(receive)
-            served = self._engine.adapters.get(_model(content), served)
+            served = self._updates.adapters.get(_model(content), served)
             receive = _again(content, receive)
         request_id = _header(scope, spans.REQUEST_ID) or spans.new_request_id()
         # vLLM names the request after this header, and so it is found again when a version is committed.
@@ -106,7 +95,7 @@ class BridgeMiddleware:
             served.spans.end(request_id)
 
 
-def _stamped(send: Send, served: Served, request_id: str) -> Send:
+def _stamped(send: Send, served: ServedModel, request_id: str) -> Send:
     """Adds versions to an answer: to its head those up to its first byte, to a stream's end those up to there."""
     is_stream = False
 
@@ -170,16 +159,21 @@ def _model(content: bytes) -> str:
         return ""
 
 
-async def _body(receive: Receive) -> dict[str, Any]:
-    content = await _content(receive)
-    body = json.loads(content) if content else {}
-    if not isinstance(body, dict):
-        raise ValueError("the body must be a JSON object")
-    return body
+def _request(method: str, name: str, content: bytes) -> protocol.BridgeRequest[Any]:
+    """The request of a route and its body.
+
+    Raises:
+        Refused: there is no such route.
+        ValueError: the body is not the request's.
+    """
+    kind = protocol.FROM_TRAINER.get(name)
+    if kind is None or kind.method != method:
+        raise Refused(404, f"no such route: {method} /bridge/{name}")
+    return from_json(content or b"{}", kind)
 
 
-async def _reply(send: Send, status: int, answer: dict[str, Any]) -> None:
-    body = json.dumps(answer).encode()
+async def _reply(send: Send, status: int, answer: Any) -> None:
+    body = to_json(answer)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 def register() -> None:
     """Makes ``--quantization launcher-plain`` known on a CPU, in every process of the engine; safe to call again."""
-    from vllm.platforms import current_platform
+    from launcher.bridge.vllm.compat import is_cpu
 
-    if current_platform.is_cpu():
+    if is_cpu():
         import launcher.bridge.vllm.plain_linear  # noqa: F401  (registers itself)

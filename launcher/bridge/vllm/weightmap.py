@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from launcher.bridge.manifest import Manifest
+from launcher.bridge.protocol import Manifest
 from launcher.bridge.settings import Mode
+from launcher.bridge.vllm import compat
 from launcher.bridge.weightmap.bind import bind
 from launcher.bridge.weightmap.model import Binding, Way
 from launcher.bridge.weightmap.rules import Place, Rule
@@ -64,14 +64,8 @@ def live_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def place(model_config: Any) -> Place:
     """This worker's place in its tensor-parallel group, and the model's heads."""
-    from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
-
-    return Place(
-        tp_rank=int(get_tensor_model_parallel_rank()),
-        tp_size=int(get_tensor_model_parallel_world_size()),
-        heads=int(getattr(model_config.hf_text_config, "num_attention_heads", 0)),
-        kv_heads=int(model_config.get_total_num_kv_heads()),
-    )
+    tp_rank, tp_size, heads, kv_heads = compat.tensor_parallel_place(model_config)
+    return Place(tp_rank=tp_rank, tp_size=tp_size, heads=heads, kv_heads=kv_heads)
 
 
 def processed(model: nn.Module) -> dict[str, str]:
@@ -88,7 +82,7 @@ def processed(model: nn.Module) -> dict[str, str]:
                     f"The engine has packed `{prefix}.{name}` and cannot be updated."
                     " HINT: start it with `--quantization launcher-plain`."
                 )
-        reason = "" if _packed_experts(module) is not None else _reason(module)
+        reason = "" if compat.packed_experts(module) is not None else _reason(module)
         if reason:
             names = [name for name, _ in module.named_parameters(recurse=False)]
             found.update((f"{prefix}.{name}" if prefix else name, reason) for name in names)
@@ -108,26 +102,11 @@ def packers(model: nn.Module) -> dict[str, Pack]:
     """
     found: dict[str, Pack] = {}
     for prefix, module in model.named_modules():
-        experts = _packed_experts(module)
+        experts = compat.packed_experts(module)
         if experts is not None:
-            from vllm.model_executor.layers.fused_moe.experts.cpu_moe import cpu_prepack_moe_weight
-
             for name in ("w13_weight", "w2_weight"):
-                found[f"{prefix}.{name}"] = partial(cpu_prepack_moe_weight, isa=experts.isa)
+                found[f"{prefix}.{name}"] = compat.expert_packer(experts)
     return found
-
-
-def _packed_experts(module: nn.Module) -> Any:
-    method = getattr(module, "quant_method", None)
-    if type(method).__name__ != "UnquantizedFusedMoEMethod" or not hasattr(module, "w13_weight"):
-        return None
-    experts = getattr(getattr(method, "moe_kernel", None), "fused_experts", None)
-    config = getattr(experts, "moe_config", None)
-    if config is None or not hasattr(experts, "isa") or getattr(experts, "_use_zentorch", False):
-        return None
-    size = config.intermediate_size_per_partition
-    padded = getattr(experts, "_padded_intermediate_size", None)
-    return experts if padded is None or padded(config) == size else None
 
 
 def _reason(module: nn.Module) -> str:
@@ -136,7 +115,7 @@ def _reason(module: nn.Module) -> str:
         return ""
     name = type(method).__name__
     if name == "UnquantizedFusedMoEMethod":
-        backend = str(getattr(getattr(method, "unquantized_backend", None), "value", "unknown"))
+        backend = compat.expert_backend(method)
         if backend == "CPU":
             raise BridgeError("The engine's CPU expert kernel keeps the weights in a form that cannot be updated.")
         return "" if backend in PLAIN_EXPERTS else f"the expert kernel {backend} keeps it in a layout of its own"
@@ -161,16 +140,10 @@ def loader(
         layerwise = bool(processed(model).keys() & staged)
 
     def load(weights: Iterable[tuple[str, Tensor]]) -> None:
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-
         load_weights: Any = model.load_weights
-        if not layerwise:
+        if layerwise:
+            compat.reload_weights(model, model_config, weights, torch.device(next(model.parameters()).device))
+        else:
             load_weights(iter(list(weights)))
-            return
-        device = next(model.parameters()).device
-        with torch.device(device):
-            initialize_layerwise_reload(model)
-            load_weights(iter(list(weights)))
-            finalize_layerwise_reload(model, model_config)
 
     return load

@@ -2,56 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from launcher.bridge.engine.worker import Worker
+from launcher.bridge.engine.worker import EngineWorker
+from launcher.bridge.protocol import FAILED
 from launcher.bridge.vllm.adapter import AdapterWorker
 from launcher.bridge.vllm.plain_linear import use_live_weights
 from launcher.bridge.vllm.weightmap import bind_worker, writer
 from launcher.common.errors import BridgeError
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from launcher.bridge.manifest import Manifest
+    from launcher.bridge.protocol import Manifest
     from launcher.bridge.settings import Mode
     from launcher.bridge.weightmap import Binding, Writer
 
 
-class BridgeWorker(Worker):
-    """Mixed into vLLM's worker class."""
+class BridgeWorker:
+    """Mixed into vLLM's worker class; adds :meth:`bridge_call`."""
 
-    vllm_config: Any
-    _bridge_adapters: dict[str, AdapterWorker] | None = None
+    rank: int
+    device: torch.device
+    _bridge_workers: dict[str | None, EngineWorker] | None = None
 
-    if TYPE_CHECKING:
-
-        def get_model(self) -> nn.Module: ...
-
-    def bridge_call(self, op: str, request: dict[str, Any]) -> dict[str, Any]:
-        """One request about the weights, or about the adapter that it names."""
-        name = request.get("adapter")
-        if name is None:
-            return super().bridge_call(op, request)
-        self._bridge_adapters = self._bridge_adapters or {}
-        if name not in self._bridge_adapters:
+    def bridge_call(self, operation: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """One operation on the model's weights, or on the adapter that it names."""
+        if self._bridge_workers is None:
+            self._bridge_workers = {None: ModelWorker(self)}
+        name = fields.get("adapter")
+        if name not in self._bridge_workers:
             try:
-                self._bridge_adapters[name] = AdapterWorker(self)
+                self._bridge_workers[name] = AdapterWorker(self)
             except BridgeError as error:
-                return {"error": f"worker {self.rank}: {error}"}
-        return self._bridge_adapters[name].bridge_call(op, request)
+                return {FAILED: f"worker {self.rank}: {error}"}
+        return self._bridge_workers[name].bridge_call(operation, fields)
 
-    def _bridge_learn(self, manifest: Manifest) -> Binding:
+
+class ModelWorker(EngineWorker):
+    """The model's weights in one worker.
+
+    Args:
+        worker: vLLM's.
+    """
+
+    def __init__(self, worker: Any) -> None:
+        self.rank, self.device = worker.rank, worker.device
+        self._worker = worker
+
+    def learn(self, manifest: Manifest) -> Binding:
         """From the model's own loader."""
-        model = self.get_model()
+        model = self._worker.get_model()
         if self.device.type == "cpu":
             use_live_weights(model)
-        return bind_worker(model, self.vllm_config.model_config, manifest)
+        return bind_worker(model, self._worker.vllm_config.model_config, manifest)
 
-    def _bridge_make_writer(self, binding: Binding, mode: Mode) -> Writer:
-        return writer(self.get_model(), self.vllm_config.model_config, binding, mode)
+    def make_writer(self, binding: Binding, mode: Mode) -> Writer:
+        """Into the model's parameters."""
+        return writer(self._worker.get_model(), self._worker.vllm_config.model_config, binding, mode)
 
 
 def _permit_amx() -> None:

@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from launcher.bridge.manifest import Manifest
 from launcher.bridge.plan import Box
 from launcher.bridge.plan.boxes import describe
+from launcher.bridge.protocol import Manifest
 from launcher.bridge.weightmap.coverage import Coverage, cover
 from launcher.bridge.weightmap.model import Binding, Bound, Way
 from launcher.bridge.weightmap.names import Views, checkpoint_views

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from launcher.bridge.manifest import Entry, Manifest
-from launcher.bridge.manifest import from_json as manifest_from_json
 from launcher.bridge.plan import Box
+from launcher.bridge.protocol import Manifest, TensorEntry
+from launcher.common.codec import from_builtins
 
 
 class Way(StrEnum):
@@ -139,13 +139,13 @@ class Binding:
             KeyError, TypeError, ValueError: It is not one.
         """
         return cls(
-            manifest=manifest_from_json(data["manifest"]),
+            manifest=from_builtins(data["manifest"], Manifest),
             parameters=tuple(_bound_from_json(item) for item in data["parameters"]),
             staged=tuple(data["staged"]),
             unused=tuple(data["unused"]),
         )
 
-    def owners(self) -> dict[str, Entry]:
+    def owners(self) -> dict[str, TensorEntry]:
         """The trainer's tensors that have bytes of their own, by name."""
         return {entry.name: entry for entry in self.manifest if entry.alias_of is None}
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from launcher.bridge.manifest import Manifest
+from launcher.bridge.protocol import Manifest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from launcher.bridge.manifest import Manifest
 from launcher.bridge.plan import Box
+from launcher.bridge.protocol import Manifest
 from launcher.bridge.weightmap.model import Copy
 from launcher.bridge.weightmap.strided import Dim, Layout, locate, pieces, through
 

@@ -16,8 +16,8 @@ from unittest.mock import patch
 import torch
 import uvicorn
 
-from launcher.bridge.engine.worker import Worker
-from launcher.bridge.manifest import Manifest
+from launcher.bridge.engine.worker import EngineWorker
+from launcher.bridge.protocol import Manifest
 from launcher.bridge.settings import Mode
 from launcher.bridge.vllm.middleware import BridgeMiddleware
 from launcher.bridge.weightmap import Binding, Writer
@@ -27,7 +27,7 @@ from launcher.common.env import LAUNCHER_TOKEN
 State = dict[str, torch.Tensor]
 
 
-class PlainReplica(Worker):
+class PlainReplica(EngineWorker):
     """Serves parameters that are as wide as the trainer's, two of them fused; plays the engine as well as its worker.
 
     Args:
@@ -47,8 +47,8 @@ class PlainReplica(Worker):
     @property
     def received(self) -> State:
         """Where a version arrives."""
-        assert self._bridge_writer is not None
-        return self._bridge_writer.received
+        assert self._writer is not None
+        return self._writer.received
 
     def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         for name, weight in weights:
@@ -56,10 +56,10 @@ class PlainReplica(Worker):
             if parameter in self.live:
                 self.live[parameter][row : row + weight.shape[0]].copy_(weight)
 
-    def _bridge_learn(self, manifest: Manifest) -> Binding:
+    def learn(self, manifest: Manifest) -> Binding:
         return bind(self._load, self.live, manifest)
 
-    def _bridge_make_writer(self, binding: Binding, mode: Mode) -> Writer:
+    def make_writer(self, binding: Binding, mode: Mode) -> Writer:
         return Writer(binding, self.live, load=self._load, mode=mode)
 
     async def collective_rpc(self, _method: str, args: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -21,8 +21,8 @@ import uvicorn
 from torch import nn
 
 from launcher.bridge.codec.checksum import digest
-from launcher.bridge.engine.worker import Worker
-from launcher.bridge.manifest import Entry, Manifest
+from launcher.bridge.engine.worker import EngineWorker
+from launcher.bridge.protocol import Manifest, TensorEntry
 from launcher.bridge.settings import Mode
 from launcher.bridge.vllm.middleware import BridgeMiddleware
 from launcher.bridge.weightmap import Binding, Writer
@@ -52,7 +52,7 @@ class Shard(nn.Module):
             self.get_parameter(name).data.copy_(weight.narrow(0, self._first, self._rows))
 
 
-class PlainWorker(Worker):
+class PlainWorker(EngineWorker):
     """A worker of this replica."""
 
     def __init__(self, model: Shard, rank: int, end: ReplicaEnd) -> None:
@@ -61,10 +61,10 @@ class PlainWorker(Worker):
         self._model = model
         self._end = end
 
-    def _bridge_learn(self, manifest: Manifest) -> Binding:
+    def learn(self, manifest: Manifest) -> Binding:
         return bind(self._model.load_weights, dict(self._model.named_parameters()), manifest)
 
-    def _bridge_make_writer(self, binding: Binding, mode: Mode) -> Writer:
+    def make_writer(self, binding: Binding, mode: Mode) -> Writer:
         made = Writer(binding, dict(self._model.named_parameters()), load=self._model.load_weights, mode=mode)
         made.received = dict(made.received)
         self.extra_bytes = made.extra_bytes
@@ -74,8 +74,8 @@ class PlainWorker(Worker):
     @property
     def plan(self) -> Any:
         """What was agreed on last."""
-        assert self._bridge_receiver is not None
-        return self._bridge_receiver._plan
+        assert self._receiver is not None
+        return self._receiver._plan
 
 
 class ReplicaEnd:
@@ -176,7 +176,7 @@ def warm() -> None:
     bind(
         model.load_weights,
         dict(model.named_parameters()),
-        (Entry(name="one", shape=(4, 4), dtype="float32", alias_of=None),),
+        (TensorEntry(name="one", shape=(4, 4), dtype="float32", alias_of=None),),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.bridge.link_setup import JoinSettings, join, serve_store
-from launcher.bridge.manifest import Entry
-from launcher.bridge.negotiation import TrainerFacts, replica_plan
+from launcher.bridge.negotiation import replica_plan
 from launcher.bridge.plan import Box, Location, Sharding, fingerprints, first_difference
 from launcher.bridge.plan.sharding import fsdp, replicated
+from launcher.bridge.protocol import Connect, ConnectReply, TensorEntry, TrainerSpec, WorkerConnected, WorkerSpec
+from launcher.bridge.trainer.connect import ConnectSettings, connect_replicas, serve_store
 from launcher.bridge.trainer.discovery import ReplicaInfo
 from launcher.bridge.trainer.replica_client import ReplicaClient
 from launcher.bridge.transport.choose import here
 from launcher.bridge.weightmap import Binding, Bound, Copy, Way
-from launcher.common.errors import TransferError
+from launcher.common.codec import from_json, to_json
 from tests.integration.bridge.case import Case
 from tests.integration.bridge.end import content
 from tests.integration.bridge.ends import Answer, Pool
@@ -217,17 +216,17 @@ def test_two_sides_that_plan_differently_learn_which_tensor_it_is_about(pool: Po
 NAMES = ("alpha", "beta", "gamma")
 
 
-def facts(shardings: dict[str, Sharding]) -> TrainerFacts:
+def facts(shardings: dict[str, Sharding]) -> TrainerSpec:
     """Three tensors on two trainer ranks."""
-    return TrainerFacts(
-        manifest=tuple(Entry(name=name, shape=(8, 4), dtype="float32") for name in NAMES),
+    return TrainerSpec.of(
+        manifest=tuple(TensorEntry(name=name, shape=(8, 4), dtype="float32") for name in NAMES),
         shardings=shardings,
         locations=(Location(node=0, gpu=0), Location(node=0, gpu=1)),
         round_bytes=1 << 20,
     )
 
 
-def worker_of(trainer: TrainerFacts) -> dict[str, Any]:
+def worker_of(trainer: TrainerSpec) -> WorkerSpec:
     """A worker that holds each tensor whole."""
     whole = Box.full((8, 4))
     parameters = tuple(
@@ -251,21 +250,20 @@ def worker_of(trainer: TrainerFacts) -> dict[str, Any]:
         for name in NAMES
     )
     binding = Binding(manifest=trainer.manifest, parameters=parameters)
-    place = here(CPU)
-    return {"binding": binding.to_json(), "location": [1, 0], "place": [place.host, place.device]}
+    return WorkerSpec(weight_map=binding.to_json(), location=Location(node=1, gpu=0), place=here(CPU))
 
 
 class Engine(BaseHTTPRequestHandler):
     """An engine that answers ``connect`` with a plan that it made from other facts."""
 
-    facts: TrainerFacts
+    facts: TrainerSpec
 
     def do_POST(self) -> None:
         """Plans for itself."""
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        plan = replica_plan(self.facts, body["workers"])
-        answer = {"workers": [{"plan": plan.digest, "fingerprints": fingerprints(plan)}]}
-        content = json.dumps(answer).encode()
+        request = from_json(self.rfile.read(int(self.headers["Content-Length"])), Connect)
+        plan = replica_plan(self.facts, request.workers)
+        worker = WorkerConnected(plan=plan.digest, fingerprints=fingerprints(plan))
+        content = to_json(ConnectReply(workers=(worker,), version=None))
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -279,7 +277,7 @@ class Engine(BaseHTTPRequestHandler):
 def engine() -> Iterator[str]:
     """Its URL."""
     theirs = facts({"alpha": fsdp(2), "beta": replicated(2), "gamma": fsdp(2)})
-    Engine.facts = TrainerFacts.from_json(json.loads(json.dumps(theirs.to_json())))
+    Engine.facts = from_json(to_json(theirs), TrainerSpec)
     server = HTTPServer(("127.0.0.1", 0), Engine)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -293,19 +291,22 @@ def engine() -> Iterator[str]:
 def test_joining_ends_with_the_name_of_the_first_tensor_that_the_sides_differ_in(engine: str) -> None:
     ours = facts(dict.fromkeys(NAMES, fsdp(2)))
     store, address = serve_store("127.0.0.1", 5.0)
-    settings = JoinSettings(
+    settings = ConnectSettings(
         address="127.0.0.1",
         transport="auto",
         mode="shadow",
         places=(here(CPU), here(CPU)),
         device=CPU,
         secret="secret",
+        store=address,
         directory=None,
         timeout_s=1.0,
         verify=True,
         generation=1,
         adapter=None,
     )
-    with pytest.raises(TransferError, match=r"another plan than the trainer; they first differ in `beta`"):
-        join(ReplicaClient(ReplicaInfo(index=0, url=engine), "key"), ours, [worker_of(ours)], address, settings)
+    client = ReplicaClient(ReplicaInfo(index=0, url=engine), "key")
+    results = connect_replicas([client], ours, {0: [worker_of(ours)]}, settings)
+    assert results.values == {}
+    assert "another plan than the trainer; they first differ in `beta`" in results.failures[0]
     del store

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launcher.bridge.trainer.parallel import in_parallel
+from launcher.bridge.parallel import in_parallel
 from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire
 from launcher.bridge.transport.filesystem import connect_receiver, connect_sender, read, write
 from launcher.common.errors import TransferError

@@ -97,7 +97,7 @@ def test_every_mode_takes_versions_parts_and_what_follows_a_failure(
         with pytest.raises(TransferError, match="the weights that arrived are not those sent"):
             bridge.publish(model, 5)
         (info,) = bridge.info()
-        assert (info["version"], info["state"]) == (4, "quarantined" if mode == "inplace" else "serving")
+        assert (info.version, info.state) == (4, "quarantined" if mode == "inplace" else "serving")
         if mode != "inplace":
             check(replica, before)
         report = bridge.publish(model, 6)
@@ -105,7 +105,7 @@ def test_every_mode_takes_versions_parts_and_what_follows_a_failure(
     else:
         bridge.publish(model, 6)
     check(replica, model.served())
-    assert bridge.info()[0]["state"] == "serving"
+    assert bridge.info()[0].state == "serving"
     model.step(0.01)
     report = bridge.publish(model, 7)
     check(replica, model.served())

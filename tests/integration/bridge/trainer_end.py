@@ -14,6 +14,7 @@ from torch import distributed as dist
 from torch import nn
 
 from launcher.bridge.codec import messages
+from launcher.bridge.protocol import BridgeRequest
 from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer.api import Bridge, connect
 from launcher.bridge.trainer.replica_client import ReplicaClient
@@ -36,10 +37,10 @@ class TrainerEnd:
         """Every question to a replica, and every message that is packed, is a place of its own."""
         call, pack = ReplicaClient.call, messages.pack
 
-        def watched_call(client: ReplicaClient, route: str, *rest: Any, **words: Any) -> dict[str, Any]:
-            self.fault.here(route)
-            answer = call(client, route, *rest, **words)
-            self.fault.here(f"{route} done")
+        def watched_call(client: ReplicaClient, request: BridgeRequest[Any], **words: Any) -> Any:
+            self.fault.here(request.operation)
+            answer = call(client, request, **words)
+            self.fault.here(f"{request.operation} done")
             return answer
 
         def watched_pack(*words: Any) -> None:

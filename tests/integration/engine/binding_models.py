@@ -15,9 +15,9 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 import launcher.bridge.vllm.plain_linear  # noqa: F401  registers the method
 from launcher.bridge.codec.pack import pack, unpack
-from launcher.bridge.manifest import Entry, Manifest
 from launcher.bridge.plan import Engine, Location, Receiver, TensorSpec, place, reshard
 from launcher.bridge.plan.sharding import fsdp
+from launcher.bridge.protocol import Manifest, TensorEntry
 from launcher.bridge.settings import Mode
 from launcher.bridge.vllm.weightmap import bind_worker, live_tensors, loader, writer
 from launcher.bridge.vllm.weightmap import place as worker_place
@@ -82,7 +82,7 @@ def tensors_of(case: Case, module: nn.Module, path: Path) -> tuple[Manifest, dic
         owner = owners.setdefault(tensor.data_ptr(), name)
         dtype = str(tensor.dtype).removeprefix("torch.")
         entries.append(
-            Entry(name=name, shape=tuple(tensor.shape), dtype=dtype, alias_of=None if owner == name else owner)
+            TensorEntry(name=name, shape=tuple(tensor.shape), dtype=dtype, alias_of=None if owner == name else owner)
         )
     return tuple(entries), held
 

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def main(out: Path, checkpoint: Path) -> None:
 
     facts["stale"] = refusal(lambda: connection.publish(model, version=2))
     facts["unknown_name"] = refusal(lambda: connection.publish(model, version=3, names=["no.such.weight"]))
-    facts["info_2"] = connection.info()
+    facts["info_2"] = [asdict(status) for status in connection.info()]
 
     model.load_state_dict(original)
     connection.publish(model, version=3)
@@ -124,11 +125,11 @@ def main(out: Path, checkpoint: Path) -> None:
     # A name that the engine does not know: refused before a byte moves.
     model.register_buffer("launcher_unknown", torch.ones(3))
     facts["unknown_to_engine"] = refusal(lambda: connection.publish(model, version=6))
-    facts["info_refused"] = connection.info()
+    facts["info_refused"] = [asdict(status) for status in connection.info()]
     del model.launcher_unknown
     connection.publish(model, version=7)
     facts["v7"] = greedy(url, key)
-    facts["info_7"] = connection.info()
+    facts["info_7"] = [asdict(status) for status in connection.info()]
 
     facts["open"] = {
         path: ask(url, path, None, body)[0]

@@ -146,7 +146,7 @@ def test_an_adapter_that_is_published_answers_as_one_from_a_directory(
     assert said(answers) == weights
     assert names(answers) == {(None, None)}
     (info,) = bridge.info()
-    assert (info["version"], info["state"], info["adapters"]) == (None, "serving", {"tuned": 4, "second": 1})
+    assert (info.version, info.state, info.adapters) == (None, "serving", {"tuned": 4, "second": 1})
 
 
 @pytest.mark.engine
@@ -182,7 +182,7 @@ def test_an_adapter_that_cannot_be_used_is_refused_and_the_one_before_goes_on(
         for name in ("tuned", "second", "third"):
             bridge.publish_adapter(name, good, 50, config=CONFIG)
     assert names(greedy(url, key, "refused")) == {("refused", "2")}
-    assert bridge.info()[0]["state"] == "serving"
+    assert bridge.info()[0].state == "serving"
 
 
 @pytest.mark.engine

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from launcher.bridge.adapter import adapter_of, adapter_weights
-from launcher.bridge.vllm.engine import BridgeEngine, Refused
+from launcher.bridge.engine.state_machine import Refused, UpdateStateMachine
+from launcher.bridge.protocol import FAILED, Bind, Commit, GetInfo
+from launcher.bridge.vllm.compat import VllmEngine
 from launcher.common.errors import BridgeError
-from tests.unit.bridge.test_bridge_engine import Vllm
+from tests.unit.bridge.test_bridge_engine import NOTHING, Vllm, requests
 
 NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
 
@@ -73,16 +75,26 @@ class Models:
         return self._ids
 
 
-async def publish(engine: BridgeEngine, vllm: Vllm, models: Models, version: int, **body: Any) -> None:
-    for route in ("prepare", "vote", "commit"):
-        await engine.handle(vllm, "POST", route, {"version": version, "timeout_s": 5, **body}, models)
+async def publish(
+    engine: UpdateStateMachine,
+    vllm: Vllm,
+    models: Models,
+    version: int,
+    *,
+    adapter: str | None = None,
+    releases: bool = True,
+) -> None:
+    made = requests(version, adapter=adapter)
+    commit = Commit(version=version, adapter=adapter, releases=releases)
+    for request in (made["prepare"], made["vote"], commit):
+        await engine.handle(VllmEngine(vllm, models), request)
 
 
 def test_an_adapter_has_versions_of_its_own_and_is_offered_once_it_is_committed() -> None:
     async def go() -> None:
-        engine, vllm, models = BridgeEngine(), Vllm(), Models()
+        engine, vllm, models = UpdateStateMachine(), Vllm(), Models()
         await publish(engine, vllm, models, 5)
-        await engine.handle(vllm, "POST", "bind", {"adapter": "tuned"}, models)
+        await engine.handle(VllmEngine(vllm, models), Bind(trainer=NOTHING, adapter="tuned"))
         assert models.lora_requests == {}
         await publish(engine, vllm, models, 1, adapter="tuned")
         assert vllm.calls.index("stage") < len(vllm.calls) - 1 - vllm.calls[::-1].index("pause")
@@ -92,8 +104,8 @@ def test_an_adapter_has_versions_of_its_own_and_is_offered_once_it_is_committed(
             await publish(engine, vllm, models, 1, adapter="tuned")
         with pytest.raises(Refused, match="another model of this engine is called 'base'"):
             await publish(engine, vllm, models, 1, adapter="base")
-        info = await engine.handle(vllm, "GET", "info", {})
-        assert (info["version"], info["adapters"]) == (5, {"tuned": 1})
+        info = await engine.handle(VllmEngine(vllm), GetInfo())
+        assert (info.version, info.adapters) == (5, {"tuned": 1})
 
     asyncio.run(go())
 
@@ -104,15 +116,15 @@ class FailsOnce(Vllm):
     fails = True
 
     async def collective_rpc(self, name: str, args: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
-        if args[0] == "commit" and "adapter" not in args[1] and self.fails:
+        if args[0] == "commit" and args[1]["adapter"] is None and self.fails:
             self.fails = False
-            return [{"error": "no"}]
+            return [{FAILED: "no"}]
         return await super().collective_rpc(name, args)
 
 
 def test_an_adapter_does_not_end_the_quarantine_of_weights_that_may_be_a_mix() -> None:
     async def go() -> None:
-        engine, vllm, models = BridgeEngine(), FailsOnce(), Models()
+        engine, vllm, models = UpdateStateMachine(), FailsOnce(), Models()
         with pytest.raises(Refused, match="no"):
             await publish(engine, vllm, models, 1)
         await publish(engine, vllm, models, 1, adapter="tuned")
@@ -127,7 +139,7 @@ def test_an_adapter_does_not_end_the_quarantine_of_weights_that_may_be_a_mix() -
 
 def test_a_restarted_engine_that_waits_for_weights_is_not_released_by_an_adapter_unless_the_trainer_says_so() -> None:
     async def go() -> None:
-        engine, vllm, models = BridgeEngine(awaits_weights=True), Vllm(), Models()
+        engine, vllm, models = UpdateStateMachine(awaits_weights=True), Vllm(), Models()
         await publish(engine, vllm, models, 1, adapter="tuned", releases=False)
         assert engine.awaits_weights
         await publish(engine, vllm, models, 2, adapter="tuned", releases=True)

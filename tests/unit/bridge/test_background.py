@@ -10,8 +10,7 @@ import torch
 
 from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer.api import Bridge
-from launcher.bridge.trainer.background import Publisher
-from launcher.bridge.trainer.report import UpdateReport
+from launcher.bridge.trainer.update import UpdateQueue, UpdateReport
 from launcher.common.errors import TransferError
 
 REPORT = UpdateReport(version=1, seconds=0.1, bytes=1, density=None, pause_s=0.0, replicas=1)
@@ -19,8 +18,8 @@ PATIENCE_S = 30.0
 
 
 @pytest.fixture
-def publisher() -> Iterator[Publisher]:
-    found = Publisher()
+def publisher() -> Iterator[UpdateQueue]:
+    found = UpdateQueue()
     yield found
     found.close()
 
@@ -29,7 +28,7 @@ def failing(_read: Callable[[], None]) -> UpdateReport:
     raise TransferError("a replica is gone")
 
 
-def test_updates_are_carried_out_in_order(publisher: Publisher) -> None:
+def test_updates_are_carried_out_in_order(publisher: UpdateQueue) -> None:
     seen: list[int] = []
 
     def update(number: int) -> Callable[[Callable[[], None]], UpdateReport]:
@@ -42,7 +41,7 @@ def test_updates_are_carried_out_in_order(publisher: Publisher) -> None:
     assert updates[3].result() is REPORT
 
 
-def test_a_failure_is_raised_where_it_is_asked_for_or_else_at_the_next_update(publisher: Publisher) -> None:
+def test_a_failure_is_raised_where_it_is_asked_for_or_else_at_the_next_update(publisher: UpdateQueue) -> None:
     asked = publisher.submit(1, failing)
     with pytest.raises(TransferError, match="a replica is gone"):
         asked.result()
@@ -55,7 +54,7 @@ def test_a_failure_is_raised_where_it_is_asked_for_or_else_at_the_next_update(pu
     assert publisher.submit(5, lambda read: REPORT).result() is REPORT
 
 
-def test_an_update_that_takes_longer_than_its_caller_waits_says_which(publisher: Publisher) -> None:
+def test_an_update_that_takes_longer_than_its_caller_waits_says_which(publisher: UpdateQueue) -> None:
     go_on = threading.Event()
 
     def slow(read: Callable[[], None]) -> UpdateReport:
@@ -87,7 +86,7 @@ def test_an_optimizers_step_waits_until_the_weights_have_been_read_and_no_longer
         assert commit.wait(PATIENCE_S)
         return REPORT
 
-    pending = bridge._publisher.submit(1, update)
+    pending = bridge._queue.submit(1, update)
     stepping = threading.Thread(target=optimizer.step)
     assert reading.wait(PATIENCE_S)
     stepping.start()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.bridge.manifest import Entry, Manifest
+from launcher.bridge.protocol import Manifest, TensorEntry
 from launcher.bridge.weightmap import Place, Way, Writer, bind, needs, never_used, parse_rules
 from launcher.bridge.weightmap.rules import fused_name
 from launcher.common.errors import BridgeError
@@ -210,6 +210,6 @@ def test_a_rule_that_does_not_fit_names_the_tensor() -> None:
 
 def test_rules_that_leave_a_hole_are_not_taken() -> None:
     model = Toy(hidden_loader, w=(3, 2), v=(3, 2))
-    entries: Manifest = tuple(Entry(name=name, shape=(3, 2), dtype="float32") for name in ("w", "v"))
+    entries: Manifest = tuple(TensorEntry(name=name, shape=(3, 2), dtype="float32") for name in ("w", "v"))
     binding = bind(model.load_weights, model.live, entries, rules=parse_rules({"param_mappings": {}}))
     assert set(binding.ways.values()) == {Way.STAGED}

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from launcher.bridge.manifest import Entry, Manifest
 from launcher.bridge.plan import Box
+from launcher.bridge.protocol import Manifest, TensorEntry
 from launcher.bridge.settings import Mode
 from launcher.bridge.weightmap import Binding, Way, Writer, apply, bind, needs
 from launcher.common.errors import BridgeError
@@ -40,7 +40,8 @@ class Toy(nn.Module):
 
 def manifest(**tensors: Tensor) -> Manifest:
     return tuple(
-        Entry(name=name, shape=tuple(t.shape), dtype=str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()
+        TensorEntry(name=name, shape=tuple(t.shape), dtype=str(t.dtype).removeprefix("torch."))
+        for name, t in tensors.items()
     )
 
 
@@ -144,7 +145,10 @@ def test_tied_parameters_have_one_storage_and_a_trainers_tied_name_its_owner() -
 
     model = Toy(load, embed=(4, 2), head=(4, 2))
     model.head = model.embed
-    entries = (*manifest(embed=torch.empty(4, 2)), Entry(name="head", shape=(4, 2), dtype="float32", alias_of="embed"))
+    entries = (
+        *manifest(embed=torch.empty(4, 2)),
+        TensorEntry(name="head", shape=(4, 2), dtype="float32", alias_of="embed"),
+    )
     binding = bind(model.load_weights, model.live, entries)
     assert [(b.name, b.aliases) for b in binding.parameters] == [("embed", ("head",))]
     assert {copy.source_name for copy in binding.copies} == {"embed"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launcher.bridge.vllm.pause import settled
+from launcher.bridge.vllm.compat import VllmEngine
 
 VLLM_SLICE = 128
 
@@ -45,7 +45,7 @@ def test_all_steps_are_counted_whenever_one_asks(requests: int, steps: int, turn
             engine.engine_core.outputs_queue.put_nowait(list(range(requests)))
         for _ in range(turns):
             await asyncio.sleep(0)
-        assert await settled(engine, timeout_s=60)
+        assert await VllmEngine(engine).drain_outputs(timeout_s=60)
         assert set(engine.output_processor.request_states.values()) == {steps}
         counting.cancel()
 
@@ -56,6 +56,6 @@ def test_a_front_end_that_takes_nothing_in_is_not_waited_for_for_ever() -> None:
     async def go() -> None:
         engine = engine_of(1)
         engine.engine_core.outputs_queue.put_nowait([0])
-        assert not await settled(engine, timeout_s=0.05)
+        assert not await VllmEngine(engine).drain_outputs(timeout_s=0.05)
 
     asyncio.run(go())

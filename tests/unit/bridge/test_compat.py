@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from launcher import bridge
-from launcher.bridge.compat_mappings import vllm_location
+from launcher.bridge.compat import vllm_location
 from launcher.common.errors import BridgeError, RendezvousTimeout
 
 NAMES = [

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from launcher.bridge.protocol import Abort
 from launcher.bridge.trainer.discovery import ReplicaInfo
 from launcher.bridge.trainer.replica_client import ReplicaClient
 from launcher.common import http
@@ -93,7 +94,7 @@ def engine() -> Iterator[Listener]:
 
 def bridge(url: str) -> None:
     client = ReplicaClient(ReplicaInfo(index=0, url=url), "the bridge's key")
-    client.call("vote", {"version": 3, "timeout_s": 1.0}, timeout_s=30.0)
+    client.call(Abort(), timeout_s=30.0)
 
 
 def health(url: str) -> None:

@@ -13,9 +13,9 @@ import pytest
 
 from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer.api import Bridge
-from launcher.bridge.trainer.discovery import Commit, FixedReplicas
-from launcher.bridge.trainer.rank_group import Ranks
-from launcher.bridge.trainer.replica_set import Replicas
+from launcher.bridge.trainer.discovery import CommitRecord, FixedReplicas
+from launcher.bridge.trainer.rank_group import RankGroup
+from launcher.bridge.trainer.replica_set import ReplicaSet
 from launcher.common.env import LAUNCHER_CONTROL, LAUNCHER_TOKEN
 from launcher.common.errors import ControlError, TransferError
 from launcher.common.keys import new_token
@@ -120,8 +120,8 @@ def test_a_replica_that_is_talked_to_is_given_up_when_the_run_has_lost_it(contro
         assert found.failure_reason(second) is None
 
 
-def commit(version: int, adapter: str | None, replicas: dict[int, int]) -> Commit:
-    return Commit(version=version, adapter=adapter, replicas=replicas, seconds=0.5, bytes=7, density=None)
+def commit(version: int, adapter: str | None, replicas: dict[int, int]) -> CommitRecord:
+    return CommitRecord(version=version, adapter=adapter, replicas=replicas, seconds=0.5, bytes=7, density=None)
 
 
 FIELDS = {"seconds": 0.5, "bytes": 7, "density": None}
@@ -160,17 +160,17 @@ def test_a_version_waits_for_the_replica_that_comes_back(
     monkeypatch.setattr("launcher.bridge.trainer.replica_set.SLICE_S", 0.2)
     settings = BridgeSettings(token=TOKEN, min_replicas=2)
     discovery = RunReplicas()
-    replicas = Replicas(settings, Ranks("127.0.0.1", 5.0), discovery)
+    replicas = ReplicaSet(settings, RankGroup("127.0.0.1", 5.0), discovery)
     # Replica 1 has it; replica 0 was offered it twice, in vain, and the run has not noticed why.
-    replicas.served, tries = {1: 0}, {(0, 0): 2}
-    assert replicas._wait_for_another(tries) is False
+    replicas._serving, tries = {1: 0}, {(0, 0): 2}
+    assert replicas._wait_a_slice(tries) is False
     engine_ends(control, 0, 0)
-    assert replicas._wait_for_another(tries) is None
+    assert replicas._wait_a_slice(tries) is None
     control.call(ready(0, 1, "http://0"))
     Pool(control).wait(lambda found: found[0].restart_count == 1, timeout_s=30, what="the restart")
-    while replicas._wait_for_another(tries) is None:
+    while replicas._wait_a_slice(tries) is None:
         control.call(ready(0, 1, "http://0"))
-    assert replicas._wait_for_another(tries) is True
+    assert replicas._wait_a_slice(tries) is True
     discovery.close()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
-from launcher.bridge.vllm.spans import VersionSpans
+from launcher.bridge.engine.version_spans import RunningRequest, VersionSpans
+from launcher.bridge.vllm.compat import VllmEngine
 from launcher.inference.versions import token_versions
 
 
@@ -36,7 +38,7 @@ class EngineInHand:
 
     output_processor: OutputProcessor = field(default_factory=OutputProcessor)
 
-    def runs(self, **tokens: int) -> EngineInHand:
+    def runs(self, **tokens: int) -> Sequence[RunningRequest]:
         states = self.output_processor.request_states
         states.clear()
         for name, count in tokens.items():
@@ -44,7 +46,7 @@ class EngineInHand:
             states[f"{name}-random"] = RequestInHand(
                 f"cmpl-{request}-0", Detokenizer(count), int(index) if index else 0
             )
-        return self
+        return VllmEngine(self).running_requests()
 
 
 @pytest.fixture

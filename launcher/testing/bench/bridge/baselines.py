@@ -155,7 +155,7 @@ class RawPeer(Baseline):
         super().__init__(stage)
         self._bytes = sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
         pointer = cudart.allocate(stage.device, self.block)
-        handle = stage.ranks.share(cudart.handle(pointer).hex() if stage.is_sender else None)
+        handle = stage.ranks.broadcast_json(cudart.handle(pointer).hex() if stage.is_sender else None)
         self._own, self._theirs = pointer, 0
         if not stage.is_sender:
             self._theirs = cudart.map_handle(stage.device, bytes.fromhex(handle))

@@ -19,8 +19,8 @@ import torch
 from torch import distributed as dist
 
 from launcher.bridge.groups import init_process_group
-from launcher.bridge.link_setup import serve_store
-from launcher.bridge.trainer.rank_group import Ranks
+from launcher.bridge.trainer.connect import serve_store
+from launcher.bridge.trainer.rank_group import RankGroup
 from launcher.bridge.transport.choose import ON_HOST_MEMORY
 from launcher.testing.bench.bridge.baselines import baselines
 from launcher.testing.bench.bridge.changes import Changes
@@ -68,8 +68,8 @@ def _stage(options: argparse.Namespace, directory: str) -> Stage:
         device = torch.device("cuda", 0 if share else int(os.environ.get("LOCAL_RANK", rank)))
         torch.cuda.set_device(device)
     served = serve_store(os.environ["MASTER_ADDR"], TIMEOUT.total_seconds()) if rank == 0 else None
-    ranks = Ranks(os.environ["MASTER_ADDR"], TIMEOUT.total_seconds())
-    words: list[str] = ranks.share([served[1], directory] if served is not None else None)
+    ranks = RankGroup(os.environ["MASTER_ADDR"], TIMEOUT.total_seconds())
+    words: list[str] = ranks.broadcast_json([served[1], directory] if served is not None else None)
     address, shared = words
     host, _, port = address.rpartition(":")
     store = served[0] if served is not None else dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False)

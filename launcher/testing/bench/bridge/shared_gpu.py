@@ -43,7 +43,7 @@ class PackedHandle(Baseline):
             filled += tensor.nbytes
         size = max(sum(tensor.nbytes for tensor in bucket) for bucket in self._buckets)
         pointer = cudart.allocate(stage.device, size) if stage.is_sender else 0
-        handle = stage.ranks.share(cudart.handle(pointer).hex() if stage.is_sender else None)
+        handle = stage.ranks.broadcast_json(cudart.handle(pointer).hex() if stage.is_sender else None)
         if not stage.is_sender:
             pointer = cudart.map_handle(stage.device, bytes.fromhex(handle))
         self._pointer = pointer

@@ -12,7 +12,7 @@ import torch
 from torch import distributed as dist
 
 from launcher.bridge.plan import TensorSpec
-from launcher.bridge.trainer.rank_group import Ranks
+from launcher.bridge.trainer.rank_group import RankGroup
 from launcher.testing.paper.models import Model
 
 SENDER = 0
@@ -28,7 +28,7 @@ class Stage:
     group: Any
     """A process group of all ranks, on the tensors' device; None if the ranks share a GPU."""
 
-    ranks: Ranks
+    ranks: RankGroup
     store: str
     """``host:port`` of a store."""
 

@@ -15,14 +15,26 @@ rest from the new ones. An answer says so in the header ``x-weight-versions``, h
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 HEADER = b"x-weight-versions"
 REQUEST_ID = b"x-request-id"
 
 Version = int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningRequest:
+    """One choice of a request that an engine has in hand."""
+
+    names: tuple[tuple[str, int], ...]
+    """The request's id and the number of its prompt, for each way to read the engine's own id; the first whose id is
+    known is meant."""
+
+    choice: int
+    tokens: int
+    """That it has produced so far."""
 
 
 @dataclass(slots=True)
@@ -60,14 +72,18 @@ class VersionSpans:
         request = self._requests.get(request_id)
         return "none" if request is None else request.text()
 
-    def committed(self, engine: Any, version: int) -> None:
+    def committed(self, running_requests: Iterable[RunningRequest], version: int) -> None:
         """A version has been written and the engine has not resumed: what comes from now on is of ``version``.
 
         Args:
-            engine: vLLM's engine client, paused.
+            running_requests: what the paused engine has in hand.
         """
         running: set[str] = set()
-        for request_id, prompt, index, tokens in _running(engine, self._requests):
+        for found in running_requests:
+            known = next((name for name in found.names if name[0] in self._requests), None)
+            if known is None:
+                continue
+            (request_id, prompt), index, tokens = known, found.choice, found.tokens
             running.add(request_id)
             request = self._requests[request_id]
             # Whatever came before, it was not in hand then: it began with the last version.
@@ -85,17 +101,6 @@ class VersionSpans:
 def new_request_id() -> str:
     """An id that no other request has."""
     return uuid.uuid4().hex
-
-
-def _running(engine: Any, known: dict[str, RequestSpans]) -> Iterator[tuple[str, int, int, int]]:
-    """Request, prompt, choice, and tokens so far of all that vLLM has in hand."""
-    for internal_id, state in engine.output_processor.request_states.items():
-        # "cmpl-ID-3" is the fourth prompt of a completion request, "chatcmpl-ID" a chat.
-        external_id = str(getattr(state, "external_req_id", internal_id)).partition("-")[2]
-        head, _, number = external_id.rpartition("-")
-        found = (head, int(number)) if head in known and number.isdigit() else (external_id, 0)
-        if found[0] in known and state.detokenizer is not None:
-            yield (*found, int(state.request_index or 0), int(state.detokenizer.num_output_tokens()))
 
 
 def _name(version: Version) -> str:

@@ -1,4 +1,4 @@
-"""Updates that go on while the trainer computes its next step."""
+"""One update: its report, its handle while it goes on in the background, and the queue that carries updates out."""
 
 from __future__ import annotations
 
@@ -6,21 +6,45 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 
 from launcher.common.errors import TransferError
 
-if TYPE_CHECKING:
-    from launcher.bridge.trainer.report import UpdateReport
 
-Publish = Callable[[Callable[[], None]], "UpdateReport"]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateReport:
+    """What one update did; the same on every rank."""
+
+    version: int
+    seconds: float
+    """From the call until every replica served the version; includes connecting, the first time."""
+
+    bytes: int
+    """Bytes sent by all trainer ranks to all replicas; what replicas relay to each other does not count."""
+
+    density: float | None
+    """Share of the elements that had changed since the version that a replica had, where only those were sent; None if
+    no replica was sent changes.
+    """
+
+    pause_s: float
+    """Longest time in seconds for which a replica did not decode."""
+
+    replicas: int
+    """Replicas that serve the version."""
+
+
+Publish = Callable[[Callable[[], None]], UpdateReport]
 """Carries out one update, and calls its argument once the trainer's weights have been read."""
 
 
 class Update:
-    """One version on its way to the engines; made by :meth:`launcher.bridge.trainer.api.Bridge.publish_async`."""
+    """One version on its way to the engines; made by :meth:`launcher.bridge.trainer.api.Bridge.publish_async`.
+
+    Any thread may call its methods.
+    """
 
     def __init__(self, version: int) -> None:
         self.version = version
@@ -75,7 +99,7 @@ class Update:
             self._done.set()
 
 
-class Publisher:
+class UpdateQueue:
     """Carries out updates in a thread, one after the other."""
 
     def __init__(self) -> None:
