@@ -27,7 +27,7 @@ class Refused(Exception):
         self.status = status
 
 
-class Engine(Protocol):
+class EngineFrontEnd(Protocol):
     """What an update needs of an engine's front end. Its event loop calls every method."""
 
     async def call_workers(self, operation: str, fields: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -138,7 +138,7 @@ class UpdateStateMachine:
         is_preparing = any(served.preparing is not None for served in (self.weights, *self.adapters.values()))
         return "preparing" if is_preparing else "serving"
 
-    async def handle(self, engine: Engine, request: p.BridgeRequest[Any]) -> Any:
+    async def handle(self, engine: EngineFrontEnd, request: p.BridgeRequest[Any]) -> Any:
         """Carries out one request; the reply.
 
         Raises:
@@ -169,7 +169,7 @@ class UpdateStateMachine:
             request = replace(request, lora_id=served.lora_id)
             return await self._steps[type(request)](engine, served, request)
 
-    def _served(self, engine: Engine, adapter: str | None) -> ServedModel:
+    def _served(self, engine: EngineFrontEnd, adapter: str | None) -> ServedModel:
         if adapter is None:
             return self.weights
         if adapter not in self.adapters:
@@ -186,20 +186,20 @@ class UpdateStateMachine:
             for served in (self.weights, *self.adapters.values()):
                 served.preparing = None
 
-    async def _bind(self, engine: Engine, served: ServedModel, request: p.Bind) -> p.BindReply:
+    async def _bind(self, engine: EngineFrontEnd, served: ServedModel, request: p.Bind) -> p.BindReply:
         return p.BindReply(workers=tuple(await _call_workers(engine, request)))
 
-    async def _connect(self, engine: Engine, served: ServedModel, request: p.Connect) -> p.ConnectReply:
+    async def _connect(self, engine: EngineFrontEnd, served: ServedModel, request: p.Connect) -> p.ConnectReply:
         workers = await _call_workers(engine, request)
         # Workers receive an adapter beside the one in use, whatever the mode.
         served.mode = Mode(request.mode) if served.adapter is None else Mode.SHADOW
         return p.ConnectReply(workers=tuple(workers), version=served.version)
 
-    async def _relay(self, engine: Engine, served: ServedModel, request: p.RelayTo) -> p.VersionReply:
+    async def _relay(self, engine: EngineFrontEnd, served: ServedModel, request: p.RelayTo) -> p.VersionReply:
         await _call_workers(engine, request)
         return p.VersionReply(version=served.version)
 
-    async def _prepare(self, engine: Engine, served: ServedModel, request: p.Prepare) -> p.VersionReply:
+    async def _prepare(self, engine: EngineFrontEnd, served: ServedModel, request: p.Prepare) -> p.VersionReply:
         if served.committed is not None and (self._restart_count, request.version) <= served.committed:
             raise Refused(409, f"version {request.version} is not newer than {served.version}, which is being served")
         if served.mode is Mode.INPLACE:
@@ -208,7 +208,7 @@ class UpdateStateMachine:
         served.preparing = request.version
         return p.VersionReply(version=request.version)
 
-    async def _vote(self, engine: Engine, served: ServedModel, request: p.Vote) -> p.VoteReply:
+    async def _vote(self, engine: EngineFrontEnd, served: ServedModel, request: p.Vote) -> p.VoteReply:
         _check_prepared(served, request.version)
         try:
             digests = await self._received(engine, served, request)
@@ -220,7 +220,7 @@ class UpdateStateMachine:
             raise
         return p.VoteReply(version=request.version, digests=tuple(digests))
 
-    async def _received(self, engine: Engine, served: ServedModel, request: p.Vote) -> list[int | None]:
+    async def _received(self, engine: EngineFrontEnd, served: ServedModel, request: p.Vote) -> list[int | None]:
         """Waits until every worker has received the version; the checksums of what arrived."""
         deadline = time.monotonic() + request.timeout_s
         interval = POLL_S
@@ -240,7 +240,7 @@ class UpdateStateMachine:
             await asyncio.sleep(interval)
             interval = min(2 * interval, LONGEST_POLL_S)
 
-    async def _commit(self, engine: Engine, served: ServedModel, request: p.Commit) -> p.CommitReply:
+    async def _commit(self, engine: EngineFrontEnd, served: ServedModel, request: p.Commit) -> p.CommitReply:
         """Pause at a step boundary, write, drop what was computed from the old weights, stamp, resume."""
         version = request.version
         _check_prepared(served, version)
@@ -268,7 +268,7 @@ class UpdateStateMachine:
             engine.register_adapter(served.adapter, served.lora_id)
         return p.CommitReply(version=version, pause_s=time.monotonic() - begin)
 
-    async def _quarantine(self, engine: Engine, served: ServedModel) -> None:
+    async def _quarantine(self, engine: EngineFrontEnd, served: ServedModel) -> None:
         """Stops decoding at a step boundary, before the first byte of what is live changes."""
         if not self._unsure:
             if not await engine.is_paused():
@@ -276,20 +276,20 @@ class UpdateStateMachine:
             await engine.pause()
         self._unsure.add(served.adapter)
 
-    async def _abort(self, engine: Engine, served: ServedModel, request: p.Abort) -> p.VersionReply:
+    async def _abort(self, engine: EngineFrontEnd, served: ServedModel, request: p.Abort) -> p.VersionReply:
         await self._drop(engine, served)
         return p.VersionReply(version=served.version)
 
-    async def _drop(self, engine: Engine, served: ServedModel) -> None:
+    async def _drop(self, engine: EngineFrontEnd, served: ServedModel) -> None:
         await _call_workers(engine, p.Drop(adapter=served.adapter, lora_id=served.lora_id))
         served.preparing = None
 
-    async def _disconnect(self, engine: Engine, served: ServedModel, request: p.Disconnect) -> p.VersionReply:
+    async def _disconnect(self, engine: EngineFrontEnd, served: ServedModel, request: p.Disconnect) -> p.VersionReply:
         await _call_workers(engine, request)
         served.preparing = None
         return p.VersionReply(version=served.version)
 
-    async def _resume(self, engine: Engine) -> p.PausedReply:
+    async def _resume(self, engine: EngineFrontEnd) -> p.PausedReply:
         if self.state == "quarantined":
             raise Refused(409, "this engine's weights may be a mix of two versions; it resumes with the next commit")
         await engine.resume()
@@ -301,7 +301,7 @@ def _check_prepared(served: ServedModel, version: int) -> None:
         raise Refused(409, f"version {version} is not being prepared (but {served.preparing} is)")
 
 
-async def _call_workers(engine: Engine, request: p.BridgeRequest[Any]) -> list[Any]:
+async def _call_workers(engine: EngineFrontEnd, request: p.BridgeRequest[Any]) -> list[Any]:
     """Every worker's reply to one request.
 
     Raises:

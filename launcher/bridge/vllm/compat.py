@@ -54,7 +54,7 @@ def warn_if_untested() -> None:
 
 
 class VllmEngine:
-    """vLLM's engine client as :class:`launcher.bridge.engine.state_machine.Engine`.
+    """vLLM's engine client as :class:`launcher.bridge.engine.state_machine.EngineFrontEnd`.
 
     Args:
         client: vLLM's ``AsyncLLM`` (``app.state.engine_client``).

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.bridge.memory import receiver_bytes, sender_bytes
 from launcher.bridge.plan import Engine, Location, Parameter, Part, Plan, reshard
 from launcher.bridge.plan.boxes import Box
 from launcher.bridge.plan.sharding import place, replicated
 from launcher.testing.paper.models import TensorSpec
+from launcher.testing.paper.update_memory import receiver_bytes, sender_bytes
 from tests.integration.bridge.scene import Scene
 
 MIB = 1 << 20

@@ -12,7 +12,7 @@ from launcher.bridge.compat import BridgeConfig, VLLMWeightBridge
 from launcher.bridge.settings import MODES, UPDATES, BridgeSettings
 from launcher.bridge.trainer.api import Bridge
 from launcher.common.env import LAUNCHER_TOKEN
-from launcher.common.errors import TransferError
+from launcher.common.errors import BridgeError, TransferError
 from tests.integration.bridge.plain_replica import PlainReplica, State, serving
 
 TOKEN = "a token of the tests"
@@ -147,4 +147,7 @@ def test_the_earlier_names_send_one_parameter(replica: PlainReplica, url: str, m
     with pytest.raises(ValueError, match="has no weight named 'down'"):
         bridge.broadcast_single_param(model, "down")
     assert bridge.update_count == 2
+    bridge.config.device = "cuda"
+    with pytest.raises(BridgeError, match=r"`device` \(cuda\) is not where the weights are \(cpu\)"):
+        bridge.broadcast_weights(model)
     bridge.cleanup()

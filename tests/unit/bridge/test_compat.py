@@ -82,6 +82,17 @@ class TestConfig:
         assert bridge.BridgeConfig.from_training_config(Training()).timeout_seconds == 12.0
         assert bridge.BridgeConfig.from_training_config({"trainer_rank": 2, "lr": 1.0}).trainer_rank == 2
 
+    def test_ranks_that_are_not_those_of_torch_are_refused(self) -> None:
+        config = bridge.BridgeConfig(trainer_rank=1, world_size=2)
+        with pytest.raises(BridgeError, match=r"`trainer_rank` \(1\) of `world_size` \(2\) is not what"):
+            bridge.VLLMWeightBridge(config).initialize()
+
+    def test_the_mapping_has_the_name_and_the_place_of_the_configuration(self, tmp_path: Path) -> None:
+        config = bridge.BridgeConfig(model_name="tiny", log_dir=str(tmp_path))
+        path = bridge.VLLMWeightBridge(config).export_param_mappings(nn.Linear(2, 2))
+        assert path.parent == tmp_path
+        assert json.loads(path.read_text())["model"] == "tiny"
+
     def test_a_bridge_that_is_not_initialised_says_so(self) -> None:
         with pytest.raises(BridgeError, match="initialize"):
             bridge.VLLMWeightBridge(bridge.BridgeConfig()).send_heartbeat()

@@ -16,11 +16,11 @@ from launcher.bridge.codec.delta.encode import WHOLE_ABOVE, Changes, Scratch, en
 from launcher.bridge.codec.delta.head import HEAD_BYTES, Encoding, Head, body_bytes, word_bytes, words
 from launcher.bridge.codec.integrity import digest_received, digest_sent
 from launcher.bridge.codec.pack import unpack
-from launcher.bridge.memory import changes_bytes
 from launcher.bridge.plan import Engine, Location, Plan, Receiver, TensorSpec, place, reshard
 from launcher.bridge.plan.requirements import replicated
 from launcher.bridge.plan.sharding import replicated as everywhere
 from launcher.common.errors import TransferError
+from launcher.testing.paper.update_memory import changes_bytes
 from tests.integration.bridge.case import Case
 
 State = dict[str, torch.Tensor]
