@@ -1,4 +1,4 @@
-"""The trainer's side: joins the engines once, then publishes one version after another."""
+"""The trainer's side: connects to the engines once, then publishes one version after another."""
 
 from __future__ import annotations
 
@@ -53,6 +53,11 @@ class Bridge:
     Each trainer rank sends its own shards straight to the engine workers that need them. A version is received beside
     the live weights, compared end to end, and only then written; a replica that fails on the way keeps what it has.
 
+    Threads: one thread of each rank calls it at a time; it does not use the program's process groups after it was made,
+    so an update in the background and the program's collectives do not meet. Memory on a rank: four messages for each
+    worker that it sends to (:attr:`BridgeSettings.round_bytes` bounds what a worker gets in a round); with ``delta``
+    also a copy of the rank's shards, in the type in which they are sent.
+
     Args:
         settings: how to reach the engines.
         discovery: which replicas there are; those at ``settings.urls`` if None.
@@ -82,14 +87,26 @@ class Bridge:
         return self._weights.version
 
     def publish(self, model: nn.Module, version: int, *, names: Sequence[str] | None = None) -> UpdateReport:
-        """Sends the module's weights; when it returns, every engine serves them.
+        """Sends the module's weights; when it returns, every engine serves them. Every trainer rank calls it.
+
+        On GPUs it reads what the current stream has enqueued so far, and no tensor after it returns.
 
         Args:
-            model: plain or sharded with FSDP2 or tensor parallelism.
-            version: larger than every one published before.
-            names: only these weights, under their names in the module's state dict; all of them if None.
+            model: plain, or sharded with FSDP2 or tensor parallelism over a mesh of all ranks. The names of its
+                parameters and persistent buffers must be those of the checkpoint that the engine was started with, and
+                each whole tensor must have the checkpoint's shape. Types may differ: each is cast on this rank to the
+                engine's, so float32 master weights are sent as bfloat16. Tensors that are not DTensors are taken to be
+                the same on all ranks.
+            version: larger than every one published before; the same on every rank.
+            names: only these weights, under their names in the module's state dict; all of them if None. The first
+                version of a replica is always whole.
+
+        Returns:
+            What the update took; the same on every rank.
 
         Raises:
+            BridgeError: a DTensor's mesh is not all ranks in order, or an engine has no use for a tensor.
+            ControlError: in a run, its control service does not answer.
             TransferError: fewer replicas than ``min_replicas`` took the version; the others serve it all the same. A
                 replica that did not take it goes on serving what it had, and is asked to join again the next time.
             ValueError: a name is not in the module.
@@ -99,7 +116,7 @@ class Bridge:
         return self._weights.publish(held, _owners(held, names), version)
 
     def publish_async(self, model: nn.Module, version: int, *, names: Sequence[str] | None = None) -> Update:
-        """Begins to send the module's weights and returns; the next forward and backward may go on meanwhile.
+        """Begins to send the module's weights in a thread, and returns; the next forward and backward may go on.
 
         Nothing may write the weights before :meth:`Update.wait_read` returns; :meth:`guard` sees to that for an
         optimizer. Updates are carried out in order. Every trainer rank makes the same calls.
@@ -109,8 +126,11 @@ class Bridge:
             version: as for :meth:`publish`.
             names: as for :meth:`publish`.
 
+        Returns:
+            A handle; what :meth:`publish` would raise is raised by :meth:`Update.result`.
+
         Raises:
-            TransferError: the update before has failed, and its result has not been asked for.
+            TransferError: the update before has failed, and its :meth:`Update.result` was not called.
             ValueError: a name is not in the module.
         """
         held = weights(model)
@@ -146,7 +166,8 @@ class Bridge:
 
         Args:
             name: of the adapter; any number of them may be published, each with versions of its own.
-            adapter: a model that PEFT has put adapters into, or matrices by PEFT's names, sharded or not.
+            adapter: a model that PEFT has put adapters into, or matrices by PEFT's names, sharded or not: 2-D,
+                ``lora_A`` (rank, inputs) and ``lora_B`` (outputs, rank), in any floating type.
             version: larger than every one of this adapter before.
             config: PEFT's ``LoraConfig``, or what is in ``adapter_config.json``.
             peft_name: which of a model's adapters it is, in PEFT's words.
@@ -201,8 +222,9 @@ class Bridge:
         return self._weights.replicas.statuses() if self._ranks.rank == 0 else []
 
     def close(self) -> None:
-        """Says goodbye, after updates that are on their way; the engines go on serving what they have. Safe to call
-        twice.
+        """Disconnects, after updates that are on their way; the engines go on serving what they have.
+
+        Every trainer rank calls it. Safe to call twice.
         """
         self._queue.close()
         for channel in (self._weights, *self._adapters.values()):
