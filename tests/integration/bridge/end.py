@@ -85,6 +85,7 @@ class Sending:
         wires = connect_senders(meeting_of(command), self.rank, transports, largest, self.device)
         self.end = ReplicaSender(plan=self.case.plan, rank=self.rank, wires=wires, verify=True)
 
+        self.on_device: dict[str, torch.Tensor] = {}
         self.base = Base()
 
     def send(self, command: dict[str, Any]) -> dict[str, Any]:
@@ -113,9 +114,17 @@ class Sending:
         self.base.advance(command["version"], self.on_device, only, [self.case.plan])
         return {"bytes": self.base.nbytes}
 
+    def trim(self, _command: dict[str, Any]) -> dict[str, Any]:
+        """Frees the last version's tensors, and the memory that they lay in."""
+        self.on_device = {}
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return {}
+
     def close(self, _command: dict[str, Any]) -> dict[str, Any]:
         """Leaves the group."""
         self.end.close()
+        self.on_device = {}
         return {}
 
 
@@ -167,6 +176,10 @@ class Receiving:
         for name, tensor in self.live.items():
             tensor.copy_(self.shadow[name])
         return {}
+
+    def memory(self, _command: dict[str, Any]) -> dict[str, Any]:
+        """Bytes that torch has given out on its GPU."""
+        return {"gpu_bytes": torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0}
 
     def drop(self, _command: dict[str, Any]) -> dict[str, Any]:
         """Forgets what has arrived."""

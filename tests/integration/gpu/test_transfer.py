@@ -1,4 +1,4 @@
-"""A sender and a receiver over NCCL: weights arrive whole, and a wrong bit is seen.
+"""A sender and a receiver on GPUs: weights arrive whole, a wrong bit is seen, and an end that is lost harms nobody.
 
 Every test of a pair runs over gloo on a CPU, too, where it costs little.
 """
@@ -19,17 +19,26 @@ from tests.integration.bridge.ends import Answer, Pool
 MASK = (1 << 64) - 1
 SHORT_S = 4.0
 SLACK_S = 10.0
+LOST_S = 12.0
+"""For a version whose sender is lost; NCCL needs some seconds to connect."""
+
 JOIN_S = 40.0
 PART = ["gate", "embed", "turned", "master"]
 SMALL = Case(trainers=1, workers=1)
 
 
-@pytest.fixture(scope="module", params=["gloo", pytest.param("nccl", marks=pytest.mark.gpu)])
+DEVICES = {"gloo": ("cpu",), "nccl": ("cuda:0", "cuda:1"), "peer": ("cuda:0", "cuda:1"), "ipc": ("cuda:0",)}
+ON_GPUS = [pytest.param(name, marks=pytest.mark.gpu) for name in ("nccl", "peer", "ipc")]
+
+
+@pytest.fixture(scope="module", params=["gloo", *ON_GPUS])
 def processes(request: pytest.FixtureRequest) -> Iterator[Pool]:
-    """Both ends on a CPU with gloo; each on a GPU of its own with NCCL, which refuses to share one."""
-    if request.param == "nccl" and torch.cuda.device_count() < 2:
-        pytest.skip(f"NCCL between two processes needs 2 GPUs, here are {torch.cuda.device_count()}")
-    found = Pool(transport=request.param, devices=("cuda:0", "cuda:1") if request.param == "nccl" else ("cpu",))
+    """Both ends on a CPU with gloo, on one GPU with ipc, else each on a GPU of its own."""
+    devices = DEVICES[request.param]
+    gpus = sum(device.startswith("cuda") for device in devices)
+    if torch.cuda.device_count() < gpus:
+        pytest.skip(f"{request.param} between two processes needs {gpus} GPUs, here are {torch.cuda.device_count()}")
+    found = Pool(transport=request.param, devices=devices)
     yield found
     found.end()
 
@@ -58,6 +67,69 @@ def test_every_version_arrives_bit_by_bit(pair: Pool) -> None:
     new = SMALL.state(3)
     assert replica.contents() == contents_of(SMALL, {**SMALL.state(2), **{name: new[name] for name in PART}})
     replica.close()
+
+
+def large(trainers: int = 1) -> Case:
+    """Tensors of 1 MiB, several rounds of them; every version's lie in new memory at the sender."""
+    return Case(trainers=trainers, workers=1, model="large", round_bytes=8 << 20)
+
+
+@pytest.mark.timeout(180)
+def test_tensors_that_are_allocated_anew_for_every_version_arrive(pair: Pool) -> None:
+    case = large(trainers=2)
+    replica = pair.join(case, timeout_s=JOIN_S)
+    for version in range(1, 6):
+        for sender in replica.senders:
+            sender.ask("trim", group=replica.group)
+        sent, (received,) = replica.publish(version)
+        assert sum(end["digests"][0] for end in sent) & MASK == received["digest"]
+        assert replica.contents() == contents_of(case, case.state(version))
+    replica.close()
+
+
+@pytest.mark.timeout(180)
+def test_a_sender_killed_while_it_is_read_leaves_the_version_before(pair: Pool) -> None:
+    case = large()
+    replica = pair.join(case, timeout_s=LOST_S)
+    replica.publish(1)
+    replica.prepare(2)
+    (sender,), (worker,) = replica.senders, replica.workers
+    sender.tell("send", group=replica.group, version=2, timeout_s=30.0, hold="large.30")
+    assert sender.hear() == {"held": "large.30"}
+    sender.end()
+    (status,) = replica.statuses(LOST_S + SLACK_S)
+    assert status["state"] == "failed"
+    assert "has not been received" in replica.commit(2)[0]["error"]
+    assert replica.contents() == contents_of(case, case.state(1))
+    assert worker.ask("close", group=replica.group)["seconds"] < SLACK_S
+    again = pair.join(case, timeout_s=JOIN_S)
+    again.publish(3)
+    assert again.contents() == contents_of(case, case.state(3))
+    # The lost wire's staging and mappings are gone: a version more holds no more than the first one did.
+    held = again.workers[0].ask("memory", group=again.group)["gpu_bytes"]
+    again.publish(4)
+    assert again.workers[0].ask("memory", group=again.group)["gpu_bytes"] <= held
+    again.close()
+
+
+@pytest.mark.timeout(180)
+def test_a_receiver_killed_with_open_mappings_costs_the_sender_nothing(pair: Pool) -> None:
+    case = large()
+    replica = pair.join(case, timeout_s=JOIN_S)
+    (sender,), (worker,) = replica.senders, replica.workers
+    replica.publish(1)
+    replica.prepare(2)
+    replica.tell_send(2, timeout_s=SHORT_S)
+    worker.end()
+    sender.hear()  # It may have been read before.
+    (answer,) = replica.send(3, timeout_s=SHORT_S)
+    assert answer["error"].startswith("TransferError"), answer
+    assert answer["seconds"] < SHORT_S + SLACK_S
+    assert sender.ask("close", group=replica.group) == {}
+    again = pair.join(case, senders=[sender], timeout_s=JOIN_S)
+    again.publish(4)
+    assert again.contents() == contents_of(case, case.state(4))
+    again.close()
 
 
 @pytest.mark.timeout(180)
