@@ -1,4 +1,4 @@
-"""Tells a trainer's program that the run was asked to stop: save a checkpoint, end the loop, exit with 0.
+"""Shows a trainer's program that the run was requested to stop: save a checkpoint, end the loop, exit with 0.
 
 A time limit or a preemption is near, or somebody sent SIGUSR2. In the loop, on every rank::
 
@@ -21,16 +21,16 @@ from launcher.control.values import STOP_ACKNOWLEDGED
 
 
 def is_asked() -> bool:
-    """Whether this node has heard that the run shall stop. It looks for a file and costs microseconds.
+    """Whether the run was requested to stop, as known on this node. It looks for a file and costs microseconds.
 
-    Nodes hear of it at different moments, so that ranks may differ for a while: use :func:`should_stop` in a loop.
+    Nodes learn of it at different moments, so that ranks may differ for a while: use :func:`should_stop` in a loop.
     """
     path = os.environ.get(LAUNCHER_STOP_FILE)
     return path is not None and Path(path).exists()
 
 
 def should_stop() -> bool:
-    """The same answer on every rank, at the same step: true if any rank's node was asked to stop.
+    """The same answer on every rank, at the same step: true if the request has reached any rank's node.
 
     Every rank must call it equally often, after ``init_process_group``; it reduces one number over the default group.
     From the first call on this process survives SIGTERM on SLURM, which sends it to every process of a job that it is

@@ -20,7 +20,7 @@ LEFTOVER_GRACE_S = 0.5
 
 
 def main() -> int:
-    """Runs the agent. An expected failure is one message in its log, and is told to the run."""
+    """Runs the agent. An expected failure is one message in its log, and is reported to the run."""
     parser = argparse.ArgumentParser(prog="launcher.node", description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--shim", type=int, required=True, help="process id of the guard")

@@ -81,7 +81,7 @@ def run(run_dir: Path, stop: StopRequest, shim: int) -> int:
                 config, layout, node, policy, run_dir=run_dir, address=address, token=token, cleanup=cleanup
             )
         else:
-            # The other way round: what this node finds wrong, it tells node 0.
+            # The other way round: what this node finds wrong, it reports to node 0.
             found = _find_control(directory, config.start_timeout_s, stop)
             if found is None:
                 return 0
@@ -138,7 +138,7 @@ def _serve_control(
     token: str,
     cleanup: ExitStack,
 ) -> str:
-    """Node 0: opens the event log, starts the control service, and tells the other nodes where it is."""
+    """Node 0: opens the event log, starts the control service, and publishes its address to the other nodes."""
     directory = attempt_dir(run_dir, node.attempt)
     (directory / "layout.json").write_text(layout_to_json(layout) + "\n", encoding="utf-8")
     events = EventWriter(EventLog(directory / EVENTS))
@@ -205,7 +205,7 @@ def _site(context: NodeContext, node: NodeEnvironment) -> CheckContext:
 
 
 def _find_control(directory: Path, timeout_s: float, stop: StopRequest) -> str | None:
-    """Waits for node 0 to say where the control service listens; None if the end is wished for before that."""
+    """Waits until node 0 has published the address of the control service; None if a stop is requested before that."""
     path = directory / CONTROL
     deadline = time.monotonic() + timeout_s
     logger.info("waiting for node 0 to write %s (at most %g s)", path, timeout_s)

@@ -19,7 +19,7 @@ class NodeContext:
     config: Config
     layout: Layout
     node_rank: int
-    """Index of this node in the nodelist; which place of the layout it holds, the orders say."""
+    """Index of this node in the nodelist; which slot of the layout it holds follows from its assignment."""
 
     hostname: str
     run_dir: Path
@@ -41,7 +41,7 @@ class NodeContext:
 
     @property
     def stop_file(self) -> Path:
-        """Exists once the run was asked to stop: what the trainers of this node look for."""
+        """Exists once the run was requested to stop; the trainers of this node poll for it."""
         return Path(os.environ[LAUNCHER_SCRATCH]) / "stop"
 
     @property

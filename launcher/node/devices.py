@@ -25,7 +25,7 @@ _COUNT = re.compile(r"(\d+)(?:\([^()]*\))?$")
 
 
 def count_gpus(environ: Mapping[str, str]) -> int | None:
-    """GPUs of this node that the allocation gives; None when no variable says so.
+    """GPUs of this node that the allocation gives; None when no variable holds it.
 
     ``SLURM_GPUS_ON_NODE`` is a number, but sites are known to export ``gpu:8`` or ``h100:8(IDX:0-7)``.
     """

@@ -30,12 +30,12 @@ from launcher.slurm.job_signals import cancel_own_job, node_removed_from_job
 logger = logging.getLogger(__name__)
 
 RANKS = range(1, 4)
-"""Nodes that stand in. Not all, because each asks SLURM."""
+"""Nodes that may take over. Not all, because each queries SLURM."""
 
 ASK_S = 2.0
 CALL_TIMEOUT_S = 2.0
 LAST_S = 5.0
-"""Once this node was asked to end; SLURM says by then what it is about to do."""
+"""Longest wait after a signal to end; by then SLURM shows what it is about to do."""
 
 CLAIM = "stand_in.json"
 """Of an attempt: who stands in for node 0. A file is made once, so that the job is not queued again twice."""

@@ -38,7 +38,7 @@ class Health:
         return time.monotonic() - self._answered
 
     def refused_s(self) -> float:
-        """Since when it says that it is not healthy, or has closed its port, in seconds; 0 while it does neither.
+        """Seconds since it answered with an error or closed its port; 0 while it does neither.
 
         One whose core has died does so at once, but may wait long for its connections to be closed before it ends.
         """
@@ -68,7 +68,7 @@ class Answer(Enum):
 
     HEALTHY = auto()
     REFUSED = auto()
-    """It says that it is not, or nobody listens."""
+    """It answers with an error, or nobody listens."""
 
     NONE = auto()
     """Not soon: it may be busy, or hang."""

@@ -27,7 +27,7 @@ class NodeEnvironment:
     """All nodes, in nodelist order."""
 
     gpus: int | None
-    """GPUs that the allocation gives on this node; None when nothing says so."""
+    """GPUs that the allocation gives on this node; None when no variable holds it."""
 
     job_id: str | None
     attempt: int

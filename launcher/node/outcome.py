@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 def write_exit_code(code: int) -> None:
     """Called by node 0 as the last thing it does: from now on the job script knows the run's exit code.
 
-    On a full disk it cannot be told; then the job script takes what ``srun`` ends with.
+    On a full disk it cannot be written; then the job script takes the exit code of ``srun``.
     """
     if name := os.environ.get(LAUNCHER_EXIT_FILE):
         path = Path(name)
@@ -80,7 +80,7 @@ def report_failure(run_dir: Path, message: str, exit_code: int, **fields: Any) -
         client.call(NodeLeftRequest(node_rank=node.node_rank), timeout_s=CALL_TIMEOUT_S)
         client.close()
     except (OSError, LauncherError):
-        # Node 0 is not there any more, or not yet. Then the exit code is what tells.
+        # Node 0 is not there any more, or not yet. Then the exit code of this node counts.
         return exit_code
     return 0
 

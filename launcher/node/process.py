@@ -181,7 +181,7 @@ class WorkerGroup:
         self.workers: list[WorkerProcess] = []
         self.running: list[WorkerProcess] = []
         self.is_ready = False
-        """Whether it has been told that its engine answers."""
+        """Whether it has been reported that its engine answers."""
 
         self._termination: Termination | None = None
 

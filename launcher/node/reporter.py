@@ -124,7 +124,7 @@ class Reporter:
         self._outbox.send(TrainersDoneRequest(node_rank=self._context.node_rank, restart_count=restart_count))
 
     def signalled(self, signum: signal.Signals) -> None:
-        """Somebody asked this node to end, which is to end the run, at once or after a checkpoint."""
+        """This node received a signal that requests the end of the run, at once or after a checkpoint."""
         self._outbox.send(SignalRequest(name=signum.name))
 
     def ended_badly(self, worker: WorkerProcess) -> ProcessFailure:
@@ -152,7 +152,7 @@ class Reporter:
         return self._failed(worker, what, is_hanging=True)
 
     def refuses(self, worker: WorkerProcess, seconds: float) -> ProcessFailure:
-        """An engine that was ready has closed its port, or says that it is not healthy, and does not end; so it is
+        """An engine that was ready has closed its port, or answers with an error, and does not end; so it is
         killed."""
         return self._failed(worker, f"has not been healthy for {seconds:.0f} s, and does not end.", is_hanging=True)
 

@@ -38,14 +38,14 @@ from launcher.snapshot.place import Place, place_of
 
 LEFTOVER_GRACE_S = 0.5
 PATIENCE_S = 10.0
-"""How much longer than ``stop_grace_s`` an agent may take to end once it was asked to."""
+"""How much longer than ``stop_grace_s`` an agent may take to end after a signal."""
 
 LOOK_S = 1.0
 AFTER_LEASE_S = 3.0
-"""How much longer than its lease an agent may have been stopped: node 0 speaks first, of a node that fell silent."""
+"""How much longer than its lease an agent may have been stopped: node 0 reports a silent node first."""
 
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
-"""Signals that ask for the end; after them the death of an agent is no surprise."""
+"""Signals that request the end; after them the end of an agent is expected."""
 
 
 def run_shim(run_dir: Path, buffer: SignalBuffer | None = None) -> int:
@@ -89,7 +89,7 @@ def run_shim(run_dir: Path, buffer: SignalBuffer | None = None) -> int:
 
 
 def _patience(config: Config, *, is_local: bool) -> Callable[[int], float]:
-    """Seconds that an agent may take to end, by the signal that asked for it."""
+    """Seconds that an agent may take to end, by the signal that requested it."""
     at_once = config.stop_grace_s + PATIENCE_S
     checkpoint = config.checkpoint
     after_checkpoint = (
@@ -109,7 +109,7 @@ def _report_end(run_dir: Path, node: NodeEnvironment, code: int, log: Path, rece
     if code == 0:
         return 0
     how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-    # One that ends by itself, with an error, would do so again; so does one that was asked to end.
+    # One that ends by itself, with an error, would do so again; so does one that received a signal to end.
     was_killed = code < 0 and node.node_rank == 0 and not ENDING & set(received)
     tell = node_0_killed if was_killed else report_failure
     return tell(

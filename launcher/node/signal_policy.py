@@ -55,7 +55,7 @@ def decide(name: str, now: SignalCause | None) -> StopReason | None:
 
 
 def decide_local(name: str) -> StopReason | None:
-    """The same outside of SLURM, where a signal means what it says."""
+    """The same outside of SLURM, where nothing else is known about a signal."""
     return StopReason.REQUEST if name == signal.SIGUSR2.name else None
 
 

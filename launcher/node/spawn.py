@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# What the agent was told about itself; a worker that starts a run of its own must not inherit it.
+# The agent's own; a worker that starts a run of its own must not inherit them.
 import logging
 import os
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 OWN = (LAUNCHER_LOCAL_NODE_RANK, LAUNCHER_LOCAL_HOSTNAMES, LAUNCHER_SCRATCH, LAUNCHER_EXIT_FILE)
 
-# What srun's MPI plug-in says of the agent's task, to every rank of the node alike: an MPI library would believe it.
+# srun's MPI plug-in describes the agent's task in these; every rank of the node would take them for its own.
 MPI_PREFIXES = ("PMI_", "PMIX_", "SLURM_PMI_", "SLURM_PMIX_")
 
 

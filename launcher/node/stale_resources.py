@@ -102,7 +102,7 @@ def _inode(path: Path) -> int | None:
 
 
 def _here() -> dict[str, Any]:
-    """What tells one node, and one view of its processes, from another: they may share the directory."""
+    """Identifies one node, and one PID namespace on it: several may share the directory."""
     return {"hostname": socket.gethostname(), "pids": Path("/proc/self/ns/pid").stat().st_ino}
 
 
@@ -172,8 +172,8 @@ class SharedMemory:
 def used(pid: int, folder: Path = FOLDER) -> set[str]:
     """Names in ``folder`` that a process has mapped or open; nothing for one that has ended or is not ours.
 
-    They are told by their inodes: a semaphore is made under another name than it has (``sem_open`` links it), and that
-    one is all that the kernel shows of it.
+    They are identified by their inodes: a semaphore is made under another name than it has (``sem_open`` links it),
+    and that one is all that the kernel shows of it.
     """
     try:
         found = {

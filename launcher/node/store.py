@@ -29,7 +29,7 @@ LOOK_S = 0.2
 
 
 def main() -> None:
-    """Serves until it is told to end."""
+    """Serves until it is ended by a signal."""
     address = os.environ[LAUNCHER_ADDRESS]
     control = ControlClient.from_environment()
     # The trainers may need it for their last checkpoint.

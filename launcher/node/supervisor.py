@@ -1,4 +1,4 @@
-"""Makes a node run what its orders say, reports what happens, and leaves nothing behind when it is over."""
+"""Runs a node's assigned processes, reports what happens, and leaves nothing behind when it is over."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REFUSED_S = 5.0
 """An engine whose core has died ends by itself within this, or not soon."""
 
 LAST_WORDS_S = 5.0
-"""Longest wait, after everything has ended here, until the run has been told."""
+"""Longest wait, after everything has ended here, until the last reports have been sent."""
 
 
 class NodeSupervisor:
@@ -50,7 +50,7 @@ class NodeSupervisor:
         self._engines: dict[int, WorkerGroup] = {}
         self._health: dict[int, Health] = {}
         self._done: int | None = None
-        """The incarnation of the trainers whose good end has been told."""
+        """The incarnation of the trainers whose good end has been reported."""
 
     def supervise(self, request: StopRequest, poll_s: float) -> None:
         """Runs until the job has ended, well or badly; nothing that was started here is left then.
@@ -70,7 +70,7 @@ class NodeSupervisor:
                 if (lost := self._heartbeat.lost) is not None:
                     raise ControlError(f"Node 0 is lost: {lost}")
                 if told and self._heartbeat.failing_s > FAILING_S:
-                    # Whoever asks for the end kills soon; without node 0 there is nothing to wait for.
+                    # Whoever requests the end kills soon; without node 0 there is nothing to wait for.
                     names = ", ".join(signum.name for signum in told)
                     raise ControlError(f"Node 0 does not answer, and somebody asked for the end ({names}).")
                 phase, assignment = self._heartbeat.phase, self._heartbeat.assignment
@@ -153,7 +153,7 @@ class NodeSupervisor:
                 self._engines[process.rank] = WorkerGroup(Role.INFERENCE, [process])
 
     def _may_start(self, unit: WorkerGroup, order: TrainerAssignment | ReplicaAssignment) -> bool:
-        """Whether a unit can be started anew; an earlier start of it is asked to end."""
+        """Whether a group can be started; an earlier start of it is ended first."""
         if unit.start == order.restart_count:
             return False
         if unit.running:
