@@ -95,7 +95,7 @@ class Checkpoints:
         run_dir = Path(path)
         config = load_run_config(run_dir)
         return cls(
-            checkpoint_dir(config, run_dir),
+            checkpoint_dir(config.checkpoint.dir, run_dir),
             model=model,
             optimizer=optimizer,
             data=data,

@@ -34,10 +34,10 @@ class Request:
 
 def main(arguments: Sequence[str]) -> int:
     """Says what is different from then, and submits."""
-    from launcher.common.run_dir import new_run_dir
     from launcher.observe.find import add_run_argument, find_run
     from launcher.observe.run_summary import job_id_of
     from launcher.submit.run import run
+    from launcher.submit.run_dir import new_run_dir
 
     parser = CommandParser(
         "replay",

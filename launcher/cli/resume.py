@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     run = find_run(options.run, options.output_dir)
     _refuse_if_useless(run)
-    step = latest_step(checkpoint_dir(load_run_config(run), run))
+    step = latest_step(checkpoint_dir(load_run_config(run).checkpoint.dir, run))
     start = f"from the checkpoint of step {step}" if step is not None else "from the start: there is no checkpoint"
     if not options.json:
         print(f"run directory {run}\nresuming {start}", flush=True)

@@ -134,9 +134,9 @@ def _run(config: Config) -> int:
 
 
 def _run_and_tell(config: Config) -> int:
-    from launcher.common.run_dir import new_run_dir
     from launcher.observe.run_summary import job_id_of
     from launcher.submit.run import run
+    from launcher.submit.run_dir import new_run_dir
 
     path = new_run_dir(config)
     with redirect_stdout(sys.stderr):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from launcher.cli.parser import CommandParser
 from launcher.common.errors import UsageError
+from launcher.config.metric import REDUCTIONS, Metric
 from launcher.sweep.ledger import Ledger
-from launcher.sweep.metric import REDUCTIONS, Metric
 
 CANCEL_TIMEOUT_S = 120.0
 

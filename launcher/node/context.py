@@ -57,4 +57,4 @@ class NodeContext:
     @property
     def model_path(self) -> Path:
         """Directory of the model that is trained and served."""
-        return model_path(self.config, self.run_dir)
+        return model_path(self.config.model.path, self.run_dir)

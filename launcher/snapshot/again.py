@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from launcher.config import to_yaml
-from launcher.config.schema import Config
 from launcher.snapshot.git import GitState
 from launcher.snapshot.place import CODE, GIT, PATCH, Record, read_record
 
@@ -53,7 +51,3 @@ class KeptCode:
             for entry in self.kept.python_path
         )
         return dataclasses.replace(self.kept, python_path=path)
-
-    def config_text(self, config: Config) -> str:
-        """``config`` for the launcher that is part of the code."""
-        return to_yaml(config)

@@ -12,7 +12,7 @@ from typing import Any
 from launcher.common.errors import LauncherError
 from launcher.config.compose import CONFIG_FILE, from_yaml
 from launcher.config.overrides import as_meant
-from launcher.config.renamed import with_current_names, with_names_of
+from launcher.config.renamed import with_current_names
 from launcher.config.schema import Config
 from launcher.snapshot.again import KeptCode
 from launcher.snapshot.compare import damage
@@ -35,16 +35,6 @@ class Replayed(KeptCode):
         digest = f"snapshot {self.kept.code.digest}" if self.kept.code else "the launcher's snapshot"
         at = f"commit {self.git.commit[:10]}" if self.git is not None and self.git.commit else "no commit"
         return f"{at}{', changed since' if self.patch else ''}: {digest} of {self.replay_of}"
-
-    def config_text(self, config: Config) -> str:
-        """``config`` for the launcher of then, which does not know settings that came later: they are left out."""
-        from omegaconf import OmegaConf
-
-        then = OmegaConf.to_container(OmegaConf.create((self.directory / CONFIG_FILE).read_text(encoding="utf-8")))
-        now = OmegaConf.to_container(OmegaConf.structured(config))
-        default = OmegaConf.to_container(OmegaConf.structured(Config(cluster=type(config.cluster)())))
-        now, default = with_names_of(now, then), with_names_of(default, then)
-        return OmegaConf.to_yaml(OmegaConf.create(_without_news(now, then, default)))
 
 
 def replayed(run_dir: Path) -> Replayed:
@@ -107,18 +97,6 @@ def replayed_config(run_dir: Path, overrides: Sequence[str]) -> Config:
         else:
             OmegaConf.update(frozen, key, value, force_add=True)
     return from_yaml(OmegaConf.to_yaml(frozen))
-
-
-def _without_news(now: Any, then: Any, default: Any) -> Any:
-    """``now`` without keys that ``then`` has not and that have their default value."""
-    if not isinstance(now, dict) or not isinstance(then, dict):
-        return now
-    usual = default if isinstance(default, dict) else {}
-    return {
-        key: _without_news(value, then.get(key), usual.get(key))
-        for key, value in now.items()
-        if key in then or key not in usual or value != usual[key]
-    }
 
 
 def recorded_environment(run_dir: Path) -> dict[str, Any]:

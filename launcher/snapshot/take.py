@@ -11,8 +11,6 @@ from pathlib import Path
 
 import launcher
 from launcher.common.errors import ConfigError
-from launcher.config import to_yaml
-from launcher.config.schema import Config
 from launcher.snapshot.git import GitError, GitState, changes, git_state
 from launcher.snapshot.look import is_below, look, look_at_launcher
 from launcher.snapshot.place import CODE, Record, Tree
@@ -67,10 +65,6 @@ class Taken:
             launcher=self.launcher,
             python_path=tuple(dict.fromkeys(self._python_path(run_dir))),
         )
-
-    def config_text(self, config: Config) -> str:
-        """``config`` for the launcher that is part of the code."""
-        return to_yaml(config)
 
     def _python_path(self, run_dir: Path) -> Iterator[str]:
         home = launcher_home()

@@ -20,7 +20,7 @@ KEPT = frozenset({*SLURM_KEPT, "CUDA_VISIBLE_DEVICES"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class JobOutcome:
     """How a job ended, as its cluster tells."""
 
     exit_code: int
@@ -40,7 +40,7 @@ class Job(ABC):
         """False once nothing of the job runs or waits any more. Quick, and never more often than the cluster likes."""
 
     @abstractmethod
-    def wait(self, timeout_s: float) -> Outcome:
+    def wait(self, timeout_s: float) -> JobOutcome:
         """Waits until the job has ended.
 
         Raises:

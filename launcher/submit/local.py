@@ -18,7 +18,7 @@ from launcher.common.keys import new_token
 from launcher.common.recorded_processes import start_of
 from launcher.config.schema import Config
 from launcher.snapshot.place import place_of
-from launcher.submit.cluster import Cluster, Job, Outcome, job_environment
+from launcher.submit.cluster import Cluster, Job, JobOutcome, job_environment
 
 KILL_AFTER_S = 60.0
 POLL_S = 0.05
@@ -75,7 +75,7 @@ class LocalJob(Job):
                 guard.kill()
         return bool(running)
 
-    def wait(self, timeout_s: float) -> Outcome:
+    def wait(self, timeout_s: float) -> JobOutcome:
         """Node 0 answers for the job."""
         deadline = time.monotonic() + timeout_s
         while self.is_alive():
@@ -85,8 +85,8 @@ class LocalJob(Job):
             time.sleep(POLL_S)
         worst = self._guards[0].returncode
         if worst < 0:
-            return Outcome(exit_code=128 - worst, text=f"signal {-worst} ({signal.Signals(-worst).name})")
-        return Outcome(exit_code=worst, text="completed" if worst == 0 else f"exit code {worst}")
+            return JobOutcome(exit_code=128 - worst, text=f"signal {-worst} ({signal.Signals(-worst).name})")
+        return JobOutcome(exit_code=worst, text="completed" if worst == 0 else f"exit code {worst}")
 
     def cancel(self) -> None:
         """SIGTERM to each node; SIGKILL, long after, to a guard that ignores it, whose agent then ends by itself."""

@@ -14,8 +14,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from launcher.common import run_dir as directory
 from launcher.common.errors import AllocationError, LauncherError
+from launcher.common.run_dir import record_job
 from launcher.common.utf8 import use_utf8
 from launcher.config import from_yaml
 from launcher.config.schema import Config
@@ -24,6 +24,7 @@ from launcher.slurm.jobs import JobId
 from launcher.snapshot.again import KeptCode
 from launcher.submit.composing import explained
 from launcher.submit.resources import CLUSTER_OPTIONS, requests, slurm_config
+from launcher.submit.run_dir import create
 from launcher.submit.slurm import SUBMITIT
 from launcher.submit.validate import check
 
@@ -57,7 +58,7 @@ def new_run(
     name = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-job{job_id}"
     if int(environ.get("SLURM_RESTART_COUNT", "0")) and (found := _earlier(config, job_id)) is not None:
         return found
-    run_dir = directory.create(
+    run_dir = create(
         config, plan(config), None if code is None else KeptCode.read(code), Path(config.output_dir).absolute() / name
     )
     if script is not None:
@@ -66,7 +67,7 @@ def new_run(
         _leave_task(run_dir, job_id)
     chosen = set(CLUSTER_OPTIONS) & set(slurm_config(config).sbatch)
     cluster = environ.get("SLURM_CLUSTER_NAME") if chosen else None
-    directory.record_job(run_dir, config.cluster.kind, {"job_id": str(JobId(job_id, cluster))})
+    record_job(run_dir, config.cluster.kind, {"job_id": str(JobId(job_id, cluster))})
     return run_dir
 
 

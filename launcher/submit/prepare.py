@@ -88,9 +88,9 @@ def ready(given: Config) -> tuple[Prepared, Cluster, list[str]]:
 def cluster_of(config: Config) -> Cluster:
     """The cluster that ``config`` is for."""
     if config.cluster.kind == "slurm":
-        from launcher.submit.slurm import SlurmCluster
+        from launcher.submit.slurm import SbatchCluster
 
-        return SlurmCluster(config)
+        return SbatchCluster(config)
     from launcher.submit.local import LocalCluster
 
     return LocalCluster(config)

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.common import run_dir as directory
 from launcher.common.errors import STOPPED, ConfigError, SubmissionError
+from launcher.common.run_dir import EXIT_CODE, attempt_dir, record_job
 from launcher.common.text import command_line
 from launcher.config import load_run_config
 from launcher.config.schema import Config
@@ -22,8 +22,10 @@ from launcher.snapshot.anchor import anchored_settings, anchored_words
 from launcher.snapshot.keep import Code
 from launcher.snapshot.take import Taken, take
 from launcher.snapshot.tree import STORE
-from launcher.submit.cluster import Cluster, Job, Outcome
+from launcher.submit.cluster import Cluster, Job, JobOutcome
 from launcher.submit.prepare import cluster_of, cpu_line, ready
+from launcher.submit.run_dir import create as create_run_dir
+from launcher.submit.run_dir import missing_directories, new_run_dir, remove, writing
 from launcher.submit.validate import check
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def resume(path: Path) -> tuple[Job, int | None]:
     before = newest_attempt(path) or 0
     with _listening() as stop:
         job = cluster.submit(path)
-        directory.record_job(path, config.cluster.kind, job.record())
+        record_job(path, config.cluster.kind, job.record())
         if config.cluster.kind != "local" and not config.cluster.wait:
             return job, None
         return job, _follow(path, job, stop, after=before)
@@ -110,14 +112,14 @@ def create_and_submit(config: Config, cluster: Cluster, path: Path, taken: Code 
         ConfigError: the directory cannot be written.
         SubmissionError: the cluster refused the job; nothing was left behind.
     """
-    new = directory.missing_directories(path.parent)
+    new = missing_directories(path.parent)
     layout = create(config, path, taken)
     try:
         job = cluster.submit(path)
     except SubmissionError:
-        directory.remove(path, new)
+        remove(path, new)
         raise
-    directory.record_job(path, config.cluster.kind, job.record())
+    record_job(path, config.cluster.kind, job.record())
     return layout, job
 
 
@@ -133,14 +135,14 @@ def take_code(config: Config, directory_of_code: Path | None = None) -> Taken | 
     if not config.snapshot:
         return None
     output_dir = Path(anchored_settings(config, Path.cwd()).output_dir)
-    with directory.writing(config, output_dir / STORE):
+    with writing(config, output_dir / STORE):
         taken = take(directory_of_code or Path.cwd(), output_dir, secret_values(config.secrets))
     print(f"code {taken.text()}")
     return taken
 
 
 def _submit(config: Config, cluster: Cluster, path: Path | None, code: Code | None) -> tuple[Path, Job]:
-    path = path or directory.new_run_dir(config)
+    path = path or new_run_dir(config)
     layout, job = create_and_submit(config, cluster, path, code or take_code(config))
     print(render_table(layout))
     if (line := cpu_line(config)) is not None:
@@ -161,7 +163,7 @@ def create(config: Config, path: Path, taken: Code | None) -> Layout:
     if isinstance(taken, Taken):
         config = anchored_words(config, taken)
     layout = plan(config)
-    directory.create(config, layout, taken, path)
+    create_run_dir(config, layout, taken, path)
     return layout
 
 
@@ -197,7 +199,7 @@ def _follow(path: Path, job: Job, stop: StopRequest, *, after: int = 0) -> int:
     return _exit_code(path, state, outcome, job, stop)
 
 
-def _exit_code(path: Path, state: RunState, outcome: Outcome, job: Job, stop: StopRequest) -> int:
+def _exit_code(path: Path, state: RunState, outcome: JobOutcome, job: Job, stop: StopRequest) -> int:
     """The exit code of who followed the run; says where to look for an end that the run itself could not explain.
 
     The run's own record decides, and the job's state where there is none: 0 is only for a run that has recorded that
@@ -228,7 +230,7 @@ def _recorded_code(path: Path, state: RunState) -> int | None:
     if state.attempt is None:
         return None
     try:
-        return int((directory.attempt_dir(path, state.attempt) / directory.EXIT_CODE).read_text(encoding="utf-8"))
+        return int((attempt_dir(path, state.attempt) / EXIT_CODE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

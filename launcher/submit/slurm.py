@@ -19,7 +19,7 @@ from launcher.config.schema import Config
 from launcher.slurm.jobs import JobId, cancel_jobs, logs_of_own_jobs
 from launcher.slurm.watch import StateWatch
 from launcher.snapshot.place import place_of
-from launcher.submit.cluster import Cluster, Job, Outcome, job_environment
+from launcher.submit.cluster import Cluster, Job, JobOutcome, job_environment
 from launcher.submit.job_script import JobScript, job_script, node_python, set_run_dir
 from launcher.submit.resources import slurm_config
 from launcher.submit.templates import render, template_path
@@ -35,7 +35,7 @@ SUBMITIT = "submitit"
 """Of a run directory: what submitit keeps, and the job's own log."""
 
 
-class SlurmCluster(Cluster):
+class SbatchCluster(Cluster):
     """Submits with ``sbatch`` from this machine."""
 
     def __init__(self, config: Config) -> None:
@@ -133,7 +133,7 @@ class SlurmJob(Job):
         state = self._watch.state
         return state is not None and not state.is_final
 
-    def wait(self, timeout_s: float) -> Outcome:
+    def wait(self, timeout_s: float) -> JobOutcome:
         """The job's own outcome."""
         deadline = time.monotonic() + timeout_s
         self._watch.expect_change()
@@ -147,8 +147,8 @@ class SlurmJob(Job):
         state = self._watch.state
         if state is None:
             # Whether it ended well is not known; only the run's own record can say so.
-            return Outcome(exit_code=1, text="no longer known to SLURM")
-        return Outcome(exit_code=state.outcome, text=state.name)
+            return JobOutcome(exit_code=1, text="no longer known to SLURM")
+        return JobOutcome(exit_code=state.outcome, text=state.name)
 
     def cancel(self) -> None:
         """``scancel``.

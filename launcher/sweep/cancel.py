@@ -7,11 +7,11 @@ import socket
 from collections.abc import Callable, Sequence
 
 from launcher.common.errors import LauncherError
+from launcher.config.metric import Metric
 from launcher.observe.cancel import cancel as cancel_runs
 from launcher.observe.run_status import statuses
 from launcher.observe.run_summary import summarize
 from launcher.sweep.ledger import Ledger
-from launcher.sweep.metric import Metric
 from launcher.sweep.recover import find_lost_jobs
 from launcher.sweep.survey import Run, survey
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from launcher.common.errors import ConfigError
 from launcher.common.run_dir import write_atomically
 from launcher.common.text import command_line
+from launcher.config.metric import Metric
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.slurm.site import max_array_size
 from launcher.submit.prepare import Prepared, ready
@@ -18,7 +19,6 @@ from launcher.submit.resources import chosen_cluster, is_heterogeneous
 from launcher.sweep.combo import Combination, Outcome, Request, grouped
 from launcher.sweep.ledger import ABOUT, Ledger
 from launcher.sweep.local import run_here
-from launcher.sweep.metric import Metric
 from launcher.sweep.recover import find_lost_jobs
 from launcher.sweep.start import Starter
 from launcher.sweep.survey import Run, Status, counted, survey

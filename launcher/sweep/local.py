@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.config.metric import Metric
 from launcher.node.signals import StopRequest
 from launcher.submit.cluster import Job
 from launcher.sweep.combo import Combination
 from launcher.sweep.ledger import Ledger
-from launcher.sweep.metric import Metric
 from launcher.sweep.start import Starter
 from launcher.sweep.survey import counted, survey
 from launcher.sweep.waiting import SIGNALS, Stopped, end_text

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from launcher.config.metric import Metric
 from launcher.observe.plots.palette import BLUE, INK, PALE_GREY, RED, SEQUENCE, clean
-from launcher.sweep.metric import Metric
 from launcher.sweep.report import setting, settings
 from launcher.sweep.survey import Run
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.config.metric import Metric
 from launcher.events.reader import attempts, events_path
-from launcher.sweep.metric import Metric
 
 _WANTED = (b'"step"', b'"finished"', b'"submitted"', b'"attempt"')
 

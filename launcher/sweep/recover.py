@@ -8,9 +8,9 @@ from pathlib import Path
 
 from launcher.common.run_dir import last_job, record_job
 from launcher.common.text import counted
+from launcher.config.metric import Metric
 from launcher.slurm.jobs import logs_of_own_jobs
 from launcher.sweep.ledger import Entry, Ledger
-from launcher.sweep.metric import Metric
 from launcher.sweep.progress import read_progress
 
 UNDER_WAY_S = 15.0

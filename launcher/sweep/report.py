@@ -11,8 +11,8 @@ from typing import Any
 
 from launcher.common.errors import UsageError
 from launcher.common.text import aligned, duration, number
+from launcher.config.metric import Metric
 from launcher.sweep.ledger import ABOUT, Ledger
-from launcher.sweep.metric import Metric
 from launcher.sweep.survey import Run, Status, counted, survey
 
 FIXED = ("state", "step", "steps", "seconds", "job_id", "run_dir")

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from launcher.common.errors import LauncherError
-from launcher.common.run_dir import new_run_dir, record_job, remove
+from launcher.common.run_dir import record_job
 from launcher.config.schema import Config
 from launcher.snapshot.take import Taken
 from launcher.submit.cluster import Job
 from launcher.submit.job_array import submit_array, with_dependency
 from launcher.submit.prepare import cluster_of
 from launcher.submit.run import create, create_and_submit, take_code
+from launcher.submit.run_dir import new_run_dir, remove
 from launcher.sweep.combo import Combination
 from launcher.sweep.ledger import Ledger
 

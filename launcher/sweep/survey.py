@@ -10,11 +10,11 @@ from pathlib import Path
 
 from launcher.common.recorded_processes import living
 from launcher.common.run_dir import last_job
+from launcher.config.metric import Metric
 from launcher.observe.run_status import guards_of
 from launcher.slurm.query import job_states
 from launcher.slurm.states import JobState
 from launcher.sweep.ledger import Entry, Ledger
-from launcher.sweep.metric import Metric
 from launcher.sweep.progress import Progress, read_progress
 
 

@@ -9,12 +9,12 @@ from collections.abc import Collection
 
 from launcher.common.errors import LauncherError, ProcessFailure
 from launcher.common.text import number
+from launcher.config.metric import Metric
 from launcher.node.signals import StopRequest
 from launcher.slurm.client import ControllerAway
 from launcher.sweep.cancel import end_runs
 from launcher.sweep.combo import Outcome
 from launcher.sweep.ledger import Ledger
-from launcher.sweep.metric import Metric
 from launcher.sweep.survey import Run, Status, counted, survey
 
 SHORTEST_S, LONGEST_S, GROWTH = 1.0, 30.0, 1.3

@@ -13,7 +13,7 @@ from launcher.config import Config, compose
 from launcher.submit.job_array import array_script
 from launcher.submit.job_script import JobScript, node_python
 from launcher.submit.resources import slurm_config
-from launcher.submit.slurm import SlurmCluster
+from launcher.submit.slurm import SbatchCluster
 from launcher.submit.standalone_script import END, render_script
 from launcher.submit.templates import render, shipped, template_path
 
@@ -67,7 +67,7 @@ def golden(text: str) -> str:
 
 def _single(config: Config) -> str:
     command = f"{node_python(config)} -u -m submitit.core._submit {RUN_DIR}/submitit"
-    return render(SlurmCluster(config).script(RUN_DIR, command), template_path(slurm_config(config)))
+    return render(SbatchCluster(config).script(RUN_DIR, command), template_path(slurm_config(config)))
 
 
 def _array(config: Config) -> str:

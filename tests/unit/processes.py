@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from launcher.testing.slurm_cluster.processes import Process, descendants
+from launcher.testing.slurm_cluster.processes import NodeProcess, descendants
 
 MARK = "LEFTOVER_MARK"
 
@@ -44,7 +44,7 @@ class Mark:
         """Goes into the environment of the first process."""
         return {MARK: self._value}
 
-    def left(self) -> list[Process]:
+    def left(self) -> list[NodeProcess]:
         """Marked processes that live."""
         return [process for process in descendants(1) if process.environment.get(MARK) == self._value]
 

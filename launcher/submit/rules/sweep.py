@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from launcher.config.metric import REDUCTIONS, Metric
 from launcher.config.schema import Config
-from launcher.sweep.metric import REDUCTIONS, Metric
 
 
 def problems(config: Config) -> Iterator[str]:

@@ -8,9 +8,10 @@ import shutil
 import time
 from pathlib import Path
 
-from launcher.common.run_dir import EVENTS, SUBMISSION, attempt_dir, create
+from launcher.common.run_dir import EVENTS, SUBMISSION, attempt_dir
 from launcher.config import compose
 from launcher.layout import Layout, plan
+from launcher.submit.run_dir import create
 
 
 def make_runs(output_dir: Path, *, runs: int, nodes: int) -> list[Path]:

@@ -1,18 +1,19 @@
-"""Starts the smallest real accounting: a MariaDB on an empty directory, and slurmdbd over it."""
+"""The smallest real accounting: the commands of a MariaDB on an empty directory, and of slurmdbd over it."""
 
 from __future__ import annotations
 
 import getpass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from launcher.testing.slurm_cluster.supervisor import Supervisor
+from launcher.testing.slurm_cluster.conf import ClusterPlace
+
+SLURMDBD = ("slurmdbd", "-D")
+ADD_CLUSTER = ("sacctmgr", "--immediate", "add", "cluster", "test")
+"""Succeeds once slurmdbd answers."""
 
 
-def start(supervisor: Supervisor, deadline: float) -> None:
-    """Returns when slurmdbd knows the cluster."""
-    place = supervisor.place
-    mariadbd = [
+def mariadbd(place: ClusterPlace) -> list[str]:
+    """Starts the database."""
+    return [
         "mariadbd",
         "--no-defaults",
         f"--datadir={place.directory / 'database'}",
@@ -26,9 +27,8 @@ def start(supervisor: Supervisor, deadline: float) -> None:
         "--innodb-buffer-pool-size=32M",
         "--innodb-flush-log-at-trx-commit=0",  # the data is thrown away at the end
     ]
-    database = supervisor.spawn("mariadbd", supervisor.in_login(*mariadbd))
-    ping = ["bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{place.port + 2}"]
-    supervisor.wait(lambda: supervisor.answers(*ping), deadline, "MariaDB to listen", database)
-    daemon = supervisor.spawn("slurmdbd", supervisor.in_login("slurmdbd", "-D"))
-    add = ["sacctmgr", "--immediate", "add", "cluster", "test"]
-    supervisor.wait(lambda: supervisor.answers(*add), deadline, "slurmdbd to answer", daemon)
+
+
+def ping(place: ClusterPlace) -> list[str]:
+    """Succeeds once the database listens."""
+    return ["bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{place.port + 2}"]

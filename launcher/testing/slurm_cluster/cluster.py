@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from launcher.testing.slurm_cluster.processes import Process, descendants, kill_tree
+from launcher.testing.slurm_cluster.processes import NodeProcess, descendants, kill_tree
 from launcher.testing.slurm_cluster.spec import (
     ClusterError,
     ClusterSpec,
@@ -34,7 +34,7 @@ ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class QueuedJob:
     """One line of ``squeue``."""
 
     job_id: str
@@ -166,13 +166,13 @@ class SlurmCluster:
             )
         return done
 
-    def jobs(self, job_id: str | int | None = None) -> list[Job]:
+    def jobs(self, job_id: str | int | None = None) -> list[QueuedJob]:
         """Jobs that slurmctld remembers, those that have ended included; array and het jobs as one line each."""
         chosen = [] if job_id is None else ["--jobs", str(job_id)]
         command = ["squeue", "--noheader", "--array", "--states", "all", *chosen, "--format", "%i|%T|%N"]
         lines = self.run(command).stdout.splitlines()
         rows = (line.strip().split("|") for line in lines if line.strip())
-        return [Job(job_id=row[0], state=row[1], nodes=row[2]) for row in rows]
+        return [QueuedJob(job_id=row[0], state=row[1], nodes=row[2]) for row in rows]
 
     def job_state(self, job_id: str | int) -> str:
         """State of a job of one component, such as ``RUNNING``."""
@@ -200,10 +200,10 @@ class SlurmCluster:
             self.run(["scancel", *ids], check=False)  # some have ended by now
         self.wait_empty(timeout_s=timeout_s)
 
-    def node_processes(self, node: str | None = None) -> list[Process]:
+    def node_processes(self, node: str | None = None) -> list[NodeProcess]:
         """Processes of jobs that live on a node (or on any), however they detached themselves; empty when idle."""
         nodes = self.spec.node_names if node is None else (node,)
-        found: list[Process] = []
+        found: list[NodeProcess] = []
         for name in nodes:
             pid = int((self._started() / "nodes" / name).read_text(encoding="utf-8"))
             found += [process for process in descendants(pid) if process.name not in ("slurmd", "setpriv")]

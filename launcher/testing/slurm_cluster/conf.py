@@ -12,7 +12,7 @@ from launcher.testing.slurm_cluster.spec import ClusterSpec, Isolation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class ClusterPlace:
     """Where one cluster lives: a directory, a block of ports and addresses that no other cluster uses."""
 
     directory: Path
@@ -47,7 +47,7 @@ def controller_address(spec: ClusterSpec) -> str:
     return "10.77.255.1" if spec.isolation is Isolation.NET else "127.0.0.1"
 
 
-def node_address(spec: ClusterSpec, place: Place, index: int) -> str:
+def node_address(spec: ClusterSpec, place: ClusterPlace, index: int) -> str:
     """Address of one node: in its own network, or on the loopback, where all of 127/8 exists without set-up."""
     high, low = divmod(index, 250)
     if spec.isolation is Isolation.NET:
@@ -55,14 +55,14 @@ def node_address(spec: ClusterSpec, place: Place, index: int) -> str:
     return f"127.77.{2 * place.slot + high}.{low + 1}"
 
 
-def render_hosts(spec: ClusterSpec, place: Place) -> str:
+def render_hosts(spec: ClusterSpec, place: ClusterPlace) -> str:
     """``/etc/hosts`` of every node and of the login node."""
     lines = ["127.0.0.1 localhost", f"{controller_address(spec)} login"]
     lines += [f"{node_address(spec, place, index)} {name}" for index, name in enumerate(spec.node_names)]
     return "\n".join(lines) + "\n"
 
 
-def render_gres_conf(spec: ClusterSpec, place: Place) -> str:
+def render_gres_conf(spec: ClusterSpec, place: ClusterPlace) -> str:
     """Fake GPUs; the device files are links to ``/dev/null``, as SLURM ignores a plain file."""
     if not spec.gpus_per_node:
         return "AutoDetect=off\n"
@@ -71,7 +71,7 @@ def render_gres_conf(spec: ClusterSpec, place: Place) -> str:
     return "\n".join(["AutoDetect=off", *lines]) + "\n"
 
 
-def render_slurmdbd_conf(spec: ClusterSpec, place: Place) -> str:
+def render_slurmdbd_conf(spec: ClusterSpec, place: ClusterPlace) -> str:
     """slurmdbd over a MariaDB that asks for no password and listens on the loopback only."""
     options = {
         "AuthType": "auth/munge",
@@ -92,7 +92,7 @@ def render_slurmdbd_conf(spec: ClusterSpec, place: Place) -> str:
     return "".join(f"{name}={value}\n" for name, value in options.items())
 
 
-def render_slurm_conf(spec: ClusterSpec, place: Place) -> str:
+def render_slurm_conf(spec: ClusterSpec, place: ClusterPlace) -> str:
     """slurm.conf, the same for all daemons and clients."""
     user = getpass.getuser()
     options: dict[str, object] = {
@@ -157,7 +157,7 @@ def render_slurm_conf(spec: ClusterSpec, place: Place) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _node_line(spec: ClusterSpec, place: Place, index: int) -> str:
+def _node_line(spec: ClusterSpec, place: ClusterPlace, index: int) -> str:
     name = spec.node_names[index]
     words = [
         f"NodeName={name} NodeHostname={name} NodeAddr={node_address(spec, place, index)}",
@@ -169,7 +169,7 @@ def _node_line(spec: ClusterSpec, place: Place, index: int) -> str:
     return " ".join(words)
 
 
-def write_files(spec: ClusterSpec, place: Place) -> None:
+def write_files(spec: ClusterSpec, place: ClusterPlace) -> None:
     """Creates every directory and file that the daemons expect to find."""
     for name in ("etc", "log", "run", "state", "spool", "dev", "bin", "database", "nodes"):
         (place.directory / name).mkdir(mode=0o755)

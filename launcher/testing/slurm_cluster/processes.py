@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Process:
+class NodeProcess:
     """One living process, as it was when it was looked at."""
 
     pid: int
@@ -33,20 +33,20 @@ class Process:
         return {name: value for name, _, value in pairs}
 
 
-def descendants(root: int) -> list[Process]:
+def descendants(root: int) -> list[NodeProcess]:
     """Living processes below ``root``, itself left out; zombies are not living."""
-    children: dict[int, list[Process]] = defaultdict(list)
+    children: dict[int, list[NodeProcess]] = defaultdict(list)
     zombies: set[int] = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (stat := _read(int(entry.name), "stat")):
             # The name may hold spaces and parentheses itself: it ends at the last one.
             head, _, tail = stat.rpartition(")")
             state, parent, *_ = tail.split()
-            process = Process(pid=int(entry.name), parent=int(parent), name=head.partition("(")[2])
+            process = NodeProcess(pid=int(entry.name), parent=int(parent), name=head.partition("(")[2])
             children[process.parent].append(process)
             if state in "ZX":
                 zombies.add(process.pid)
-    found: list[Process] = []
+    found: list[NodeProcess] = []
     waiting = [root]
     while waiting:
         below = children[waiting.pop()]

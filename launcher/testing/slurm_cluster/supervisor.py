@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launcher.testing.slurm_cluster import accounting, network
-from launcher.testing.slurm_cluster.conf import Place, controller_address, node_address, write_files
+from launcher.testing.slurm_cluster.conf import ClusterPlace, controller_address, node_address, write_files
 from launcher.testing.slurm_cluster.processes import kill_tree, reap
 from launcher.testing.slurm_cluster.spec import (
     ClusterError,
@@ -40,7 +40,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SLURMD_BATCH = 16  # more at a time and some time out while they register
 
 
-class Supervisor:
+class ClusterSupervisor:
     """The processes of one cluster."""
 
     def __init__(self, spec: ClusterSpec) -> None:
@@ -50,7 +50,7 @@ class Supervisor:
         slot, port, self._lock = _hold_ports(10 + len(spec.node_names))
         directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: it holds Unix sockets
         directory.chmod(0o755)  # munge's clients must reach its socket
-        self.place = Place(directory=directory, slot=slot, port=port)
+        self.place = ClusterPlace(directory=directory, slot=slot, port=port)
         self.environment = {"PATH": search_path(spec), "SLURM_CONF": str(self.place.slurm_conf), "LANG": "C.UTF-8"}
 
     def start(self, deadline: float) -> None:
@@ -65,7 +65,7 @@ class Supervisor:
             network.create_switch(self.login_pid, controller_address(self.spec))
             self._write_client_wrappers()
         if self.spec.accounting:
-            accounting.start(self, deadline)
+            self._start_accounting(deadline)
         slurmctld = self.spawn("slurmctld", self.in_login("slurmctld", "-D", "-f", str(self.place.slurm_conf)))
         self.wait(lambda: self.answers("scontrol", "ping"), deadline, "slurmctld to answer", slurmctld)
         names = self.spec.node_names
@@ -153,6 +153,12 @@ class Supervisor:
         kill_tree(os.getpid(), include_root=False)
         shutil.rmtree(self.place.directory)
 
+    def _start_accounting(self, deadline: float) -> None:
+        database = self.spawn("mariadbd", self.in_login(*accounting.mariadbd(self.place)))
+        self.wait(lambda: self.answers(*accounting.ping(self.place)), deadline, "MariaDB to listen", database)
+        daemon = self.spawn("slurmdbd", self.in_login(*accounting.SLURMDBD))
+        self.wait(lambda: self.answers(*accounting.ADD_CLUSTER), deadline, "slurmdbd to answer", daemon)
+
     def _start_munged(self, deadline: float) -> None:
         key = self.place.directory / "etc" / "munge.key"
         key.touch(mode=0o600)
@@ -239,7 +245,7 @@ def main() -> None:
         signal.signal(number, lambda *_: sys.exit(1))  # through the finally below
     request = json.loads(sys.stdin.readline())
     try:
-        supervisor = Supervisor(spec_from_json(request["spec"]))
+        supervisor = ClusterSupervisor(spec_from_json(request["spec"]))
     except ClusterError as error:
         _answer(error=str(error))
         return
@@ -258,7 +264,7 @@ def main() -> None:
         supervisor.stop()
 
 
-def serve(supervisor: Supervisor, parent: int) -> None:
+def serve(supervisor: ClusterSupervisor, parent: int) -> None:
     """Carries out commands until standard input ends, or the parent is gone while somebody else holds the pipe."""
     actions: dict[str, Callable[[str], None]] = {
         "crash_node": supervisor.crash_node,

@@ -115,9 +115,9 @@ def test_an_output_directory_that_the_nodes_do_not_share(slurm: SlurmCluster) ->
 
 @pytest.mark.slurm
 def test_an_allocation_smaller_than_planned(slurm: SlurmCluster, tmp_path: Path) -> None:
-    from launcher.common.run_dir import create
     from launcher.config import compose
     from launcher.layout import plan
+    from launcher.submit.run_dir import create
 
     config = compose([f"output_dir={tmp_path}", "layout.nodes=4", "layout.inference_nodes=2"])
     run_dir = create(config, plan(config))

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from launcher.config.metric import Metric
 from launcher.sweep.ledger import Ledger
-from launcher.sweep.metric import Metric
 from launcher.sweep.survey import survey
 from launcher.testing.slurm_cluster.cluster import ENDED, SlurmCluster
 from tests.integration.jobs.launched import ROOT, Launcher

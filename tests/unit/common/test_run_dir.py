@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from launcher.common.errors import ConfigError
-from launcher.common.run_dir import create, missing_directories, read_submission, remove
+from launcher.common.run_dir import read_submission
 from launcher.config import compose, load_run_config
 from launcher.events.log import EventLog, EventWriter
 from launcher.events.schema import Event, UnknownEvent
 from launcher.layout import plan
+from launcher.submit.run_dir import create, missing_directories, remove
 
 
 def test_it_holds_what_the_nodes_read(tmp_path: Path) -> None:

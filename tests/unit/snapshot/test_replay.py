@@ -11,12 +11,11 @@ import pytest
 
 from launcher.cli import main
 from launcher.cli.replay import CURRENT, SNAPSHOT, prepare
-from launcher.common.run_dir import new_run_dir
 from launcher.config import compose, load_run_config
-from launcher.snapshot import replay
 from launcher.snapshot.fingerprint import ENVIRONMENT
 from launcher.snapshot.place import CODE, GIT, PATCH, place_of, read_record
 from launcher.submit.run import create, take_code
+from launcher.submit.run_dir import _without_news, new_run_dir
 from tests.unit.repository import Repository
 
 
@@ -150,6 +149,4 @@ def test_a_launcher_of_then_is_told_nothing_that_it_does_not_know(run: Path) -> 
     assert "lease_timeout_s" not in (new / "config.yaml").read_text()
     new, _ = again(run, "lease_timeout_s=77")
     assert "lease_timeout_s: 77" in (new / "config.yaml").read_text()
-    assert replay._without_news({"a": 1, "b": {"c": 1, "d": 2}}, {"b": {"c": 1}}, {"a": 1, "b": {"d": 2}}) == {
-        "b": {"c": 1}
-    }
+    assert _without_news({"a": 1, "b": {"c": 1, "d": 2}}, {"b": {"c": 1}}, {"a": 1, "b": {"d": 2}}) == {"b": {"c": 1}}

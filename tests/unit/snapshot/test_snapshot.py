@@ -15,7 +15,6 @@ import pytest
 import launcher
 from launcher.cli import main
 from launcher.common.errors import ConfigError
-from launcher.common.run_dir import create
 from launcher.config import compose, load_run_config
 from launcher.layout import plan
 from launcher.snapshot import tree
@@ -24,6 +23,7 @@ from launcher.snapshot.place import CODE, GIT, PATCH, place_of, read_record
 from launcher.snapshot.prune import prune
 from launcher.snapshot.take import Taken, take
 from launcher.snapshot.tree import STORE
+from launcher.submit.run_dir import create
 from tests.unit.repository import Repository
 
 FILES = {

@@ -12,7 +12,7 @@ import pytest
 from launcher.config import Config, compose
 from launcher.submit.cluster import job_environment
 from launcher.submit.resources import slurm_config
-from launcher.submit.slurm import SlurmCluster
+from launcher.submit.slurm import SbatchCluster
 from launcher.submit.templates import render, template_path
 
 FOREIGN = {
@@ -54,7 +54,7 @@ def test_a_job_finds_this_package_first(monkeypatch: pytest.MonkeyPatch) -> None
 
 def script(tmp_path: Path, *overrides: str) -> list[str]:
     config = compose(["+cluster=slurm", *overrides])
-    text = render(SlurmCluster(config).script(tmp_path), template_path(slurm_config(config)))
+    text = render(SbatchCluster(config).script(tmp_path), template_path(slurm_config(config)))
     return text.splitlines()
 
 
@@ -108,14 +108,14 @@ def test_the_token_is_made_by_the_job_and_is_not_in_the_script(tmp_path: Path) -
 
 def test_without_sbatch_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    (problem,) = SlurmCluster(compose(["+cluster=slurm"])).check()
+    (problem,) = SbatchCluster(compose(["+cluster=slurm"])).check()
     assert "needs `sbatch`, which is not in PATH" in problem
     assert "HINT" in problem
 
 
 def test_a_local_configuration_is_no_slurm_cluster() -> None:
     with pytest.raises(TypeError):
-        SlurmCluster(Config())
+        SbatchCluster(Config())
 
 
 @pytest.mark.parametrize("module", ["launcher.submit.executor", "launcher.submit.new_run", "launcher.node.shim"])

@@ -12,12 +12,12 @@ import pytest
 
 from launcher.common.errors import ConfigError
 from launcher.common.paths import sbatch_templates_dir
-from launcher.common.run_dir import create
 from launcher.config import Config, compose
 from launcher.layout import plan
 from launcher.submit.job_array import submit_array
 from launcher.submit.resources import slurm_config
-from launcher.submit.slurm import SlurmCluster
+from launcher.submit.run_dir import create
+from launcher.submit.slurm import SbatchCluster
 from launcher.submit.templates import render, template_names, template_path
 from launcher.submit.validate import check
 from tests.unit.golden_scripts import GOLDEN, SCENARIOS, config_of, golden, script_of
@@ -33,7 +33,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def text_of(config: Config, run_dir: Path = Path("/runs/a")) -> str:
-    return render(SlurmCluster(config).script(run_dir), template_path(slurm_config(config)))
+    return render(SbatchCluster(config).script(run_dir), template_path(slurm_config(config)))
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

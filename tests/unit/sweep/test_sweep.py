@@ -15,13 +15,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from launcher.common.errors import ConfigError
 from launcher.config import compose
+from launcher.config.metric import Metric
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.submit.job_array import with_dependency
 from launcher.sweep.combine import combinations
 from launcher.sweep.identity import KEPT, NOT_IN_IDENTITY, identity, sweep_name
 from launcher.sweep.launch import resources
 from launcher.sweep.ledger import Ledger, SweepBusy
-from launcher.sweep.metric import Metric
 from launcher.sweep.progress import read_progress
 from launcher.sweep.survey import Status, survey
 from launcher.sweep.throttle import throttled
