@@ -17,8 +17,8 @@ FIELDS = tl.constexpr(7)
 COLUMN_SALT = tl.constexpr(0x5DEECE66D5DEECE6)
 """That of :mod:`launcher.bridge.codec.checksum`."""
 
-BACKGROUND_PROGRAMS = int(os.environ.get("LAUNCHER_BRIDGE_SUM_PROGRAMS", "96"))
-"""Of a sum that goes on beside copies: about what keeps pace with NVLink."""
+BACKGROUND_PROGRAMS = int(os.environ.get("LAUNCHER_BRIDGE_SUM_PROGRAMS", "264"))
+"""Of a sum that goes on beside copies: two for each multiprocessor of an H100, where fewer fall behind NVLink."""
 
 NARROW = 256
 """Rows of no more elements have tiles of their own, of this width."""

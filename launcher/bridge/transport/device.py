@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -63,22 +64,27 @@ class ExportedGpuMemory(ExportedMemory):
         torch.cuda.current_stream(self.device).synchronize()
 
 
+STREAMS = int(os.environ.get("LAUNCHER_BRIDGE_COPY_STREAMS", "2"))
+"""Copies take turns on so many streams: one begins while another ends."""
+
+
 class _EventMark(CopyMark):
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._event.record(stream)
+    def __init__(self, streams: Sequence[torch.cuda.Stream]) -> None:
+        self._events = [stream.record_event() for stream in streams]
 
     def is_done(self) -> bool:
-        done: bool = self._event.query()  # type: ignore[no-untyped-call]
-        return done
+        return all(event.query() for event in self._events)
 
 
 class MappedGpuMemory(MappedMemory):
-    """The sender's memory as the receiver's GPU sees it, and a stream of the receiver's for the copies."""
+    """The sender's memory as the receiver's GPU sees it, and streams of the receiver's for the copies."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._streams = [torch.cuda.Stream(device) for _ in range(STREAMS)]  # type: ignore[no-untyped-call]
+        self._enqueued = [0] * STREAMS
+        """Bytes given to each since the last mark."""
+
         self._staging = Buffers(device)
 
     def map(self, handle: bytes, nbytes: int) -> int:
@@ -88,22 +94,30 @@ class MappedGpuMemory(MappedMemory):
         cudart.unmap(self._device, address)
 
     def copy(self, target: MemoryRegion, source: MemoryRegion) -> None:
+        index = self._enqueued.index(min(self._enqueued))
+        self._enqueued[index] += source.nbytes
+        stream = self._streams[index]
         if source.rows == 1:
-            cudart.copy(target.address, source.address, source.width, self._stream)
+            cudart.copy(target.address, source.address, source.width, stream)
         else:
             pitches = (target.pitch, source.address, source.pitch)
-            cudart.copy_rows(target.address, *pitches, source.width, source.rows, self._stream)
+            cudart.copy_rows(target.address, *pitches, source.width, source.rows, stream)
 
     def mark(self) -> CopyMark:
-        return _EventMark(self._stream)
+        # What one stream is ahead of another by, it stays.
+        least = min(self._enqueued)
+        self._enqueued = [nbytes - least for nbytes in self._enqueued]
+        return _EventMark(self._streams)
 
     def synchronize(self) -> None:
         torch.cuda.current_stream(self._device).synchronize()
-        self._stream.synchronize()
+        for stream in self._streams:
+            stream.synchronize()
 
     def stage(self, nbytes: int) -> torch.Tensor:
         staged = self._staging.take(nbytes)
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        for stream in self._streams:
+            stream.wait_stream(torch.cuda.current_stream(self._device))
         return staged
 
     def unstage(self, staged: torch.Tensor) -> None:

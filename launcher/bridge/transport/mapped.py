@@ -110,7 +110,7 @@ class ExportedMemory(ABC):
 
 
 class CopyMark(ABC):
-    """A point in the order of copies."""
+    """A point in what has been enqueued."""
 
     @abstractmethod
     def is_done(self) -> bool:
@@ -118,7 +118,7 @@ class CopyMark(ABC):
 
 
 class MappedMemory(ABC):
-    """The receiver's side of a kind of memory. Copies are carried out in the order in which they are enqueued."""
+    """The receiver's side of a kind of memory. Copies are carried out in any order, or at the same time."""
 
     @abstractmethod
     def map(self, handle: bytes, nbytes: int) -> int:
@@ -138,7 +138,7 @@ class MappedMemory(ABC):
 
     @abstractmethod
     def mark(self) -> CopyMark:
-        """The point in order after what has been enqueued so far."""
+        """The point after what has been enqueued so far."""
 
     @abstractmethod
     def synchronize(self) -> None:
