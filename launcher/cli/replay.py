@@ -23,7 +23,7 @@ SNAPSHOT, CURRENT = "snapshot", "current"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class ReplayRequest:
     """What is to be submitted."""
 
     config: Config
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     return exit_code
 
 
-def prepare(earlier: Path, overrides: Sequence[str], code: str) -> Request:
+def prepare(earlier: Path, overrides: Sequence[str], code: str) -> ReplayRequest:
     """The configuration and the code of a run for another submission, and what is different by now.
 
     Args:
@@ -95,8 +95,8 @@ def prepare(earlier: Path, overrides: Sequence[str], code: str) -> Request:
     found = differences(read_record(earlier), recorded_environment(earlier), Path(config.output_dir))
     if then is not None:
         print(f"code {then.text()}")
-        return Request(config=config, code=then, differences=found)
+        return ReplayRequest(config=config, code=then, differences=found)
     config = dataclasses.replace(config, snapshot=True)
     now = take_code(config, submitted_from(earlier))
     now = dataclasses.replace(now, replay_of=earlier.name) if now is not None else None
-    return Request(config=config, code=now, differences=found)
+    return ReplayRequest(config=config, code=now, differences=found)

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(found)
     arguments = as_meant(arguments)
 
-    task = Task(os.environ.get(HYDRA_FULL_ERROR), is_json=is_json)
+    task = HydraTask(os.environ.get(HYDRA_FULL_ERROR), is_json=is_json)
     register_configs()
     composed = _single(arguments)
     if composed is not None:
@@ -95,7 +95,7 @@ def _single(arguments: Sequence[str]) -> DictConfig | None:
     return composed
 
 
-class Task:
+class HydraTask:
     """What Hydra calls with a composed configuration; the launcher of a sweep starts its runs itself and adds to it.
 
     Args:

@@ -34,7 +34,7 @@ from launcher.node.outcome import report_failure, write_exit_code
 from launcher.node.process import tail
 from launcher.node.signals import FORWARDED_SIGNALS, SignalBuffer
 from launcher.node.stale_resources import SharedMemory, inodes, make_scratch, record, remove_stale
-from launcher.snapshot.place import Place, place_of
+from launcher.snapshot.place import CodeLocation, place_of
 
 LEFTOVER_GRACE_S = 0.5
 PATIENCE_S = 10.0
@@ -127,7 +127,7 @@ def supervise_agent(
     log: Path,
     environ: Mapping[str, str],
     patience_s: Callable[[int], float],
-    place: Place | None = None,
+    place: CodeLocation | None = None,
     stopped_s: float = float("inf"),
     buffer: SignalBuffer | None = None,
     scratch: Path | None = None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from launcher.snapshot.git import GitState
-from launcher.snapshot.place import CODE, GIT, PATCH, Record, read_record
+from launcher.snapshot.place import CODE, GIT, PATCH, SnapshotRecord, read_record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,7 @@ class KeptCode:
     """What :func:`launcher.snapshot.keep.keep` wrote into a directory."""
 
     directory: Path
-    kept: Record
+    kept: SnapshotRecord
     git: GitState | None
     patch: bytes
     replay_of: str | None = None
@@ -43,7 +43,7 @@ class KeptCode:
             replay_of=replay_of,
         )
 
-    def record(self, run_dir: Path) -> Record:
+    def record(self, run_dir: Path) -> SnapshotRecord:
         """The same code as the run in ``run_dir`` uses it: in a view of its own."""
         view = os.path.normpath(self.directory / CODE)
         path = tuple(

@@ -9,9 +9,9 @@ from typing import Any
 
 from launcher.snapshot.fingerprint import fingerprint
 from launcher.snapshot.look import look, look_at_launcher
-from launcher.snapshot.place import Record
+from launcher.snapshot.place import SnapshotRecord
 from launcher.snapshot.take import launcher_home
-from launcher.snapshot.tree import Entry, read_entries, read_manifest
+from launcher.snapshot.tree import TreeEntry, read_entries, read_manifest
 
 SHOWN = 10
 _FACTS = ("python", "platform", "launcher", "cuda_driver", "executable")
@@ -71,7 +71,7 @@ class Differences:
         return "\n".join(lines or ["neither code nor environment has changed"])
 
 
-def differences(record: Record | None, environment: Mapping[str, Any], output_dir: Path) -> Differences:
+def differences(record: SnapshotRecord | None, environment: Mapping[str, Any], output_dir: Path) -> Differences:
     """Compares a run with this moment.
 
     Args:
@@ -110,7 +110,7 @@ def damage(tree: Path) -> FileChanges:
     return _compare(then, read_entries(tree, then))
 
 
-def _changes(tree: Path, entries: Iterable[Entry]) -> FileChanges | None:
+def _changes(tree: Path, entries: Iterable[TreeEntry]) -> FileChanges | None:
     """None if the snapshot is gone: then nobody knows."""
     try:
         return _compare(read_manifest(tree), entries)
@@ -118,7 +118,7 @@ def _changes(tree: Path, entries: Iterable[Entry]) -> FileChanges | None:
         return None
 
 
-def _compare(then: Mapping[str, tuple[str, str]], entries: Iterable[Entry]) -> FileChanges:
+def _compare(then: Mapping[str, tuple[str, str]], entries: Iterable[TreeEntry]) -> FileChanges:
     now = {entry.path: (entry.kind, entry.content) for entry in entries}
     # Links lead out of the tree; where from does not say anything about the code.
     links = {name for name in {*then, *now} if then.get(name, now.get(name, ("", "")))[0] == "link"}

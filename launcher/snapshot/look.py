@@ -10,17 +10,17 @@ from pathlib import Path, PurePosixPath
 
 from launcher.config.secrets import is_secret_file
 from launcher.snapshot.git import list_files
-from launcher.snapshot.tree import Entry, check_size, link, read_entries
+from launcher.snapshot.tree import TreeEntry, check_size, link, read_entries
 
 PLACEHOLDERS = frozenset({".gitkeep", ".gitignore", ".keep"})
 _CACHES = frozenset({"__pycache__", ".git", ".hypothesis", ".pytest_cache", ".mypy_cache", ".ruff_cache"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class Scan:
     """A working tree as it is now."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[TreeEntry, ...]
     copied: frozenset[str]
     """Names of the entries that are copied."""
 
@@ -31,7 +31,7 @@ class Look:
     """The files with secrets."""
 
 
-def look(root: Path, output_dir: Path, secrets: Mapping[str, str]) -> Look:
+def look(root: Path, output_dir: Path, secrets: Mapping[str, str]) -> Scan:
     """What a snapshot of the repository at ``root`` is made of.
 
     Args:
@@ -55,7 +55,7 @@ def look(root: Path, output_dir: Path, secrets: Mapping[str, str]) -> Look:
     linked = {name for name in ignored | folders | hidden if os.path.lexists(root / name)}
     copies = list(read_entries(root, [name for name in names if name not in hidden]))
     links = [link(name, str(root / name)) for name in sorted(linked) if not is_below(name, linked - {name})]
-    return Look(
+    return Scan(
         entries=(*copies, *links),
         copied=frozenset(entry.path for entry in copies),
         linked=frozenset(linked),
@@ -63,7 +63,7 @@ def look(root: Path, output_dir: Path, secrets: Mapping[str, str]) -> Look:
     )
 
 
-def look_at_launcher(home: Path) -> tuple[Entry, ...]:
+def look_at_launcher(home: Path) -> tuple[TreeEntry, ...]:
     """What a snapshot of the launcher's own checkout is made of."""
     paths = [path for part in ("launcher", "conf", "sbatch_templates") for path in (home / part).rglob("*")]
     names = sorted(path.relative_to(home).as_posix() for path in paths if not path.is_dir())

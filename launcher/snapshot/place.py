@@ -38,7 +38,7 @@ class Tree:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class SnapshotRecord:
     """What a run runs, as its run directory keeps it."""
 
     directory: str
@@ -58,7 +58,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class CodeLocation:
     """Where to start a process of a run."""
 
     directory: Path
@@ -70,20 +70,20 @@ class Place:
         return {**environ, "PYTHONPATH": self.python_path, "PWD": str(self.directory)}
 
 
-def write_record(run_dir: Path, record: Record) -> None:
+def write_record(run_dir: Path, record: SnapshotRecord) -> None:
     """Keeps ``record`` in the run directory, and lays out the view of its code there."""
     (run_dir / SNAPSHOT).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
     if record.code is not None:
         _lay_out(Path(record.code.tree), run_dir / CODE, Path(record.folder))
 
 
-def read_record(run_dir: Path) -> Record | None:
+def read_record(run_dir: Path) -> SnapshotRecord | None:
     """What :func:`write_record` wrote; None for a run with ``snapshot=false``."""
     path = run_dir / SNAPSHOT
     if not path.exists():
         return None
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return Record(
+    return SnapshotRecord(
         directory=data["directory"],
         folder=data["folder"],
         code=Tree(**data["code"]) if data["code"] else None,
@@ -92,13 +92,13 @@ def read_record(run_dir: Path) -> Record | None:
     )
 
 
-def place_of(run_dir: Path) -> Place | None:
+def place_of(run_dir: Path) -> CodeLocation | None:
     """Where processes of the run are to be started; None with ``snapshot=false``: where, and as, their parent is."""
     record = read_record(run_dir)
     if record is None:
         return None
     directory = Path(record.directory) if record.code is None else run_dir / CODE / record.folder
-    return Place(directory=directory, python_path=os.pathsep.join(record.python_path))
+    return CodeLocation(directory=directory, python_path=os.pathsep.join(record.python_path))
 
 
 def _lay_out(tree: Path, view: Path, folder: Path) -> None:

@@ -13,7 +13,7 @@ import launcher
 from launcher.common.errors import ConfigError
 from launcher.snapshot.git import GitError, GitState, changes, git_state
 from launcher.snapshot.look import is_below, look, look_at_launcher
-from launcher.snapshot.place import CODE, Record, Tree
+from launcher.snapshot.place import CODE, SnapshotRecord, Tree
 from launcher.snapshot.tree import store
 
 
@@ -55,10 +55,10 @@ class Taken:
         size = f"{len(self.copied)} files, {self.size / 2**20:.1f} MiB"
         return "; ".join([f"{at}{branch}{changed}: {size}, snapshot {self.code.digest}", *self.notes])
 
-    def record(self, run_dir: Path) -> Record:
+    def record(self, run_dir: Path) -> SnapshotRecord:
         """The snapshot as the run in ``run_dir`` uses it."""
         folder = self.directory.relative_to(self.code.root) if self.code else Path()
-        return Record(
+        return SnapshotRecord(
             directory=str(self.directory),
             folder=str(folder),
             code=self.code,

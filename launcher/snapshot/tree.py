@@ -31,7 +31,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class TreeEntry:
     """One name of a tree."""
 
     path: str
@@ -46,12 +46,12 @@ class Entry:
     size: int
 
 
-def link(path: str, target: str) -> Entry:
+def link(path: str, target: str) -> TreeEntry:
     """A symbolic link that is not in the source as such."""
-    return Entry(path=path, kind="link", content=target, size=0)
+    return TreeEntry(path=path, kind="link", content=target, size=0)
 
 
-def read_entries(root: Path, names: Iterable[str]) -> Iterator[Entry]:
+def read_entries(root: Path, names: Iterable[str]) -> Iterator[TreeEntry]:
     """What is at ``names`` now; what is not there any more, or is no file, is left out."""
     top = root.resolve()
     # Paths are text here: there may be thousands, and a Path takes longer to make than a small file to read.
@@ -65,7 +65,7 @@ def read_entries(root: Path, names: Iterable[str]) -> Iterator[Entry]:
             elif stat.S_ISREG(mode):
                 with open(path, "rb") as file:  # noqa: PTH123
                     data = file.read()
-                yield Entry(
+                yield TreeEntry(
                     path=name,
                     kind="exec" if mode & stat.S_IXUSR else "file",
                     content=hashlib.sha256(data).hexdigest(),
@@ -85,7 +85,7 @@ def _target(top: Path, path: Path) -> str:
     return os.path.relpath(there, here) if target.is_absolute() else str(target)
 
 
-def digest_of(entries: Iterable[Entry]) -> str:
+def digest_of(entries: Iterable[TreeEntry]) -> str:
     """Hash of a tree; the order does not matter."""
     lines = sorted(f"{entry.path}\0{entry.kind}\0{entry.content}\0" for entry in entries)
     return hashlib.sha256(os.fsencode("".join(lines))).hexdigest()[:DIGEST_LENGTH]
@@ -130,7 +130,7 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:.1f} MiB"
 
 
-def store(root: Path, entries: Iterable[Entry], output_dir: Path) -> tuple[str, Path]:
+def store(root: Path, entries: Iterable[TreeEntry], output_dir: Path) -> tuple[str, Path]:
     """Copies a tree, unless it is there already. Two submissions at once may both do it; one copy stays.
 
     Returns:
@@ -181,7 +181,7 @@ def _home(output_dir: Path) -> Path:
     return home
 
 
-def _copy(root: Path, entries: Iterable[Entry], tree: Path) -> Iterator[Entry]:
+def _copy(root: Path, entries: Iterable[TreeEntry], tree: Path) -> Iterator[TreeEntry]:
     for entry in entries:
         path = tree / entry.path
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +197,7 @@ def _copy(root: Path, entries: Iterable[Entry], tree: Path) -> Iterator[Entry]:
         path.write_bytes(data)
         # Read-only: a program that rewrites its own files would change those of every other run with this code.
         path.chmod(0o555 if entry.kind == "exec" else 0o444)
-        yield Entry(path=entry.path, kind=entry.kind, content=hashlib.sha256(data).hexdigest(), size=len(data))
+        yield TreeEntry(path=entry.path, kind=entry.kind, content=hashlib.sha256(data).hexdigest(), size=len(data))
 
 
 def read_manifest(tree: Path) -> dict[str, tuple[str, str]]:

@@ -13,7 +13,7 @@ from launcher.observe.run_status import statuses
 from launcher.observe.run_summary import summarize
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.recover import find_lost_jobs
-from launcher.sweep.survey import Run, survey
+from launcher.sweep.status import Run, run_statuses
 
 
 def cancel_sweep(ledger: Ledger, metric: Metric, timeout_s: float, tell: Callable[[str], None]) -> list[Run]:
@@ -25,14 +25,14 @@ def cancel_sweep(ledger: Ledger, metric: Metric, timeout_s: float, tell: Callabl
     Raises:
         LauncherError: the command works on another host, or something has not ended within ``timeout_s``.
     """
-    before = [run for run in survey(ledger, metric) if run.status.is_active]
+    before = [run for run in run_statuses(ledger, metric) if run.status.is_active]
     _end_holder(ledger, tell)
     with ledger.lock(timeout_s):
         find_lost_jobs(ledger, metric)
-        left = [run for run in survey(ledger, metric, is_held=False) if run.status.is_active]
+        left = [run for run in run_statuses(ledger, metric, is_held=False) if run.status.is_active]
         end_runs(ledger, left, timeout_s, tell)
     ended = {run.entry.identity for run in [*before, *left]}
-    return [run for run in survey(ledger, metric) if run.entry.identity in ended]
+    return [run for run in run_statuses(ledger, metric) if run.entry.identity in ended]
 
 
 def end_runs(ledger: Ledger, runs: Sequence[Run], timeout_s: float, tell: Callable[[str], None]) -> None:

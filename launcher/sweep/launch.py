@@ -16,19 +16,18 @@ from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.slurm.site import max_array_size
 from launcher.submit.prepare import Prepared, ready
 from launcher.submit.resources import chosen_cluster, is_heterogeneous
-from launcher.sweep.combo import Combination, Outcome, Request, grouped
+from launcher.sweep.candidates import Combination, RunResult, SweepRequest, grouped
 from launcher.sweep.ledger import ABOUT, Ledger
 from launcher.sweep.local import run_here
 from launcher.sweep.recover import find_lost_jobs
-from launcher.sweep.start import Starter
-from launcher.sweep.survey import Run, Status, counted, survey
-from launcher.sweep.throttle import throttled
+from launcher.sweep.start import RunStarter, concurrency_after
+from launcher.sweep.status import Run, Status, counted, run_statuses
 from launcher.sweep.waiting import outcome_of, wait_for
 
 LOCK_TIMEOUT_S = 120.0
 
 
-def launch(request: Request, batch: Sequence[Combination]) -> list[Outcome]:
+def launch(request: SweepRequest, batch: Sequence[Combination]) -> list[RunResult]:
     """Starts the runs of a batch that are neither done nor under way; waits for them if the configuration says so.
 
     Returns:
@@ -48,8 +47,8 @@ def launch(request: Request, batch: Sequence[Combination]) -> list[Outcome]:
         find_lost_jobs(ledger, metric)
         _enter(ledger, batch)
         write_atomically(request.directory / ABOUT, {"metric": config.sweep.metric})
-        before = {run.entry.identity: run for run in survey(ledger, metric, is_held=False)}
-        todo = [combo for combo in _distinct(batch) if not _is_there(before[combo.identity])]
+        before = {run.entry.identity: run for run in run_statuses(ledger, metric, is_held=False)}
+        todo = [candidate for candidate in _distinct(batch) if not _is_there(before[candidate.identity])]
         if config.cluster.kind == "local":
             print(_plan_text(batch, before, todo), flush=True)
             run_here(ledger, todo, metric)
@@ -64,14 +63,14 @@ def launch(request: Request, batch: Sequence[Combination]) -> list[Outcome]:
     if config.cluster.kind != "local" and not config.cluster.wait:
         lines = [command_line("sweep", action, request.directory) for action in ("status", "cancel")]
         print("next:", *lines, sep="\n  ")
-        return [Outcome() for _ in batch]
+        return [RunResult() for _ in batch]
     if config.cluster.kind != "local":
-        wait_for(ledger, metric, {combo.identity for combo in batch})
-    after = {run.entry.identity: run for run in survey(ledger, metric)}
-    return [outcome_of(after[combo.identity], metric) for combo in batch]
+        wait_for(ledger, metric, {candidate.identity for candidate in batch})
+    after = {run.entry.identity: run for run in run_statuses(ledger, metric)}
+    return [outcome_of(after[candidate.identity], metric) for candidate in batch]
 
 
-def _ready(request: Request, batch: Sequence[Combination]) -> list[Combination]:
+def _ready(request: SweepRequest, batch: Sequence[Combination]) -> list[Combination]:
     """The batch as it is submitted: each run with what its cluster needs.
 
     Raises:
@@ -80,22 +79,24 @@ def _ready(request: Request, batch: Sequence[Combination]) -> list[Combination]:
     config = batch[0].config
     found: dict[str, list[int]] = {}
     checked: dict[str, tuple[Prepared, list[str]]] = {}
-    combos: list[Combination] = []
-    for number, combo in enumerate(batch):
+    candidates: list[Combination] = []
+    for number, candidate in enumerate(batch):
         # The cluster checks once for all runs that request the same.
-        key = resources(combo.config)
+        key = resources(candidate.config)
         if key not in checked:
-            result, _, problems = ready(combo.config)
+            result, _, problems = ready(candidate.config)
             checked[key] = result, problems
             for note in result.notes:
                 print(f"launcher: {note}", flush=True)
         result, problems = checked[key]
         for text in problems:
             found.setdefault(text, []).append(number)
-        preflight = replace(combo.config.preflight, bad_node_dir=result.config.preflight.bad_node_dir)
-        combos.append(replace(combo, config=replace(combo.config, cluster=result.config.cluster, preflight=preflight)))
-    texts = grouped(found, [combo.overrides for combo in batch])
-    if len({combo.config.cluster.kind for combo in batch}) > 1:
+        preflight = replace(candidate.config.preflight, bad_node_dir=result.config.preflight.bad_node_dir)
+        candidates.append(
+            replace(candidate, config=replace(candidate.config, cluster=result.config.cluster, preflight=preflight))
+        )
+    texts = grouped(found, [candidate.overrides for candidate in batch])
+    if len({candidate.config.cluster.kind for candidate in batch}) > 1:
         texts.append("A sweep over `cluster` runs partly here and partly on SLURM. HINT: make it two sweeps.")
     if config.sweep.array:
         texts += _array_problems(config)
@@ -103,7 +104,7 @@ def _ready(request: Request, batch: Sequence[Combination]) -> list[Combination]:
         texts += _optimising_problems(config)
     if texts:
         raise ConfigError(texts)
-    return combos
+    return candidates
 
 
 def _array_problems(config: Config) -> list[str]:
@@ -138,8 +139,8 @@ def resources(config: Config) -> str:
 
 def _enter(ledger: Ledger, batch: Sequence[Combination]) -> None:
     known = ledger.entries()
-    new = [combo for combo in _distinct(batch) if combo.identity not in known]
-    records = [{"record": "run", "run": combo.identity, "overrides": combo.overrides} for combo in new]
+    new = [candidate for candidate in _distinct(batch) if candidate.identity not in known]
+    records = [{"record": "run", "run": candidate.identity, "overrides": candidate.overrides} for candidate in new]
     if records:
         ledger.append(*records)
 
@@ -150,12 +151,12 @@ def _is_there(run: Run) -> bool:
 
 def _submit(ledger: Ledger, todo: Sequence[Combination], before: dict[str, Run], config: Config) -> None:
     active = [run.entry.job_id for run in before.values() if run.status.is_active and run.entry.job_id]
-    limit = throttled(active, config.sweep.parallel)
-    starter = Starter(ledger)
+    limit = concurrency_after(active, config.sweep.parallel)
+    starter = RunStarter(ledger)
     if config.sweep.array and len(todo) > 1:
         groups = _groups(todo, max_array_size(chosen_cluster(config)))
     else:
-        groups = [[combo] for combo in todo]
+        groups = [[candidate] for candidate in todo]
     for group in groups:
         if len(group) == 1:
             _, job = starter.start(group[0], limit.dependency())
@@ -177,21 +178,21 @@ def _how_to_go_on(directory: Path) -> str:
 def _groups(todo: Sequence[Combination], largest: int) -> list[list[Combination]]:
     """Runs that one array can hold: they request the same, and are not more than the site allows (``largest``)."""
     groups: dict[str, list[Combination]] = {}
-    for combo in todo:
-        groups.setdefault(resources(combo.config), []).append(combo)
+    for candidate in todo:
+        groups.setdefault(resources(candidate.config), []).append(candidate)
     return [group[i : i + largest] for group in groups.values() for i in range(0, len(group), largest)]
 
 
 def _distinct(batch: Sequence[Combination]) -> list[Combination]:
-    return list({combo.identity: combo for combo in batch}.values())
+    return list({candidate.identity: candidate for candidate in batch}.values())
 
 
 def _plan_text(batch: Sequence[Combination], before: dict[str, Run], todo: Sequence[Combination]) -> str:
     """``12 runs: 7 done, 2 running, 3 submitted``."""
     runs = _distinct(batch)
-    there = [before[combo.identity].status for combo in runs if _is_there(before[combo.identity])]
+    there = [before[candidate.identity].status for candidate in runs if _is_there(before[candidate.identity])]
     word = "submitted" if runs[0].config.cluster.kind != "local" else "to do"
-    again = sum(before[combo.identity].status is not Status.MISSING for combo in todo)
+    again = sum(before[candidate.identity].status is not Status.MISSING for candidate in todo)
     new = [f"{len(todo)} {word}" + (f" ({again} of them again)" if again else "")] if todo else []
     same = len(batch) - len(runs)
     note = f" ({same} more combinations are the same as one of these)" if same else ""

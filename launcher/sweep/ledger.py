@@ -29,7 +29,7 @@ POLL_S = 0.2
 
 
 @dataclass(slots=True, kw_only=True)
-class Entry:
+class LedgerEntry:
     """What the ledger says of one run; a new submission starts it anew."""
 
     identity: str
@@ -78,9 +78,9 @@ class Ledger:
         """Whether the directory holds a sweep."""
         return self._path.exists()
 
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, LedgerEntry]:
         """All runs by identity, in the order in which they came to the sweep."""
-        found: dict[str, Entry] = {}
+        found: dict[str, LedgerEntry] = {}
         lines = self._path.read_text(encoding="utf-8").split("\n") if self.exists() else []
         for line in lines:
             record = _parse(line)
@@ -163,8 +163,8 @@ def _parse(line: str) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and isinstance(record.get("run"), str) else None
 
 
-def _apply(entries: dict[str, Entry], record: dict[str, Any]) -> None:
-    entry = entries.setdefault(record["run"], Entry(identity=record["run"]))
+def _apply(entries: dict[str, LedgerEntry], record: dict[str, Any]) -> None:
+    entry = entries.setdefault(record["run"], LedgerEntry(identity=record["run"]))
     if record.get("record") in ("job", "ended", "cancelled"):
         entry.settled_at = record["time"]
     match record.get("record"):

@@ -11,10 +11,10 @@ from pathlib import Path
 from launcher.config.metric import Metric
 from launcher.node.signals import StopRequest
 from launcher.submit.cluster import Job
-from launcher.sweep.combo import Combination
+from launcher.sweep.candidates import Combination
 from launcher.sweep.ledger import Ledger
-from launcher.sweep.start import Starter
-from launcher.sweep.survey import counted, survey
+from launcher.sweep.start import RunStarter
+from launcher.sweep.status import counted, run_statuses
 from launcher.sweep.waiting import SIGNALS, Stopped, end_text
 
 POLL_S = 0.1
@@ -23,7 +23,7 @@ END_TIMEOUT_S = 90.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Started:
-    combo: Combination
+    candidate: Combination
     run_dir: Path
     job: Job
 
@@ -38,15 +38,15 @@ def run_here(ledger: Ledger, todo: Sequence[Combination], metric: Metric) -> Non
     """
     stop = StopRequest()
     stop.listen(SIGNALS)
-    starter = Starter(ledger)
+    starter = RunStarter(ledger)
     waiting, running = list(todo), list[_Started]()
     try:
         while (waiting or running) and stop.signal is None:
             while waiting and len(running) < (waiting[0].config.sweep.parallel or 1):
-                combo = waiting.pop(0)
-                run_dir, job = starter.start(combo)
-                running.append(_Started(combo=combo, run_dir=run_dir, job=job))
-                print(f"{time.strftime('%H:%M:%S')}  started: {' '.join(combo.overrides)}   {run_dir}", flush=True)
+                candidate = waiting.pop(0)
+                run_dir, job = starter.start(candidate)
+                running.append(_Started(candidate=candidate, run_dir=run_dir, job=job))
+                print(f"{time.strftime('%H:%M:%S')}  started: {' '.join(candidate.overrides)}   {run_dir}", flush=True)
             ended = [started for started in running if not started.job.is_alive()]
             running = [started for started in running if started not in ended]
             for started in ended:
@@ -64,7 +64,7 @@ def run_here(ledger: Ledger, todo: Sequence[Combination], metric: Metric) -> Non
 def _record(ledger: Ledger, started: _Started, forced: str) -> None:
     code = started.job.wait(END_TIMEOUT_S).exit_code
     outcome = forced or ("completed" if code == 0 else "failed")
-    ledger.append({"record": "ended", "run": started.combo.identity, "outcome": outcome, "exit_code": code})
+    ledger.append({"record": "ended", "run": started.candidate.identity, "outcome": outcome, "exit_code": code})
 
 
 def _show_end(ledger: Ledger, started: _Started, metric: Metric) -> None:
@@ -73,8 +73,8 @@ def _show_end(ledger: Ledger, started: _Started, metric: Metric) -> None:
 
     write_pictures(started.run_dir)
     text = summary(started.run_dir)
-    runs = survey(ledger, metric)
-    (run,) = [run for run in runs if run.entry.identity == started.combo.identity]
+    runs = run_statuses(ledger, metric)
+    (run,) = [run for run in runs if run.entry.identity == started.candidate.identity]
     print(end_text(run, metric, counted(run.status for run in runs)), flush=True)
     if "Cause: " in text:
         print(text[text.index("Cause: ") :], file=sys.stderr, flush=True)

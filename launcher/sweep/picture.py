@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from launcher.config.metric import Metric
 from launcher.observe.plots.palette import BLUE, INK, PALE_GREY, RED, SEQUENCE, clean
 from launcher.sweep.report import setting, settings
-from launcher.sweep.survey import Run
+from launcher.sweep.status import Run
 
 MOST_PANELS = 4
 NAMED_RUNS = min(8, len(SEQUENCE))

@@ -10,8 +10,8 @@ from launcher.common.run_dir import last_job, record_job
 from launcher.common.text import counted
 from launcher.config.metric import Metric
 from launcher.slurm.jobs import logs_of_own_jobs
-from launcher.sweep.ledger import Entry, Ledger
-from launcher.sweep.progress import read_progress
+from launcher.sweep.ledger import Ledger, LedgerEntry
+from launcher.sweep.status import read_progress
 
 UNDER_WAY_S = 15.0
 """An ``sbatch`` whose caller was killed may still be on its way for as long."""
@@ -50,7 +50,7 @@ def find_lost_jobs(ledger: Ledger, metric: Metric) -> None:
             time.sleep(1.0)  # SLURM tells nobody of a new job
 
 
-def _found(ledger: Ledger, entry: Entry, job_id: str) -> None:
+def _found(ledger: Ledger, entry: LedgerEntry, job_id: str) -> None:
     assert entry.run_dir is not None
     _hand_over(entry.run_dir / "submitit", job_id)
     ledger.append({"record": "job", "run": entry.identity, "run_dir": str(entry.run_dir), "job_id": job_id})

@@ -10,7 +10,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.sweep import SWEEPS
-from launcher.sweep.identity import sweep_name
+from launcher.sweep.candidates import sweep_name
 
 PLUGINS = Path(__file__).parent / "hydra"
 """Holds a portion of the namespace package ``hydra_plugins``, the only place where Hydra looks for plugins."""

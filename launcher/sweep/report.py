@@ -13,7 +13,7 @@ from launcher.common.errors import UsageError
 from launcher.common.text import aligned, duration, number
 from launcher.config.metric import Metric
 from launcher.sweep.ledger import ABOUT, Ledger
-from launcher.sweep.survey import Run, Status, counted, survey
+from launcher.sweep.status import Run, Status, counted, run_statuses
 
 FIXED = ("state", "step", "steps", "seconds", "job_id", "run_dir")
 
@@ -99,7 +99,7 @@ def setting(run: Run, name: str) -> str | float | None:
 
 def read(ledger: Ledger, metric: Metric) -> list[Run]:
     """All runs, now."""
-    return survey(ledger, metric)
+    return run_statuses(ledger, metric)
 
 
 def _row(run: Run, names: Sequence[str]) -> tuple[str, ...]:

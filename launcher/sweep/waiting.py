@@ -13,9 +13,9 @@ from launcher.config.metric import Metric
 from launcher.node.signals import StopRequest
 from launcher.slurm.client import ControllerAway
 from launcher.sweep.cancel import end_runs
-from launcher.sweep.combo import Outcome
+from launcher.sweep.candidates import RunResult
 from launcher.sweep.ledger import Ledger
-from launcher.sweep.survey import Run, Status, counted, survey
+from launcher.sweep.status import Run, Status, counted, run_statuses
 
 SHORTEST_S, LONGEST_S, GROWTH = 1.0, 30.0, 1.3
 """Between two questions to SLURM: often after a change, seldom while nothing happens."""
@@ -47,19 +47,19 @@ def wait_for(ledger: Ledger, metric: Metric, wanted: Collection[str]) -> None:
         stop.restore()
 
 
-def outcome_of(run: Run, metric: Metric) -> Outcome:
+def outcome_of(run: Run, metric: Metric) -> RunResult:
     """The exit code and the objective of a run that has ended."""
     name = " ".join(run.entry.overrides) or run.entry.identity
     if run.status is not Status.DONE:
         why = f" ({run.why})" if run.why else ""
-        return Outcome(
+        return RunResult(
             code=FAILED_CODE,
             error=ProcessFailure(f"The run {name} is {run.status}{why}. Run directory: {run.entry.run_dir}"),
         )
     if run.value is None:
         hint = f"HINT: let the trainer report it, `emit('step', step=..., {metric.name}=...)`, or set `sweep.metric`."
-        return Outcome(error=ProcessFailure(f"The run {name} reported no `{metric.name}` (`sweep.metric`). {hint}"))
-    return Outcome(value=run.value)
+        return RunResult(error=ProcessFailure(f"The run {name} reported no `{metric.name}` (`sweep.metric`). {hint}"))
+    return RunResult(value=run.value)
 
 
 def end_text(run: Run, metric: Metric, left: str) -> str:
@@ -86,7 +86,7 @@ def _wait(ledger: Ledger, metric: Metric, wanted: Collection[str], stop: StopReq
         while time.monotonic() < deadline:
             if stop.signal is not None:
                 with ledger.lock(END_TIMEOUT_S):
-                    left = [run for run in survey(ledger, metric, is_held=False) if run.entry.identity in wanted]
+                    left = [run for run in run_statuses(ledger, metric, is_held=False) if run.entry.identity in wanted]
                     end_runs(ledger, [run for run in left if run.status.is_active], END_TIMEOUT_S, _tell)
                 raise Stopped(stop.signal)
             time.sleep(min(0.2, interval_s))
@@ -95,7 +95,7 @@ def _wait(ledger: Ledger, metric: Metric, wanted: Collection[str], stop: StopReq
 def _look(ledger: Ledger, metric: Metric, wanted: Collection[str]) -> list[Run] | None:
     """The wanted runs; None while SLURM's controller is away, which ends no job."""
     try:
-        return [run for run in survey(ledger, metric) if run.entry.identity in wanted]
+        return [run for run in run_statuses(ledger, metric) if run.entry.identity in wanted]
     except ControllerAway as error:
         _tell(str(error))
         return None

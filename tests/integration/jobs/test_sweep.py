@@ -17,7 +17,7 @@ import pytest
 
 from launcher.config.metric import Metric
 from launcher.sweep.ledger import Ledger
-from launcher.sweep.survey import survey
+from launcher.sweep.status import run_statuses
 from launcher.testing.slurm_cluster.cluster import ENDED, SlurmCluster
 from tests.integration.jobs.launched import ROOT, Launcher
 
@@ -202,6 +202,7 @@ def test_an_optimising_sweeper_goes_by_what_the_runs_here_came_to(
     low, high, between, failed = json.loads((tmp_path / "out").read_text())
     assert high < low < between
     assert "is failed" in failed
-    runs = {tuple(run.entry.overrides): run for run in survey(Ledger(sweep_dir(tmp_path)), Metric.parse("reward"))}
+    found = run_statuses(Ledger(sweep_dir(tmp_path)), Metric.parse("reward"))
+    runs = {tuple(run.entry.overrides): run for run in found}
     assert {words[0].partition("=")[2] for words in runs} == {"0.1", "0.9", "0.3", "-1.0"}
     assert runs["trainer.options.lr=0.3",].value == between

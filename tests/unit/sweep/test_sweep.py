@@ -18,13 +18,11 @@ from launcher.config import compose
 from launcher.config.metric import Metric
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.submit.job_array import with_dependency
-from launcher.sweep.combine import combinations
-from launcher.sweep.identity import KEPT, NOT_IN_IDENTITY, identity, sweep_name
+from launcher.sweep.candidates import KEPT, NOT_IN_IDENTITY, combinations, identity, sweep_name
 from launcher.sweep.launch import resources
 from launcher.sweep.ledger import Ledger, SweepBusy
-from launcher.sweep.progress import read_progress
-from launcher.sweep.survey import Status, survey
-from launcher.sweep.throttle import throttled
+from launcher.sweep.start import concurrency_after
+from launcher.sweep.status import Status, read_progress, run_statuses
 
 
 def combined(*words: str, zipped: tuple[str, ...] = ()) -> list[str]:
@@ -149,7 +147,7 @@ def test_states_come_from_the_run_directories(tmp_path: Path) -> None:
     write_events(tmp_path / "b", {"event": "finished", "outcome": "failed"})
     write_events(tmp_path / "c", {"event": "step", "step": 1})
     ledger.append({"record": "cancelled", "run": "d"})
-    alone = survey(ledger, Metric.parse("reward"))
+    alone = run_statuses(ledger, Metric.parse("reward"))
     assert [run.status for run in alone] == [
         Status.DONE,
         Status.FAILED,
@@ -159,7 +157,7 @@ def test_states_come_from_the_run_directories(tmp_path: Path) -> None:
     ]
     assert alone[0].value == 2.0
     with ledger.lock(1):
-        assert survey(ledger, Metric.parse("reward"))[2].status is Status.RUNNING
+        assert run_statuses(ledger, Metric.parse("reward"))[2].status is Status.RUNNING
 
 
 def hold(directory: Path, is_held: Any, release: Any) -> None:
@@ -186,16 +184,16 @@ def test_two_commands_do_not_work_on_one_sweep(tmp_path: Path) -> None:
 
 
 def test_a_throttled_job_waits_for_the_one_so_many_before_it() -> None:
-    throttle = throttled(["1"], 2)
+    throttle = concurrency_after(["1"], 2)
     chosen = []
     for job in ("2", "3", "4"):
         chosen.append(throttle.dependency())
         throttle.add(job)
     assert chosen == [None, "afterany:1", "afterany:2"]
     assert throttle.dependency_of_all() == "afterany:1:2:3:4"
-    assert throttled(["1"], None).dependency() is None
-    assert throttled(["1"], None).dependency_of_all() is None
-    assert throttled([], 2).dependency_of_all() is None
+    assert concurrency_after(["1"], None).dependency() is None
+    assert concurrency_after(["1"], None).dependency_of_all() is None
+    assert concurrency_after([], 2).dependency_of_all() is None
 
 
 def test_a_dependency_is_added_to_the_users_own() -> None:

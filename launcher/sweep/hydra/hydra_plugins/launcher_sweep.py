@@ -17,8 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.submit.composing import hydra_full_error
-from launcher.sweep.combine import combinations, key_of, swept_keys
-from launcher.sweep.combo import Combination, Request, compose_all
+from launcher.sweep.candidates import Combination, SweepRequest, combinations, compose_all, key_of, swept_keys
 
 _GRID_TARGETS = ("hydra_plugins.launcher_sweep.GridSweeper", f"{BasicSweeper.__module__}.BasicSweeper")
 
@@ -52,7 +51,9 @@ class RunLauncher(Launcher):
         from launcher.sweep.launch import launch
 
         batch = self._compose(job_overrides, initial_job_idx)
-        request = Request(directory=Path(self._config.hydra.sweep.dir).absolute(), is_optimising=self._is_optimising())
+        request = SweepRequest(
+            directory=Path(self._config.hydra.sweep.dir).absolute(), is_optimising=self._is_optimising()
+        )
         with hydra_full_error(self._task.full_errors):
             outcomes = launch(request, batch)
         self._task.codes.extend(outcome.code for outcome in outcomes)

@@ -1,21 +1,90 @@
-"""The state of every run of a sweep: from the ledger, the run directories, and one question to SLURM for all jobs."""
+"""The state of every run of a sweep: from the ledger, the run directories, and one query to SLURM for all jobs."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from launcher.common.recorded_processes import living
 from launcher.common.run_dir import last_job
 from launcher.config.metric import Metric
+from launcher.events.reader import attempts, events_path
 from launcher.observe.run_status import guards_of
 from launcher.slurm.query import job_states
 from launcher.slurm.states import JobState
-from launcher.sweep.ledger import Entry, Ledger
-from launcher.sweep.progress import Progress, read_progress
+from launcher.sweep.ledger import Ledger, LedgerEntry
+
+_WANTED = (b'"step"', b'"finished"', b'"submitted"', b'"attempt"')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunProgress:
+    """The events of a run, as far as a sweep wants to know them."""
+
+    has_started: bool = False
+    job_id: str | None = None
+    """As the job itself wrote it."""
+    outcome: str | None = None
+    """``completed``, ``failed``, ``cancelled``, or whatever its last event calls its end."""
+    seconds: float | None = None
+    steps: int = 0
+    planned: int | None = None
+    curve: tuple[tuple[int, float], ...] = ()
+    """The metric by step."""
+
+
+def read_progress(run_dir: Path, metric: Metric) -> RunProgress:
+    """Everything written so far, of all attempts; steps that were done again count once."""
+    curve: list[tuple[int, float]] = []
+    facts: dict[str, Any] = {}
+    numbers = attempts(run_dir)
+    for number in numbers:
+        facts.pop("outcome", None)
+        for event in _events(events_path(run_dir, number)):
+            match event.get("event"):
+                case "submitted":
+                    facts["job_id"] = event.get("job_id")
+                case "finished":
+                    facts |= {"outcome": event.get("outcome", "completed"), "seconds": event.get("seconds")}
+                case "step":
+                    _add_step(event, metric.name, curve, facts)
+    return RunProgress(has_started=bool(numbers), curve=tuple(curve), **facts)
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in data.split(b"\n"):
+        if any(word in line for word in _WANTED):
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # still being written, or its writer died over it
+            if isinstance(event, dict):
+                found.append(event)
+    return found
+
+
+def _add_step(event: dict[str, Any], name: str, curve: list[tuple[int, float]], facts: dict[str, Any]) -> None:
+    step, value, planned = event.get("step"), event.get(name), event.get("steps")
+    if not isinstance(step, int):
+        return
+    facts["steps"] = step
+    if isinstance(planned, int):
+        facts["planned"] = planned
+    while curve and curve[-1][0] >= step:
+        curve.pop()
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        curve.append((step, float(value)))
 
 
 class Status(StrEnum):
@@ -38,16 +107,16 @@ class Status(StrEnum):
 class Run:
     """One run of a sweep, now."""
 
-    entry: Entry
+    entry: LedgerEntry
     status: Status
-    progress: Progress
+    progress: RunProgress
     value: float | None
     """The metric, as one number."""
     why: str | None = None
     """SLURM's word for an end that was not good."""
 
 
-def survey(ledger: Ledger, metric: Metric, *, is_held: bool | None = None) -> list[Run]:
+def run_statuses(ledger: Ledger, metric: Metric, *, is_held: bool | None = None) -> list[Run]:
     """All runs, in the order of the ledger.
 
     Args:
@@ -68,7 +137,7 @@ def counted(statuses: Iterable[Status], more: Sequence[str] = ()) -> str:
     return ", ".join([*(f"{counts[status]} {status}" for status in Status if counts[status]), *more])
 
 
-def _resumed(entry: Entry) -> Entry:
+def _resumed(entry: LedgerEntry) -> LedgerEntry:
     """With the job of ``launcher resume``, which knows nothing of sweeps, if it is newer than what the ledger says."""
     job = last_job(entry.run_dir) if entry.run_dir is not None else None
     if job is None or entry.settled_at is None or job["time"] < entry.settled_at:
@@ -76,13 +145,15 @@ def _resumed(entry: Entry) -> Entry:
     return replace(entry, job_id=job.get("job_id"), outcome=None)
 
 
-def _run(entry: Entry, job: JobState | None, metric: Metric, is_held: bool) -> Run:
-    progress = Progress() if entry.run_dir is None else read_progress(entry.run_dir, metric)
+def _run(entry: LedgerEntry, job: JobState | None, metric: Metric, is_held: bool) -> Run:
+    progress = RunProgress() if entry.run_dir is None else read_progress(entry.run_dir, metric)
     status, why = _status(entry, job, progress, is_held)
     return Run(entry=entry, status=status, progress=progress, value=metric.value(list(progress.curve)), why=why)
 
 
-def _status(entry: Entry, job: JobState | None, progress: Progress, is_held: bool) -> tuple[Status, str | None]:
+def _status(
+    entry: LedgerEntry, job: JobState | None, progress: RunProgress, is_held: bool
+) -> tuple[Status, str | None]:
     if entry.run_dir is None:
         return Status.MISSING, None
     if job is not None:
@@ -95,7 +166,7 @@ def _status(entry: Entry, job: JobState | None, progress: Progress, is_held: boo
     return _without_a_word(entry, is_held)
 
 
-def _without_a_word(entry: Entry, is_held: bool) -> tuple[Status, str | None]:
+def _without_a_word(entry: LedgerEntry, is_held: bool) -> tuple[Status, str | None]:
     """Of a run whose end nobody has seen."""
     if entry.cluster == "local":
         is_alive = is_held or living(guards_of(last_job(entry.run_dir or Path()) or {}))
