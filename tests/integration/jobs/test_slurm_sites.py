@@ -137,7 +137,7 @@ def test_a_job_is_submitted_from_a_step_of_an_arrays_task(site: SlurmCluster, tm
     env = {"PYTHONPATH": str(ROOT), "SBATCH_PARTITION": "urgent"}
     outer = site.run(["sbatch", *options, "--wrap", f"srun --mem=1G {inner}"], **env).stdout.strip()
     deadline = time.monotonic() + 90
-    while f"{outer}_3" in (queue := site.run(["squeue", "--noheader", "--format=%i"]).stdout.split()):
+    while f"{outer}_3" in (queue := site.run(["squeue", "--noheader", "--array", "--format=%i"]).stdout.split()):
         assert time.monotonic() < deadline, queue
         time.sleep(0.5)
     output = (tmp_path / "outer.out").read_text()
