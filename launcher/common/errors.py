@@ -98,7 +98,7 @@ class RendezvousTimeout(BridgeError):
     """A sender or a receiver did not join the group within the deadline."""
 
 
-class NoSuchWay(BridgeError):
+class TransportUnavailable(BridgeError):
     """A pair of processes cannot have a transport, as both of them know; another one may do."""
 
 

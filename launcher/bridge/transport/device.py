@@ -14,8 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from launcher.bridge.transport import cudart
-from launcher.bridge.transport import unix_connection as line
+from launcher.bridge.transport import cudart, unix_connection
 from launcher.bridge.transport.base import Meeting, MemoryRegion, Pair, RecvWire, SendWire
 from launcher.bridge.transport.buffers import Buffers
 from launcher.bridge.transport.mapped import (
@@ -28,7 +27,7 @@ from launcher.bridge.transport.mapped import (
     MappedSender,
     Slot,
 )
-from launcher.common.errors import BridgeError, NoSuchWay, TransferError
+from launcher.common.errors import BridgeError, TransferError, TransportUnavailable
 
 
 class ExportedGpuMemory(ExportedMemory):
@@ -135,19 +134,19 @@ def connect_sender(meeting: Meeting, pair: Pair, device: torch.device) -> SendWi
 
     Raises:
         RendezvousTimeout: it does not come.
-        NoSuchWay: there is not enough memory, or the receiver cannot map it.
+        TransportUnavailable: there is not enough memory, or the receiver cannot map it.
     """
     deadline = time.monotonic() + meeting.timeout_s
     torch.cuda.set_device(device)
-    end = line.call(meeting, pair)
+    end = unix_connection.connect(meeting, pair)
     memory = ExportedGpuMemory(device)
     try:
         first = memory.allocate(SLOT_BYTES)
     except BridgeError as error:
         with contextlib.suppress(TransferError):  # It is gone, too.
-            end.say({"error": str(error)}, deadline)
+            end.send_json({"error": str(error)}, deadline)
         end.close()
-        raise NoSuchWay(f"Trainer rank {pair.sender} has no memory on its GPU: {error}") from error
+        raise TransportUnavailable(f"Trainer rank {pair.sender} has no memory on its GPU: {error}") from error
     # The receiver alone has the other end, and it is closed with the mappings: by the receiver, or by its death.
     life, others_life = os.pipe()
     wire = MappedSender(end, memory, first, life)
@@ -155,15 +154,17 @@ def connect_sender(meeting: Meeting, pair: Pair, device: torch.device) -> SendWi
         handle = memory.export(first.allocation)
         if handle is None:
             problem = "its memory cannot be handed to another process"
-            end.say({"error": problem}, deadline)
-            raise NoSuchWay(f"Trainer rank {pair.sender}: {problem}.")
+            end.send_json({"error": problem}, deadline)
+            raise TransportUnavailable(f"Trainer rank {pair.sender}: {problem}.")
         words = {"number": first.allocation.number, "nbytes": first.allocation.nbytes, "handle": handle.hex()}
-        end.say(words, deadline, (others_life,))
+        end.send_json(words, deadline, (others_life,))
         os.close(others_life)
         others_life = -1
-        refusal = end.hear(deadline)[0].get("error")
+        refusal = end.recv_json(deadline)[0].get("error")
         if refusal is not None:
-            raise NoSuchWay(f"Worker {pair.receiver} cannot map trainer rank {pair.sender}'s GPU memory: {refusal}")
+            raise TransportUnavailable(
+                f"Worker {pair.receiver} cannot map trainer rank {pair.sender}'s GPU memory: {refusal}"
+            )
         return wire
     except BridgeError:
         wire.abort()
@@ -178,24 +179,24 @@ def connect_receiver(meeting: Meeting, pair: Pair, device: torch.device, *, same
 
     Raises:
         RendezvousTimeout: it does not come.
-        NoSuchWay: it has no memory, or that cannot be mapped: the two GPUs have no access to each other.
+        TransportUnavailable: it has no memory, or that cannot be mapped: the two GPUs have no access to each other.
     """
     deadline = time.monotonic() + meeting.timeout_s
     torch.cuda.set_device(device)
-    end = line.answer(meeting, pair)
+    end = unix_connection.accept(meeting, pair)
     try:
-        words, fds = end.hear(deadline, fds=1)
+        words, fds = end.recv_json(deadline, fds=1)
         if "error" in words:
-            raise NoSuchWay(f"Trainer rank {pair.sender} has no memory on its GPU: {words['error']}")
+            raise TransportUnavailable(f"Trainer rank {pair.sender} has no memory on its GPU: {words['error']}")
         number, nbytes = int(words["number"]), int(words["nbytes"])
         memory = MappedGpuMemory(device)
         try:
             address = memory.map(bytes.fromhex(words["handle"]), nbytes)
         except BridgeError as error:
             os.close(fds[0])
-            end.say({"error": str(error)}, deadline)
-            raise NoSuchWay(f"Trainer rank {pair.sender}'s GPU memory cannot be mapped: {error}") from error
-        end.say({}, deadline)
+            end.send_json({"error": str(error)}, deadline)
+            raise TransportUnavailable(f"Trainer rank {pair.sender}'s GPU memory cannot be mapped: {error}") from error
+        end.send_json({}, deadline)
         return MappedReceiver(end, memory, (number, address, nbytes), fds[0], stages=not same_gpu)
     except BridgeError:
         end.close()

@@ -42,14 +42,14 @@ class _Lent(GlooTransfer):
         self._buffers = buffers
 
 
-class _Sent(_Lent):
+class _SentByGloo(_Lent):
     def poll(self, deadline: float) -> torch.Tensor:
         buffer = super().poll(deadline)
         self._buffers.give(buffer)
         return buffer
 
 
-class _Received(_Lent):
+class _ReceivedByGloo(_Lent):
     def release(self) -> None:
         self._buffers.give(self._buffer)
 
@@ -67,7 +67,7 @@ class GlooSender(DirectSendWire):
 
     def post_send(self, buffer: torch.Tensor) -> Transfer:
         with explained():
-            return _Sent(self._group.send([buffer], RECEIVER, next(self._tags)), buffer, self._buffers)
+            return _SentByGloo(self._group.send([buffer], RECEIVER, next(self._tags)), buffer, self._buffers)
 
     def post_send_from(self, content: torch.Tensor) -> Transfer:
         with explained():
@@ -89,7 +89,7 @@ class GlooReceiver(DirectRecvWire):
     def post_recv(self, nbytes: int) -> Transfer:
         buffer = self._buffers.take(nbytes)
         with explained():
-            return _Received(self._group.recv([buffer], SENDER, next(self._tags)), buffer, self._buffers)
+            return _ReceivedByGloo(self._group.recv([buffer], SENDER, next(self._tags)), buffer, self._buffers)
 
     def post_recv_into(self, target: torch.Tensor) -> Transfer:
         with explained():

@@ -12,7 +12,7 @@ import torch
 
 from launcher.bridge.parallel import in_parallel
 from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire
-from launcher.common.errors import BridgeError, NoSuchWay, RendezvousTimeout, TransferError
+from launcher.common.errors import BridgeError, RendezvousTimeout, TransferError, TransportUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def _first_way(pair: Pair, ways: Mapping[str, Callable[[], Wire]]) -> Wire:
     for name in before:
         try:
             return ways[name]()
-        except NoSuchWay as error:
+        except TransportUnavailable as error:
             logger.warning("wire %s: no %s, but the next way: %s", pair, name, error)
     return ways[last]()
 

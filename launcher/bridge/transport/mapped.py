@@ -30,7 +30,7 @@ from launcher.common.errors import TransferError
 if TYPE_CHECKING:
     import torch
 
-    from launcher.bridge.transport.unix_connection import Line
+    from launcher.bridge.transport.unix_connection import UnixConnection
 
 SLOTS = 4
 """Messages that the sender may have packed, wholly or in part, at a time: what the host does for one, on either side,
@@ -203,7 +203,7 @@ class MappedSender(RegionSendWire):
             with its death.
     """
 
-    def __init__(self, connection: Line, memory: ExportedMemory, first: Slot, life: int) -> None:
+    def __init__(self, connection: UnixConnection, memory: ExportedMemory, first: Slot, life: int) -> None:
         self.device = memory.device
         self._connection = connection
         self._memory = memory
@@ -404,7 +404,7 @@ class MappedReceiver(RegionRecvWire):
     is_still_after_abort = True
 
     def __init__(
-        self, connection: Line, memory: MappedMemory, first: tuple[int, int, int], life: int, *, stages: bool
+        self, connection: UnixConnection, memory: MappedMemory, first: tuple[int, int, int], life: int, *, stages: bool
     ) -> None:
         self._connection = connection
         self._memory = memory

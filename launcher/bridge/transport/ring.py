@@ -13,7 +13,7 @@ from launcher.common.errors import TransferError
 if TYPE_CHECKING:
     import torch
 
-    from launcher.bridge.transport.unix_connection import Line
+    from launcher.bridge.transport.unix_connection import UnixConnection
 
 SLOTS = 4
 """So that the sender packs one message while the receiver unpacks another: staging is twice the largest message."""
@@ -52,8 +52,8 @@ class Memory(ABC):
 class RingSender(SendWire):
     """The sending end."""
 
-    def __init__(self, line: Line, memory: Memory) -> None:
-        self._line = line
+    def __init__(self, connection: UnixConnection, memory: Memory) -> None:
+        self._connection = connection
         self._memory = memory
         self._posted = 0
         self._freed = 0
@@ -68,24 +68,24 @@ class RingSender(SendWire):
 
     def post_send(self, buffer: torch.Tensor) -> Transfer:
         self._memory.written()
-        self._line.send(TOKEN, time.monotonic() + SAY_S)
+        self._connection.send(TOKEN, time.monotonic() + SAY_S)
         self._posted += 1
-        return _Sent(self, self._posted, buffer)
+        return _SentSlot(self, self._posted, buffer)
 
     def wait_freed(self, count: int, deadline: float) -> None:
         """Until the receiver has released so many messages."""
         while self._freed < count:
-            self._freed += len(self._line.receive(deadline))
+            self._freed += len(self._connection.receive(deadline))
 
     def abort(self) -> None:
         with self._left:
             if not self._closed:
                 self._closed = True
-                self._line.close()
+                self._connection.close()
                 self._memory.close()
 
 
-class _Sent(Transfer):
+class _SentSlot(Transfer):
     def __init__(self, wire: RingSender, count: int, buffer: torch.Tensor) -> None:
         self._wire = wire
         self._count = count
@@ -99,8 +99,8 @@ class _Sent(Transfer):
 class RingReceiver(RecvWire):
     """The receiving end."""
 
-    def __init__(self, line: Line, memory: Memory) -> None:
-        self._line = line
+    def __init__(self, connection: UnixConnection, memory: Memory) -> None:
+        self._connection = connection
         self._memory = memory
         self._posted = 0
         self._arrived = 0
@@ -111,28 +111,28 @@ class RingReceiver(RecvWire):
         if nbytes > self._memory.slot_bytes:
             raise TransferError(f"failed: {nbytes} bytes do not fit in a slot of {self._memory.slot_bytes}.")
         self._posted += 1
-        return _Received(self, self._posted - 1, nbytes)
+        return _ReceivedSlot(self, self._posted - 1, nbytes)
 
     def take(self, number: int, nbytes: int, deadline: float) -> torch.Tensor:
         """Waits for a message, counted from 0."""
         while self._arrived <= number:
-            self._arrived += len(self._line.receive(deadline))
+            self._arrived += len(self._connection.receive(deadline))
         return self._memory.view(number % self._memory.slots, nbytes)
 
     def give_back(self) -> None:
         """The oldest message has been read."""
         self._memory.read()
-        self._line.send(TOKEN, time.monotonic() + SAY_S)
+        self._connection.send(TOKEN, time.monotonic() + SAY_S)
 
     def abort(self) -> None:
         with self._left:
             if not self._closed:
                 self._closed = True
-                self._line.close()
+                self._connection.close()
                 self._memory.close()
 
 
-class _Received(Transfer):
+class _ReceivedSlot(Transfer):
     def __init__(self, wire: RingReceiver, number: int, nbytes: int) -> None:
         self._wire = wire
         self._number = number

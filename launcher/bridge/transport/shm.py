@@ -8,10 +8,10 @@ import time
 
 import torch
 
-from launcher.bridge.transport import unix_connection as line
+from launcher.bridge.transport import unix_connection
 from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire
 from launcher.bridge.transport.ring import SLOTS, Memory, RingReceiver, RingSender, slot_size
-from launcher.common.errors import BridgeError, NoSuchWay, TransferError
+from launcher.common.errors import BridgeError, TransferError, TransportUnavailable
 
 
 class Shared(Memory):
@@ -40,10 +40,10 @@ def connect_sender(meeting: Meeting, pair: Pair, largest: int) -> SendWire:
 
     Raises:
         RendezvousTimeout: it does not come.
-        NoSuchWay: there is not enough memory.
+        TransportUnavailable: there is not enough memory.
     """
     deadline = time.monotonic() + meeting.timeout_s
-    wire = line.call(meeting, pair)
+    wire = unix_connection.connect(meeting, pair)
     slot_bytes = slot_size(largest)
     fd = os.memfd_create("launcher-bridge", os.MFD_CLOEXEC)
     try:
@@ -52,10 +52,10 @@ def connect_sender(meeting: Meeting, pair: Pair, largest: int) -> SendWire:
             os.posix_fallocate(fd, 0, SLOTS * slot_bytes)
         except OSError as error:
             problem = f"No {SLOTS * slot_bytes} bytes of shared memory: {error}. HINT: set `bridge.transport=gloo`."
-            wire.say({"error": problem}, deadline)
-            raise NoSuchWay(problem) from error
-        wire.say({"slots": SLOTS, "slot_bytes": slot_bytes}, deadline, (fd,))
-        wire.hear(deadline)
+            wire.send_json({"error": problem}, deadline)
+            raise TransportUnavailable(problem) from error
+        wire.send_json({"slots": SLOTS, "slot_bytes": slot_bytes}, deadline, (fd,))
+        wire.recv_json(deadline)
         return RingSender(wire, Shared(fd, SLOTS, slot_bytes))
     except BridgeError:
         wire.close()
@@ -69,17 +69,17 @@ def connect_receiver(meeting: Meeting, pair: Pair) -> RecvWire:
 
     Raises:
         RendezvousTimeout: it does not come.
-        NoSuchWay: it has no memory for that.
+        TransportUnavailable: it has no memory for that.
     """
     deadline = time.monotonic() + meeting.timeout_s
-    wire = line.answer(meeting, pair)
+    wire = unix_connection.accept(meeting, pair)
     try:
-        words, fds = wire.hear(deadline, fds=1)
+        words, fds = wire.recv_json(deadline, fds=1)
         if "error" in words:
-            raise NoSuchWay(f"Trainer rank {pair.sender}: {words['error']}")
+            raise TransportUnavailable(f"Trainer rank {pair.sender}: {words['error']}")
         memory = Shared(fds[0], int(words["slots"]), int(words["slot_bytes"]))
         os.close(fds[0])
-        wire.say({}, deadline)
+        wire.send_json({}, deadline)
         return RingReceiver(wire, memory)
     except BridgeError:
         wire.close()

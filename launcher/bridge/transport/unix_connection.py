@@ -1,4 +1,4 @@
-"""A line between two processes of one host: a Unix socket, each end of which has proven who it is.
+"""A connection between two processes of one host: a Unix socket, each end of which has proven who it is.
 
 The socket has an abstract name, which no file stands for, so that nothing is left when a process is killed; the kernel
 tells the other end at once. Opening, after the connection is made::
@@ -35,7 +35,7 @@ GONE = "failed: the other end is gone."
 LATE = "did not complete within its deadline."
 
 
-class Line:
+class UnixConnection:
     """One end. One thread at a time uses it; any thread may close it."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -83,7 +83,7 @@ class Line:
             data += self.receive(deadline, at_most=size - len(data))
         return data
 
-    def say(self, words: dict[str, Any], deadline: float, fds: tuple[int, ...] = ()) -> None:
+    def send_json(self, words: dict[str, Any], deadline: float, fds: tuple[int, ...] = ()) -> None:
         """Sends a JSON object and open files.
 
         Raises:
@@ -93,7 +93,7 @@ class Line:
         self._do(lambda: socket.send_fds(self._sock, [LENGTH.pack(len(text))], fds), deadline)
         self.send(text, deadline)
 
-    def hear(self, deadline: float, *, fds: int = 0) -> tuple[dict[str, Any], list[int]]:
+    def recv_json(self, deadline: float, *, fds: int = 0) -> tuple[dict[str, Any], list[int]]:
         """A JSON object and the open files that came with it, which the caller closes.
 
         Raises:
@@ -136,7 +136,7 @@ class Line:
                 raise TransferError(GONE) from error
 
 
-def call(meeting: Meeting, pair: Pair) -> Line:
+def connect(meeting: Meeting, pair: Pair) -> UnixConnection:
     """The sender's end: waits until the receiver listens.
 
     Raises:
@@ -148,7 +148,7 @@ def call(meeting: Meeting, pair: Pair) -> Line:
         try:
             sock.settimeout(max(0.001, deadline - time.monotonic()))
             sock.connect(_name(meeting, pair))
-            return _proven(Line(sock), meeting, pair, b"sender", b"receiver", deadline)
+            return _proven(UnixConnection(sock), meeting, pair, b"sender", b"receiver", deadline)
         except OSError as error:
             sock.close()
             if time.monotonic() > deadline:
@@ -156,7 +156,7 @@ def call(meeting: Meeting, pair: Pair) -> Line:
             time.sleep(RETRY_S)
 
 
-def answer(meeting: Meeting, pair: Pair) -> Line:
+def accept(meeting: Meeting, pair: Pair) -> UnixConnection:
     """The receiver's end: waits for the sender.
 
     Raises:
@@ -171,27 +171,29 @@ def answer(meeting: Meeting, pair: Pair) -> Line:
             sock, _address = server.accept()
         except OSError as error:
             raise RendezvousTimeout(_nobody(meeting, pair)) from error
-    return _proven(Line(sock), meeting, pair, b"receiver", b"sender", deadline)
+    return _proven(UnixConnection(sock), meeting, pair, b"receiver", b"sender", deadline)
 
 
 def _name(meeting: Meeting, pair: Pair) -> str:
     return f"\0launcher-{_mac(meeting, f'{meeting.group}/{pair}'.encode()).hex()}"
 
 
-def _proven(line: Line, meeting: Meeting, pair: Pair, us: bytes, them: bytes, deadline: float) -> Line:
+def _proven(
+    connection: UnixConnection, meeting: Meeting, pair: Pair, us: bytes, them: bytes, deadline: float
+) -> UnixConnection:
     ours = secrets.token_bytes(NONCE_BYTES)
     try:
-        line.send(ours, deadline)
-        theirs = line.receive_all(NONCE_BYTES, deadline)
-        line.send(_mac(meeting, us + ours + theirs), deadline)
-        proof = line.receive_all(PROOF_BYTES, deadline)
+        connection.send(ours, deadline)
+        theirs = connection.receive_all(NONCE_BYTES, deadline)
+        connection.send(_mac(meeting, us + ours + theirs), deadline)
+        proof = connection.receive_all(PROOF_BYTES, deadline)
     except TransferError as error:
-        line.close()
+        connection.close()
         raise RendezvousTimeout(_nobody(meeting, pair)) from error
     if not hmac.compare_digest(proof, _mac(meeting, them + theirs + ours)):
-        line.close()
+        connection.close()
         raise BridgeError(f"Somebody else is at the wire {pair} of {meeting.group}.")
-    return line
+    return connection
 
 
 def _mac(meeting: Meeting, text: bytes) -> bytes:

@@ -23,7 +23,7 @@ from launcher.bridge.transport.mapped import (
     MappedSender,
     Slot,
 )
-from launcher.bridge.transport.unix_connection import Line
+from launcher.bridge.transport.unix_connection import UnixConnection
 from launcher.common.errors import TransferError
 
 
@@ -175,7 +175,7 @@ def connected(*, stages: bool = True) -> tuple[MappedSender, ExportedHostMemory,
     assert handle is not None
     life, others_life = os.pipe()
     address = mapped.map(handle, first.allocation.nbytes)
-    sender = MappedSender(Line(ours), exported, first, life)
+    sender = MappedSender(UnixConnection(ours), exported, first, life)
     known = (first.allocation.number, address, first.allocation.nbytes)
-    receiver = MappedReceiver(Line(theirs), mapped, known, others_life, stages=stages)
+    receiver = MappedReceiver(UnixConnection(theirs), mapped, known, others_life, stages=stages)
     return sender, exported, receiver, mapped
