@@ -71,7 +71,7 @@ def statuses(
         if run.job_id is None:
             found.append(_local(run) if run.job is not None else _unsubmitted(run))
         elif index in asked and problem is None:
-            found.append(_answered(run, answers.get(run.job_id), kept.get(index)))
+            found.append(_answered(run, _own(run, answers.get(run.job_id)), kept.get(index)))
         else:
             found.append(_cached(run, kept.get(index)))
     return found, problem
@@ -79,6 +79,13 @@ def statuses(
 
 def _is_final(kept: job_state_cache.CachedJobState | None) -> bool:
     return kept is not None and kept.is_final
+
+
+def _own(run: RunSummary, job: JobState | None) -> JobState | None:
+    """The answer, unless it is about another job that has the same id by now: the run's own is forgotten then."""
+    if job is None or run.job is None:  # a script that was submitted by hand writes its log anywhere
+        return job
+    return job if job.writes_below(run.path.parent) else None
 
 
 def _answered(run: RunSummary, job: JobState | None, kept: job_state_cache.CachedJobState | None) -> RunStatus:

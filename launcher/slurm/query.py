@@ -12,7 +12,7 @@ from launcher.slurm.states import JobState, combine, is_part_of
 from launcher.slurm.times import parse_timestamp
 
 # Fixed widths: a reason may hold any character, so nothing can separate the fields.
-FIELDS = {"JobArrayID": 40, "State": 24, "exit_code": 12, "StartTime": 24, "Reason": 80}
+FIELDS = {"JobArrayID": 40, "State": 24, "exit_code": 12, "StartTime": 24, "Reason": 80, "STDOUT": 1024}
 UNSTARTED = frozenset({"N/A", "NONE", "UNKNOWN", ""})
 
 
@@ -84,11 +84,11 @@ def _rows(text: str) -> Iterator[tuple[str, JobState]]:
         for width in FIELDS.values():
             values.append(line[begin : begin + width].strip())
             begin += width
-        job_id, name, status, start, reason = values
+        job_id, name, status, start, reason, log = values
         if name:
             code = _exit_code(status)
             why = None if reason.upper() in UNSTARTED else reason
-            yield job_id, JobState(name=name, exit_code=code, start=_start(start), reason=why)
+            yield job_id, JobState(name=name, exit_code=code, start=_start(start), reason=why, log=log or None)
 
 
 def _accounted(fields: list[str]) -> tuple[str, JobState]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 FINAL = frozenset(
     {
@@ -48,6 +49,9 @@ class JobState:
     reason: str | None = None
     """Why it waits, in SLURM's word; None when there is no reason."""
 
+    log: str | None = None
+    """Where its batch script writes; None if SLURM did not say."""
+
     @property
     def is_final(self) -> bool:
         """True once it cannot change any more. A state that is not known here may still change."""
@@ -62,6 +66,14 @@ class JobState:
     def is_held(self) -> bool:
         """True if it waits for a person."""
         return self.name in HELD or (self.is_waiting and HELD_REASON in (self.reason or "").lower())
+
+    def writes_below(self, directory: Path) -> bool:
+        """False if the job writes its log somewhere else than below ``directory``.
+
+        SLURM counts job ids from the beginning again after its state was lost, so an id on record may by now belong to
+        another job. A job of a run writes its log into the run directory, or beside it for an element of an array.
+        """
+        return self.log is None or directory.resolve() in Path(self.log).resolve().parents
 
     @property
     def outcome(self) -> int:

@@ -128,7 +128,14 @@ def run_statuses(ledger: Ledger, metric: Metric, *, is_held: bool | None = None)
     entries = [_resumed(entry) for entry in ledger.entries().values()]
     jobs = job_states(sorted(entry.job_id for entry in entries if entry.job_id is not None and entry.outcome is None))
     is_held = ledger.holder() is not None if is_held is None else is_held
-    return [_run(entry, jobs.get(entry.job_id or ""), metric, is_held) for entry in entries]
+    return [_run(entry, _own(entry, jobs.get(entry.job_id or "")), metric, is_held) for entry in entries]
+
+
+def _own(entry: Entry, job: JobState | None) -> JobState | None:
+    """The answer, unless another job has the same id by now."""
+    if job is None or entry.run_dir is None:
+        return job
+    return job if job.writes_below(entry.run_dir.parent) else None
 
 
 def counted(statuses: Iterable[Status], more: Sequence[str] = ()) -> str:
