@@ -131,7 +131,7 @@ def run_statuses(ledger: Ledger, metric: Metric, *, is_held: bool | None = None)
     return [_run(entry, _own(entry, jobs.get(entry.job_id or "")), metric, is_held) for entry in entries]
 
 
-def _own(entry: Entry, job: JobState | None) -> JobState | None:
+def _own(entry: LedgerEntry, job: JobState | None) -> JobState | None:
     """The answer, unless another job has the same id by now."""
     if job is None or entry.run_dir is None:
         return job
