@@ -381,7 +381,7 @@ class _Announced(NamedTuple):
     regions: list[tuple[int, ...]]
 
 
-class _Started(NamedTuple):
+class _StartedMessage(NamedTuple):
     mark: CopyMark | None
     """None if nothing is copied: the bytes are read where the sender has them."""
 
@@ -415,8 +415,8 @@ class MappedReceiver(RegionRecvWire):
         self._stream = bytearray()
         self._announced: deque[_Announced] = deque()
         self._wanted: deque[Sequence[MemoryRegion | int]] = deque()
-        self._started: deque[_Started] = deque()
-        self._taken: deque[_Started] = deque()
+        self._started: deque[_StartedMessage] = deque()
+        self._taken: deque[_StartedMessage] = deque()
         self._using = threading.Lock()
         self._closed = False
 
@@ -506,7 +506,7 @@ class MappedReceiver(RegionRecvWire):
         for number, nbytes, handle in announced.new:
             self._mapped[number] = _Mapping(self._memory.map(handle, nbytes), nbytes)
 
-    def _copy(self, places: Sequence[tuple[int, ...]], targets: Sequence[MemoryRegion | int]) -> _Started:
+    def _copy(self, places: Sequence[tuple[int, ...]], targets: Sequence[MemoryRegion | int]) -> _StartedMessage:
         sources = [self._source(*place) for place in places]
         sizes = [target if isinstance(target, int) else target.nbytes for target in targets]
         if [source.nbytes for source in sources] != sizes:
@@ -531,7 +531,7 @@ class MappedReceiver(RegionRecvWire):
             for to, of in copies(place, source):
                 self._memory.copy(to, of)
                 copied = True
-        return _Started(self._memory.mark() if copied else None, staged, is_lent)
+        return _StartedMessage(self._memory.mark() if copied else None, staged, is_lent)
 
     def _source(self, number: int, begin: int, rows: int, width: int, pitch: int) -> MemoryRegion:
         mapping = self._mapped.get(number)

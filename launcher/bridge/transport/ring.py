@@ -28,7 +28,7 @@ def slot_size(largest: int) -> int:
     return max(4096, -(-largest // 4096) * 4096)
 
 
-class Memory(ABC):
+class SlotMemory(ABC):
     """The slots."""
 
     slots: int
@@ -52,7 +52,7 @@ class Memory(ABC):
 class RingSender(SendWire):
     """The sending end."""
 
-    def __init__(self, connection: UnixConnection, memory: Memory) -> None:
+    def __init__(self, connection: UnixConnection, memory: SlotMemory) -> None:
         self._connection = connection
         self._memory = memory
         self._posted = 0
@@ -99,7 +99,7 @@ class _SentSlot(Transfer):
 class RingReceiver(RecvWire):
     """The receiving end."""
 
-    def __init__(self, connection: UnixConnection, memory: Memory) -> None:
+    def __init__(self, connection: UnixConnection, memory: SlotMemory) -> None:
         self._connection = connection
         self._memory = memory
         self._posted = 0

@@ -10,11 +10,11 @@ import torch
 
 from launcher.bridge.transport import unix_connection
 from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire
-from launcher.bridge.transport.ring import SLOTS, Memory, RingReceiver, RingSender, slot_size
+from launcher.bridge.transport.ring import SLOTS, RingReceiver, RingSender, SlotMemory, slot_size
 from launcher.common.errors import BridgeError, TransferError, TransportUnavailable
 
 
-class Shared(Memory):
+class Shared(SlotMemory):
     """A mapping of an open file of memory."""
 
     def __init__(self, fd: int, slots: int, slot_bytes: int) -> None:

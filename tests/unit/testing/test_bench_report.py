@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from launcher.testing.bench.bridge.report import ONE_PROCESS, RAW_PEER, Result, judged
+from launcher.testing.bench.bridge.report import ONE_PROCESS, RAW_PEER, MethodResult, judged
 
 
-def results(**milliseconds: float) -> dict[str, Result]:
+def results(**milliseconds: float) -> dict[str, MethodResult]:
     names = {
         "raw": RAW_PEER,
         "copy": ONE_PROCESS,
@@ -15,10 +15,10 @@ def results(**milliseconds: float) -> dict[str, Result]:
         "peer_verified": "ours: peer, verified",
         "nccl": "ours: nccl",
     }
-    return {names[key]: Result(name=names[key], seconds=[value / 1e3] * 3) for key, value in milliseconds.items()}
+    return {names[key]: MethodResult(name=names[key], seconds=[value / 1e3] * 3) for key, value in milliseconds.items()}
 
 
-def verdicts(found: dict[str, Result]) -> dict[str, bool]:
+def verdicts(found: dict[str, MethodResult]) -> dict[str, bool]:
     return {aim["text"]: aim["is_met"] for aim in judged(found)}
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from launcher.bridge.transport import cudart
-from launcher.testing.bench.bridge.stage import SENDER, Baseline, Stage, Way
+from launcher.testing.bench.bridge.stage import SENDER, Baseline, Method, Stage
 
 
 class PerParameter(Baseline):
@@ -125,7 +125,7 @@ class Seed(Baseline):
                 tensor.copy_(parts[SENDER])
 
 
-class Copy(Baseline):
+class CopyWithinProcess(Baseline):
     """Not a way but the ceiling: the same bytes from memory to memory, within one process."""
 
     name = "ceiling: copy within one process"
@@ -176,15 +176,15 @@ class RawPeer(Baseline):
         cudart.free(self.stage.device, self._own)
 
 
-def baselines(stage: Stage) -> dict[str, Callable[[Stage], Way]]:
+def baselines(stage: Stage) -> dict[str, Callable[[Stage], Method]]:
     """By name, how to make each that this machine allows: NCCL refuses ranks that share a GPU."""
-    found: dict[str, Callable[[Stage], Way]]
+    found: dict[str, Callable[[Stage], Method]]
     if stage.group is None:
         from launcher.testing.bench.bridge.shared_gpu import Handles, PackedHandle
 
-        found = {Handles.name: Handles, Copy.name: Copy}
+        found = {Handles.name: Handles, CopyWithinProcess.name: CopyWithinProcess}
         return found | {PackedHandle.title(size): partial(PackedHandle, bucket_mb=size) for size in (256, 1024)}
     sizes = (256, 1024) if stage.device.type == "cuda" else (64,)
-    found = {kind.name: kind for kind in (PerParameter, Coalesced, SendReceive, Seed, Copy)}
+    found = {kind.name: kind for kind in (PerParameter, Coalesced, SendReceive, Seed, CopyWithinProcess)}
     found |= {Packed.title(size): partial(Packed, bucket_mb=size) for size in sizes}
     return found | {RawPeer.name: RawPeer} if stage.device.type == "cuda" and stage.world_size == 2 else found

@@ -14,7 +14,7 @@ from launcher.testing.bench.bridge.ours import TIMEOUT_S, Ours
 from launcher.testing.bench.bridge.stage import Stage
 
 
-class Changes(Ours):
+class DeltaMethod(Ours):
     """The same update each time: from a version that differs in a share of its elements, strewn at random, to the
     trainer's. What is measured includes the comparison, the digest of the whole, and the sender's copy afterwards.
     """

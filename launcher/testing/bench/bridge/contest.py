@@ -23,11 +23,11 @@ from launcher.bridge.trainer.connect import serve_store
 from launcher.bridge.trainer.rank_group import RankGroup
 from launcher.bridge.transport.choose import ON_HOST_MEMORY
 from launcher.testing.bench.bridge.baselines import baselines
-from launcher.testing.bench.bridge.changes import Changes
+from launcher.testing.bench.bridge.changes import DeltaMethod
 from launcher.testing.bench.bridge.models import MODELS
 from launcher.testing.bench.bridge.ours import Ours, ours, plan_of, shadow_of
-from launcher.testing.bench.bridge.report import Result, report
-from launcher.testing.bench.bridge.stage import Stage, Way, weight
+from launcher.testing.bench.bridge.report import MethodResult, report
+from launcher.testing.bench.bridge.stage import Method, Stage, weight
 
 TIMEOUT = timedelta(seconds=300)
 SLOW_BYTES = 2 << 30
@@ -36,7 +36,7 @@ SLOW_BYTES = 2 << 30
 MANY_TENSORS = 5000
 """Beyond which ways that gather each tensor by itself take minutes."""
 
-Makers = dict[str, Callable[[], Way]]
+Makers = dict[str, Callable[[], Method]]
 
 
 def contest(options: argparse.Namespace) -> None:
@@ -114,7 +114,9 @@ def _ways(stage: Stage, only: str | None) -> tuple[Makers, list[str]]:
     for transport, verify in ours(stage):
         makers[Ours.title(transport, verify)] = partial(Ours, stage, plan, shadow, transport, verify=verify)
         if verify:
-            makers[Changes.title_of(transport, stage.density)] = partial(Changes, stage, plan, shadow, transport)
+            makers[DeltaMethod.title_of(transport, stage.density)] = partial(
+                DeltaMethod, stage, plan, shadow, transport
+            )
     if only is not None:
         return {name: make for name, make in makers.items() if re.search(only, name)}, []
     slow = [name for name in makers if _is_slow(stage, name)]
@@ -123,7 +125,7 @@ def _ways(stage: Stage, only: str | None) -> tuple[Makers, list[str]]:
 
 def _is_slow(stage: Stage, name: str) -> bool:
     nbytes = sum(tensor.nbytes for tensor in stage.tensors.values())
-    if Changes.is_title(name) and stage.group is None:
+    if DeltaMethod.is_title(name) and stage.group is None:
         # Both ends keep another copy or two beside their tensors, on the one GPU.
         return 6 * nbytes > torch.cuda.get_device_properties(stage.device).total_memory
     through_host = stage.device.type == "cuda" and any(f"ours: {host}" in name for host in ON_HOST_MEMORY)
@@ -132,13 +134,13 @@ def _is_slow(stage: Stage, name: str) -> bool:
     return (through_host and (has_many or nbytes > SLOW_BYTES)) or (one_by_one and has_many)
 
 
-def _measure(stage: Stage, makers: Makers, options: argparse.Namespace) -> list[Result]:
+def _measure(stage: Stage, makers: Makers, options: argparse.Namespace) -> list[MethodResult]:
     """One way after the other, in an order drawn by the seed; the ceilings before and after all others."""
     ceilings = [name for name in makers if name.startswith("ceiling")]
     others = [name for name in makers if name not in ceilings]
     random.Random(options.seed).shuffle(others)
     turns = [*ceilings, *others, *(ceilings if others else [])]
-    results = {name: Result(name=name) for name in makers}
+    results = {name: MethodResult(name=name) for name in makers}
     _load_kernels(stage)
     begin = time.monotonic()
     for number, name in enumerate(turns, 1):
@@ -150,7 +152,7 @@ def _measure(stage: Stage, makers: Makers, options: argparse.Namespace) -> list[
     return list(results.values())
 
 
-def _measure_way(stage: Stage, make: Callable[[], Way], result: Result, options: argparse.Namespace) -> None:
+def _measure_way(stage: Stage, make: Callable[[], Method], result: MethodResult, options: argparse.Namespace) -> None:
     """One update that is not measured, and then as many as there is time for, at least two."""
     stage.barrier()
     free = _free_bytes(stage)
@@ -179,7 +181,7 @@ def _measure_way(stage: Stage, make: Callable[[], Way], result: Result, options:
         torch.cuda.empty_cache()
 
 
-def _once(stage: Stage, way: Way) -> tuple[float, int]:
+def _once(stage: Stage, way: Method) -> tuple[float, int]:
     """Seconds until the last rank was done, and bytes that torch took on the GPU of the rank that took most."""
     gpu = stage.device.type == "cuda"
     way.prepare()

@@ -16,13 +16,13 @@ from launcher.bridge.transport.base import Meeting
 from launcher.bridge.transport.choose import Place, here, joins, possible
 from launcher.bridge.transport.links import connect_senders
 from launcher.common.errors import TransferError
-from launcher.testing.bench.bridge.stage import SENDER, Stage, Way
+from launcher.testing.bench.bridge.stage import SENDER, Method, Stage
 
 TIMEOUT_S = 120.0
 MASK = (1 << 64) - 1
 
 
-class Ours(Way):
+class Ours(Method):
     """From the trainer's tensors into a shadow of every worker's fused ones, sliced on the way."""
 
     def __init__(

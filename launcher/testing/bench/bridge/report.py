@@ -20,7 +20,7 @@ NCCL_PATTERNS = r"^(broadcast|send and receive|packed broadcast)"
 
 
 @dataclass(kw_only=True)
-class Result:
+class MethodResult:
     """One way's measurements."""
 
     name: str
@@ -84,7 +84,7 @@ SMALLEST_MODEL = 1 << 30
 """Below, what is measured is latency, which the aims are not about."""
 
 
-def report(results: Sequence[Result], left_out: Sequence[str], options: argparse.Namespace, nbytes: int) -> None:
+def report(results: Sequence[MethodResult], left_out: Sequence[str], options: argparse.Namespace, nbytes: int) -> None:
     """Prints the table and writes the files.
 
     Args:
@@ -129,7 +129,7 @@ def report(results: Sequence[Result], left_out: Sequence[str], options: argparse
         _draw(facts, options.out / "bench-bridge.png")
 
 
-def judged(results: dict[str, Result]) -> list[dict[str, Any]]:
+def judged(results: dict[str, MethodResult]) -> list[dict[str, Any]]:
     """Each aim that the measured ways can be held against, whether it is met, and by which numbers."""
     found = []
     for aim in AIMS:

@@ -55,7 +55,7 @@ class Stage:
         dist.barrier()
 
 
-class Way(ABC):
+class Method(ABC):
     """One way of moving an update."""
 
     name: str
@@ -86,7 +86,7 @@ def weight(spec: TensorSpec, device: torch.device) -> torch.Tensor:
     return torch.randn(spec.shape, generator=generator, device=device, dtype=getattr(torch, spec.dtype))
 
 
-class Baseline(Way):
+class Baseline(Method):
     """Whole tensors, received in place."""
 
     def __init__(self, stage: Stage) -> None:
