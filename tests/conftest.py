@@ -1,14 +1,26 @@
-"""SLURM clusters that all tests of a session share; each test finds them empty."""
+"""What all tests share: the marker ``fast``, and SLURM clusters that each test finds empty."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from launcher.testing.slurm_cluster.cluster import NODES, SlurmCluster
 from launcher.testing.slurm_cluster.spec import missing_requirements
+
+UNIT = Path(__file__).parent / "unit"
+NOT_FAST = {"slow", "slurm", "engine", "browser", "gpu"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as ``fast`` what needs nothing but Python: every unit test without a marker that says otherwise."""
+    for item in items:
+        if UNIT in item.path.parents and not NOT_FAST & {mark.name for mark in item.iter_markers()}:
+            item.add_marker(pytest.mark.fast)
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
+import random
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -17,8 +21,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from launcher.checkpoint import store
-from launcher.checkpoint.random_state import random_state, set_random_state
-from launcher.checkpoint.ranks import Ranks
+from launcher.checkpoint.group import CheckpointGroup
 from launcher.common.env import LAUNCHER_RUN_DIR
 from launcher.common.errors import LauncherError
 from launcher.control.emit import emit
@@ -72,7 +75,7 @@ class Checkpoints:
         self._optimizer = optimizer
         self._data = data
         self._keep = keep
-        self._ranks = Ranks(timeout_s)
+        self._group = CheckpointGroup(timeout_s)
         self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._saved: int | None = None
 
@@ -121,16 +124,16 @@ class Checkpoints:
         if self._saved == step:
             return path
         began = time.monotonic()
-        if self._ranks.is_main:
+        if self._group.is_main:
             emit(CheckpointChanged(state="begin", step=step, path=str(path)))
         try:
             size = self._write(step, step if version is None else version, path)
         except CheckpointError as error:
-            if self._ranks.is_main:
+            if self._group.is_main:
                 emit(CheckpointChanged(state="failed", step=step, path=str(path), reason=str(error)))
             raise
         self._saved = step
-        if self._ranks.is_main:
+        if self._group.is_main:
             seconds = time.monotonic() - began
             emit(CheckpointChanged(state="end", step=step, path=str(path), seconds=seconds, bytes=size))
         return path
@@ -144,15 +147,16 @@ class Checkpoints:
         Raises:
             CheckpointError: it is one of another number of ranks, or of another model.
         """
-        for path in self._ranks.from_main(store.complete_checkpoints(self.directory)):
+        complete = [str(path) for path in store.complete_checkpoints(self.directory)] if self._group.is_main else None
+        for path in map(Path, self._group.from_main(complete)):
             manifest = store.read_manifest(path)
-            if manifest.world_size != self._ranks.world_size:
+            if manifest.world_size != self._group.world_size:
                 raise CheckpointError(
                     f"{path} was written by {manifest.world_size} trainer ranks, but there are"
-                    f" {self._ranks.world_size}. HINT: resume with the same number of ranks, or set `checkpoint.dir` to"
+                    f" {self._group.world_size}. HINT: resume with the same number of ranks, or set `checkpoint.dir` to"
                     " a new directory to begin anew."
                 )
-            mine = sorted(manifest.files)[self._ranks.rank :: self._ranks.world_size]
+            mine = sorted(manifest.files)[self._group.rank :: self._group.world_size]
             found = self._together(f"read {path}", lambda: store.wrong_files(path, manifest, mine))  # noqa: B023
             wrong = [name for names in found for name in names]
             if wrong:
@@ -160,36 +164,36 @@ class Checkpoints:
                 continue
             self._load(path)
             self._saved = manifest.step
-            if self._ranks.is_main:
+            if self._group.is_main:
                 emit(CheckpointLoaded(step=manifest.step, version=manifest.version, path=str(path)))
             return manifest.step
         return 0
 
     def _write(self, step: int, version: int, path: Path) -> int:
-        ranks = self._ranks
+        group = self._group
         owner = f"{os.environ.get('LAUNCHER_ATTEMPT', '0')}.{os.environ.get('LAUNCHER_RESTART', '0')}"
         draft = store.draft_path(self.directory, step, owner)
 
         def begin() -> None:
-            if ranks.is_main:
+            if group.is_main:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(draft, ignore_errors=True)
                 draft.mkdir()
 
-        def write() -> dict[str, store.File]:
-            own = {"random": random_state(self._device), "data": self._data.state_dict() if self._data else None}
-            store.write_durably(draft / _rank_file(ranks.rank), json.dumps(own))
-            names = [_rank_file(ranks.rank), *(file.name for file in draft.glob(f"__{ranks.rank}_*.distcp"))]
-            if ranks.is_main:
+        def write() -> dict[str, dict[str, Any]]:
+            own = {"random": _random_state(self._device), "data": self._data.state_dict() if self._data else None}
+            store.write_durably(draft / _rank_file(group.rank), json.dumps(own))
+            names = [_rank_file(group.rank), *(file.name for file in draft.glob(f"__{group.rank}_*.distcp"))]
+            if group.is_main:
                 names.append(".metadata")
-            return {name: store.describe(draft / name) for name in names}
+            return {name: asdict(store.describe(draft / name)) for name in names}
 
         def complete() -> int:
-            if not ranks.is_main:
+            if not group.is_main:
                 return 0
-            files = {name: file for part in parts for name, file in part.items()}
+            files = {name: store.File(**file) for part in parts for name, file in part.items()}
             manifest = store.Manifest(
-                step=step, version=version, world_size=ranks.world_size, time=time.time(), files=files
+                step=step, version=version, world_size=group.world_size, time=time.time(), files=files
             )
             store.complete(draft, path, manifest)
             store.prune(self.directory, path, self._keep)
@@ -202,31 +206,31 @@ class Checkpoints:
 
     def _save_shards(self, draft: Path) -> None:
         state = dict(zip(("model", "optimizer"), get_state_dict(self._model, self._optimizer), strict=True))
-        if self._ranks.is_alone:
+        if self._group.is_alone:
             dcp.save(state, checkpoint_id=draft, no_dist=True)
         else:
-            dcp.save(state, checkpoint_id=draft, process_group=self._ranks.group)
+            dcp.save(state, checkpoint_id=draft, process_group=self._group.process_group)
 
     def _load(self, path: Path) -> None:
         def load() -> None:
             model, optimizer = get_state_dict(self._model, self._optimizer)
             state: dict[str, Any] = {"model": model, "optimizer": optimizer}
-            if self._ranks.is_alone:
+            if self._group.is_alone:
                 dcp.load(state, checkpoint_id=path, no_dist=True)
             else:
-                dcp.load(state, checkpoint_id=path, process_group=self._ranks.group)
+                dcp.load(state, checkpoint_id=path, process_group=self._group.process_group)
             set_state_dict(
                 self._model, self._optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
             )
-            own = json.loads((path / _rank_file(self._ranks.rank)).read_text(encoding="utf-8"))
+            own = json.loads((path / _rank_file(self._group.rank)).read_text(encoding="utf-8"))
             if self._data is not None:
                 self._data.load_state_dict(own["data"])
-            set_random_state(own["random"], self._device)
+            _set_random_state(own["random"], self._device)
 
         self._together(f"load {path}", load)
 
     def _together(self, what: str, action: Callable[[], T]) -> list[T]:
-        """Runs ``action`` on every rank; its results, in the order of the ranks, if it worked on all of them."""
+        """Runs ``action`` on every rank; its JSON results, in the order of the ranks, if it worked on all of them."""
         problem: str | None = None
         result: T | None = None
         try:
@@ -238,13 +242,47 @@ class Checkpoints:
         except (Exception, dcp.api.CheckpointException) as error:
             problem = f"{type(error).__name__}: {error}"
             logger.warning("could not %s", what, exc_info=True)
-        answers = self._ranks.gather((problem, result))
+        answers = self._group.all_gather([problem, result])
         problems = {rank: problem for rank, (problem, _) in enumerate(answers) if problem is not None}
         if problems:
             rank, problem = next(iter(problems.items()))
             raise CheckpointError(f"Could not {what}: trainer rank {rank}: {problem}")
-        return [result for _, result in answers]  # type: ignore[misc]  # each is a result
+        return [result for _, result in answers]
 
 
 def _rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.json"
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    """State of the generators of Python, torch and the GPU as JSON; of numpy if the program uses it."""
+    version, words, gauss = random.getstate()
+    state: dict[str, Any] = {"python": [version, list(words), gauss], "torch": _text(torch.get_rng_state())}
+    if device.type == "cuda":
+        state["cuda"] = _text(torch.cuda.get_rng_state(device))
+    if (numpy := sys.modules.get("numpy")) is not None:
+        name, keys, *rest = numpy.random.get_state()
+        state["numpy"] = [name, keys.tolist(), *rest]
+    return state
+
+
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Restores what :func:`_random_state` returned."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    torch.set_rng_state(_tensor(state["torch"]))
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(_tensor(state["cuda"]), device)
+    if "numpy" in state:
+        import numpy
+
+        name, keys, *rest = state["numpy"]
+        numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), *rest))
+
+
+def _text(state: torch.Tensor) -> str:
+    return base64.b64encode(bytes(state.tolist())).decode()
+
+
+def _tensor(text: str) -> torch.Tensor:
+    return torch.tensor(list(base64.b64decode(text)), dtype=torch.uint8)

@@ -70,6 +70,12 @@ def complete_checkpoints(root: Path) -> list[Path]:
     return sorted(found, reverse=True)
 
 
+def latest_step(directory: Path) -> int | None:
+    """The step of the latest complete checkpoint; None if there is none."""
+    found = complete_checkpoints(directory)
+    return read_manifest(found[0]).step if found else None
+
+
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the checkpoint in ``path``.
 

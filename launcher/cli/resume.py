@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.checkpoint.latest import latest_step
+from launcher.checkpoint.store import latest_step
 from launcher.cli.parser import CommandParser
 from launcher.common.errors import STOPPED, LauncherError
 from launcher.common.run_dir import checkpoint_dir

@@ -97,7 +97,7 @@ class TrainerConfig:
     """Seed of the data and of the sampling."""
 
     task: str = "addition"
-    """Verifiable task of the reference trainer; see ``launcher.trainers.grpo.tasks``."""
+    """Verifiable task of the reference trainer: ``addition``, or ``MODULE:CLASS`` of your own."""
 
     options: dict[str, Any] = field(default_factory=dict)
     """Further options by name for a trainer of your own; readable through ``launcher.config.load_run_config``."""

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from launcher.checkpoint import Checkpoints
-from launcher.trainers.grpo.model import Worker
+from launcher.trainers.grpo.model import TrainerRank
 
 STEPS = 6
 HALF = 3
@@ -185,7 +185,7 @@ def main() -> None:
     if mode == "crash":
         print(json.dumps(crash(directory)))
         return
-    worker = Worker.from_environment("cpu")
+    worker = TrainerRank.from_environment("cpu")
     worker.join()
     found = {kind: exact(kind, directory / kind, resume=mode == "resume") for kind in sys.argv[3:]}
     (directory / f"{mode}-{worker.rank}.json").write_text(json.dumps(found))

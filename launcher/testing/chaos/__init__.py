@@ -1,1 +1,1 @@
-"""A fault matrix: kills, stops and cancels parts of real runs at chosen moments, and says what followed."""
+"""Fault injection: kills, stops and cancels parts of real runs at chosen moments, and records what followed."""

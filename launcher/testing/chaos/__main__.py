@@ -20,9 +20,9 @@ from pathlib import Path
 
 from launcher.common.errors import LauncherError
 from launcher.testing.chaos.cases import CASES, Moment
-from launcher.testing.chaos.cluster import OwnCluster, Site
-from launcher.testing.chaos.judge import Result
-from launcher.testing.chaos.run_case import Cell, strike
+from launcher.testing.chaos.cluster import ChaosCluster, LocalChaosCluster
+from launcher.testing.chaos.judge import CaseResult
+from launcher.testing.chaos.run_case import Scenario, run_scenario
 from launcher.testing.chaos.soak import soak, text
 from launcher.testing.chaos.table import add, load, table
 
@@ -48,21 +48,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(argv)
     folder = options.out.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    site = None
+    cluster = None
     try:
-        site = _site(options, folder)
+        cluster = _cluster(options, folder)
         words = [f"model.path={_model(folder)}", *(w for w in options.overrides if w not in ("soak", "+cluster=slurm"))]
         if "soak" in options.overrides:
-            soaked = soak(options.minutes, options.seed, words, folder, site)
+            soaked = soak(options.minutes, options.seed, words, folder, cluster)
             print(text(soaked))
             return SURPRISED if soaked.surprises else 0
-        results = _run(_cells(options, folder), [*SMALL, *words], folder, site, options.parallel)
+        results = _run(_scenarios(options, folder), [*SMALL, *words], folder, cluster, options.parallel)
     except LauncherError as error:
         print(f"launcher.testing.chaos: {error}", file=sys.stderr)
         return error.exit_code
     finally:
-        if site is not None:
-            site.close()
+        if cluster is not None:
+            cluster.close()
     print(table(results))
     return SURPRISED if any(result.surprises for result in results) else 0
 
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--moments", default="", help=f"some of: {', '.join(Moment)}")
     parser.add_argument("--out", type=Path, default=Path("faults"), help="directory for the table and the runs")
     parser.add_argument(
-        "--again", action="store_true", help="also cells that are in the directory already, and were no surprise"
+        "--again", action="store_true", help="also scenarios that are in the directory already, and were no surprise"
     )
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
     parser.add_argument("--do", action="append", default=[], metavar="ACTION=COMMAND",
@@ -87,12 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _cells(options: argparse.Namespace, folder: Path) -> list[Cell]:
+def _scenarios(options: argparse.Namespace, folder: Path) -> list[Scenario]:
     words = [word.strip() for word in options.cases.split(",") if word.strip()]
     moments = options.moments.split(",") if options.moments else list(Moment)
-    known = set() if options.again else {cell for cell, result in load(folder).items() if not result.surprises}
+    known = set() if options.again else {scenario for scenario, result in load(folder).items() if not result.surprises}
     return [
-        Cell(case=case, moment=moment)
+        Scenario(case=case, moment=moment)
         for moment in Moment
         for case in CASES
         if moment in case.moments and moment in moments
@@ -101,11 +101,11 @@ def _cells(options: argparse.Namespace, folder: Path) -> list[Cell]:
     ]
 
 
-def _site(options: argparse.Namespace, folder: Path) -> Site:
+def _cluster(options: argparse.Namespace, folder: Path) -> ChaosCluster:
     if "+cluster=slurm" not in options.overrides:
-        return OwnCluster(NODES, folder / "small")
+        return LocalChaosCluster(NODES, folder / "small")
     commands = dict(word.partition("=")[::2] for word in options.do)
-    return Site(commands, options.urgent, options.small_disk)
+    return ChaosCluster(commands, options.urgent, options.small_disk)
 
 
 def _model(folder: Path) -> Path:
@@ -117,23 +117,28 @@ def _model(folder: Path) -> Path:
     return path
 
 
-def _run(cells: Sequence[Cell], words: Sequence[str], folder: Path, site: Site, parallel: int) -> list[Result]:
+def _run(
+    scenarios: Sequence[Scenario], words: Sequence[str], folder: Path, cluster: ChaosCluster, parallel: int
+) -> list[CaseResult]:
     small_disk = threading.Lock()
 
-    def one(cell: Cell) -> Result | None:
-        if lacking := site.lacks(cell.case.act, cell.case.argument):
-            print(f"{cell.case.name}, {cell.moment}: not run, needs {lacking}", flush=True)
+    def one(scenario: Scenario) -> CaseResult | None:
+        if lacking := cluster.lacks(scenario.case.act, scenario.case.argument):
+            print(f"{scenario.case.name}, {scenario.moment}: not run, needs {lacking}", flush=True)
             return None
         # There is one small disk, and whoever frees it frees it for all.
-        with small_disk if cell.case.act == "fill" else contextlib.nullcontext():
-            result = strike(cell, words, folder, site)
+        with small_disk if scenario.case.act == "fill" else contextlib.nullcontext():
+            result = run_scenario(scenario, words, folder, cluster)
         add(result, folder)
         verdict = "; ".join(result.surprises) or "as it should"
-        print(f"{cell.case.name}, {cell.moment}: {result.followed} ({result.seconds:.0f} s): {verdict}", flush=True)
+        print(
+            f"{scenario.case.name}, {scenario.moment}: {result.followed} ({result.seconds:.0f} s): {verdict}",
+            flush=True,
+        )
         return result
 
     with ThreadPoolExecutor(parallel) as pool:
-        return [result for result in pool.map(one, cells) if result is not None]
+        return [result for result in pool.map(one, scenarios) if result is not None]
 
 
 if __name__ == "__main__":

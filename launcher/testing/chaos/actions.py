@@ -1,4 +1,4 @@
-"""Strikes a run: what each fault of the matrix does, and when it did it."""
+"""What each fault does to a run, and when it was injected."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from launcher.common.errors import LauncherError
 from launcher.testing.chaos.cases import Case
-from launcher.testing.chaos.cluster import Site
-from launcher.testing.chaos.observe import Observed
+from launcher.testing.chaos.cluster import ChaosCluster
+from launcher.testing.chaos.observe import ObservedRun
 
 INJECT_TIMEOUT_S = 240.0
 CUT_S = 4.0
@@ -28,8 +28,8 @@ SIGNALS = {"kill": "KILL", "stop": "STOP"}
 
 
 @dataclass(slots=True, kw_only=True)
-class Striker:
-    """Strikes one run.
+class FaultInjector:
+    """Injects faults into one run.
 
     Args:
         go: a file that all nodes see and that does not exist.
@@ -37,8 +37,8 @@ class Striker:
     """
 
     case: Case
-    site: Site
-    observed: Observed
+    cluster: ChaosCluster
+    observed: ObservedRun
     job_id: str
     go: Path
     nodes: list[str] = field(default_factory=list)
@@ -48,11 +48,11 @@ class Striker:
     _later: list[threading.Timer] = field(default_factory=list)
 
     def arm(self) -> None:
-        """Makes ready to strike without delay; the target is there."""
+        """Prepares the injection, so that it happens without delay; the target exists."""
         if self.case.act in SIGNALS:
             self._armed = self._injector(str(self.go))
 
-    def strike(self) -> float:
+    def inject(self) -> float:
         """Does it; the time of that.
 
         Raises:
@@ -69,13 +69,13 @@ class Striker:
                 self._armed.kill()
                 raise LauncherError(f"the program that was to {self.case.name} did not end") from None
             if not out.strip():
-                raise LauncherError(f"nothing to strike: {error[-300:]}")
+                raise LauncherError(f"no target: {error[-300:]}")
             return float(out.split()[0])
         before = time.time()
         acts: dict[str, Callable[[], object]] = {
             "usr2": self._usr2,
-            "requeue": lambda: self.site.run("scontrol", "requeue", self.job_id),
-            "scancel": lambda: self.site.run("scancel", self.job_id),
+            "requeue": lambda: self.cluster.run("scontrol", "requeue", self.job_id),
+            "scancel": lambda: self.cluster.run("scancel", self.job_id),
             "preempt": self._preempt,
             "fill": self._fill,
         }
@@ -89,9 +89,9 @@ class Striker:
         """Makes good for it; a second time there is nothing left to do."""
         for timer in self._later:
             timer.join()
-        if self.site.small_disk is not None and self.case.act == "fill":
+        if self.cluster.small_disk is not None and self.case.act == "fill":
             self._filler.unlink(missing_ok=True)
-        self.site.repair(self.nodes, [self.case.act])
+        self.cluster.repair(self.nodes, [self.case.act])
         self.nodes.clear()
         if self._armed is not None and self._armed.poll() is None:
             self._armed.terminate()
@@ -106,11 +106,11 @@ class Striker:
         words += ["--mem=0", sys.executable, "-m", "launcher.testing.chaos.inject", str(self.observed.run_dir)]
         words += [str(started["pid"]), self.case.argument]
         return subprocess.Popen(
-            [*self.site.login, *words, SIGNALS[self.case.act], *go],
+            [*self.cluster.login, *words, SIGNALS[self.case.act], *go],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=self.site.env,
+            env=self.cluster.env,
             encoding="utf-8",
             errors="replace",
         )
@@ -124,26 +124,26 @@ class Striker:
     def _do_to_node(self) -> None:
         host = self._host()
         self.nodes.append(host)
-        self.site.do(self.case.act, host)
+        self.cluster.do(self.case.act, host)
         if self.case.argument == "heal":
-            self._after(CUT_S, lambda: self.site.do("heal", host))
+            self._after(CUT_S, lambda: self.cluster.do("heal", host))
 
     def _usr2(self) -> None:
-        self.site.run("scancel", "--signal=USR2", self.job_id)
+        self.cluster.run("scancel", "--signal=USR2", self.job_id)
         if self.case.argument == "twice":
             time.sleep(TWICE_S)
-            self.site.run("scancel", "--signal=USR2", self.job_id)
+            self.cluster.run("scancel", "--signal=USR2", self.job_id)
 
     def _preempt(self) -> None:
-        nodes = self.site.run("squeue", "--noheader", "--jobs", self.job_id, "--format=%N").strip()
-        count = len(self.site.run("scontrol", "show", "hostnames", nodes).split())
-        where = [f"--partition={self.site.urgent}", f"--nodelist={nodes}", f"--nodes={count}", "--exclusive"]
-        self.site.run("sbatch", *where, "--wrap=sleep 1", "--output=/dev/null")
+        nodes = self.cluster.run("squeue", "--noheader", "--jobs", self.job_id, "--format=%N").strip()
+        count = len(self.cluster.run("scontrol", "show", "hostnames", nodes).split())
+        where = [f"--partition={self.cluster.urgent}", f"--nodelist={nodes}", f"--nodes={count}", "--exclusive"]
+        self.cluster.run("sbatch", *where, "--wrap=sleep 1", "--output=/dev/null")
 
     @property
     def _filler(self) -> Path:
-        assert self.site.small_disk is not None
-        return self.site.small_disk / "filler"
+        assert self.cluster.small_disk is not None
+        return self.cluster.small_disk / "filler"
 
     def _fill(self) -> None:
         with self._filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):

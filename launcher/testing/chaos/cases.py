@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Moment(StrEnum):
-    """When the fault strikes."""
+    """When a fault is injected."""
 
     START = "start-up"
     """The target has just been started."""

@@ -1,4 +1,4 @@
-"""A client that asks the engines again and again with which weights they answer, while these change under it."""
+"""A client that sends requests to all engines and checks the versions in their answers while the weights change."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ TIMEOUT_S = 10.0
 TOKENS = 4
 
 
-class Asker:
-    """Asks each engine that may be asked, in turn, from a thread.
+class RequestClient:
+    """Sends requests from a thread to each engine of the pool in turn.
 
     An answer is wrong if a token is of weights older than those whose publication was over when the question was put,
     or newer than those whose publication had begun when the answer came, or older than the token before it.
@@ -36,10 +36,10 @@ class Asker:
         self._lost = 0
         self._wrong: list[str] = []
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="asker", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="client", daemon=True)
         self._thread.start()
 
-    def told(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """How many answers there were so far, how many questions had none, and which answers were wrong."""
         return {"answers": self._answers, "lost": self._lost, "wrong": list(self._wrong)}
 
@@ -58,14 +58,14 @@ class Asker:
         try:
             versions = _versions(url)
         except OSError:
-            self._lost += 1  # an engine may die at any time; what counts is what it says while it lives
+            self._lost += 1  # an engine may die at any time; only its answers count
             return
         self._answers += 1
-        if problem := judge(versions, committed, self.begun):
+        if problem := version_problem(versions, committed, self.begun):
             self._wrong.append(f"{url}: {problem}")
 
 
-def judge(versions: tuple[int | None, ...], committed: int, begun: int) -> str | None:
+def version_problem(versions: tuple[int | None, ...], committed: int, begun: int) -> str | None:
     """What is wrong with the versions of an answer's tokens; None if nothing is."""
     known = [version for version in versions if version is not None]
     if len(known) < len(versions):

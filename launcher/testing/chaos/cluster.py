@@ -21,7 +21,7 @@ ASK_TIMEOUT_S = 600.0
 """For nodes to come up again, and for other runs on them to end."""
 
 
-class Site:
+class ChaosCluster:
     """The SLURM of the environment. What takes more than a user's rights is done by commands that the user gives.
 
     Args:
@@ -33,7 +33,7 @@ class Site:
     urgent: str | None
     small_disk: Path | None
     asks_nodes = True
-    """Whether the nodes themselves are asked for what is left, so that they must be up."""
+    """Whether leaks are searched on the nodes themselves, which must be up for that."""
 
     def __init__(self, commands: Mapping[str, str], urgent: str | None, small_disk: Path | None) -> None:
         self._commands = commands
@@ -93,13 +93,13 @@ class Site:
     def left(self, run_dir: Path, nodes: Sequence[str]) -> list[str]:
         """What is left of a run on its nodes: processes and shared memory, each as one line."""
         step = ["srun", f"--nodes={len(nodes)}", "--ntasks-per-node=1", f"--nodelist={','.join(nodes)}"]
-        told = self.run(
+        output = self.run(
             *step, sys.executable, "-m", "launcher.testing.chaos.leaks", str(run_dir), timeout_s=ASK_TIMEOUT_S
         )
-        return [text for line in told.splitlines() if line.startswith("[") for text in json.loads(line)]
+        return [text for line in output.splitlines() if line.startswith("[") for text in json.loads(line)]
 
     def forget(self, left: Sequence[str]) -> None:
-        """What was left behind has been told."""
+        """Forgets leaks that have been reported."""
 
     def repair(self, nodes: Sequence[str], actions: Sequence[str]) -> None:
         """Makes good for what was done to nodes."""
@@ -111,10 +111,10 @@ class Site:
                         self.do(word, node)
 
     def close(self) -> None:
-        """Gives back what was made for the site."""
+        """Gives back what was made for the cluster."""
 
 
-class OwnCluster(Site):
+class LocalChaosCluster(ChaosCluster):
     """A SLURM on this machine, each node with a name, ``/dev/shm`` and network of its own; ends with this process."""
 
     asks_nodes = False
@@ -142,7 +142,7 @@ class OwnCluster(Site):
         return self._cluster.env
 
     def do(self, action: str, node: str) -> None:
-        """As asked for, by the means of that cluster."""
+        """Does what an action names, by the means of that cluster."""
         cluster = self._cluster
         if action == "down":
             self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=faults")

@@ -1,9 +1,9 @@
-"""Strikes: ``python -m launcher.testing.chaos.inject RUN_DIR PID RELATION SIGNAL [GO]``, on the node where the
+"""Sends a signal: ``python -m launcher.testing.chaos.inject RUN_DIR PID RELATION SIGNAL [GO]``, on the node where the
 process is.
 
 RELATION says where the target is from the worker PID: ``self``; ``agent``, its parent; any other word: the processes
-below the worker whose title contains it. What does not belong to the run is never struck. With GO it finds its targets,
-and then waits for that file: a publication is over sooner than a program on another node has started.
+below the worker whose title contains it. Processes of other runs are never signalled. With GO it finds its targets and
+then waits for that file: a publication is over sooner than a program on another node has started.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LOOK_S = 0.005
 
 
 def targets(pid: int, relation: str) -> list[int]:
-    """Process ids to strike; empty if there are none (yet)."""
+    """Process ids of the targets; empty if there are none (yet)."""
     if relation == "self":
         return [pid]
     if relation == "agent":
@@ -34,7 +34,7 @@ def targets(pid: int, relation: str) -> list[int]:
 
 
 def main() -> int:
-    """Returns 1 if there was nothing to strike, 2 if nobody gave the word."""
+    """Returns 1 if there was no target, 2 if GO did not appear in time."""
     run_dir, worker, relation, name, *go = sys.argv[1:]
     signum = signal.Signals[f"SIG{name}"]
     deadline = time.monotonic() + FIND_TIMEOUT_S

@@ -11,19 +11,19 @@ from launcher.testing.chaos.cases import Case, Moment
 from launcher.testing.chaos.observe import Event
 
 HANG_S = 30.0
-"""A run that says nothing of a fault for longer hangs."""
+"""A run that records no event about a fault for longer than this hangs."""
 
 CLOCK_S = 0.05
 """By so much the times of two processes may be in the wrong order."""
 
-SAYS = frozenset(
+NOTICING_EVENTS = frozenset(
     {"failure", "restart", "replica", "node_lost", "spare", "stopping", "cancelled", "requeued", "finished", "attempt"}
 )
 """Events that say that the run has noticed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class CaseResult:
     """What followed one fault."""
 
     case: str
@@ -52,7 +52,7 @@ class Result:
     """Answers that were not of the weights that they had to be of."""
 
     surprises: tuple[str, ...] = ()
-    """Where it is not as the policy says; empty when all is well."""
+    """Differences to the policy; empty when there are none."""
 
     run_dir: str = ""
 
@@ -74,13 +74,13 @@ def word(event: Event) -> str:
 
 
 def is_noticed(event: Event, at: float) -> bool:
-    """Whether an event says that the run has noticed a fault at the time ``at``."""
+    """Whether an event shows that the run has noticed a fault injected at ``at``."""
     if event["event"] == "attempt" and event["attempt_number"] == 1:
         return False
-    return event["event"] in SAYS and event["time"] >= at - CLOCK_S
+    return event["event"] in NOTICING_EVENTS and event["time"] >= at - CLOCK_S
 
 
-def judged(
+def evaluate(
     case: Case,
     moment: Moment,
     events: Sequence[Event],
@@ -88,11 +88,11 @@ def judged(
     *,
     left: Sequence[str] = (),
     is_hanging: bool = False,
-) -> Result:
-    """What followed a fault at the time ``at``, and where that is not what ``case.policy`` says."""
+) -> CaseResult:
+    """What followed a fault injected at ``at``, and where that differs from ``case.policy``."""
     policy = case.policy
     after = [event for event in events if is_noticed(event, at)]
-    told = [word(event) for event in after]
+    names = [word(event) for event in after]
     attempts = max((event["attempt_number"] for event in events), default=0)
     last = [event for event in events if event["attempt_number"] == attempts]
     finished = next((event for event in last if event["event"] == "finished"), None)
@@ -105,20 +105,20 @@ def judged(
         surprises.append(f"it {outcome}, not {policy.outcome}")
     if attempts != policy.attempts:
         surprises.append(f"{attempts} attempts, not {policy.attempts}")
-    said = {*told, *(event["event"] for event in after)}
-    surprises += [f"no {name}" for name in sorted(policy.needs - said)]
-    surprises += [f"{name}" for name in sorted(policy.spares & said)]
+    seen = {*names, *(event["event"] for event in after)}
+    surprises += [f"no {name}" for name in sorted(policy.needs - seen)]
+    surprises += [f"{name}" for name in sorted(policy.spares & seen)]
     surprises += _lost_steps(events)
     if policy.is_noticed and (next_state_s is None or next_state_s > HANG_S):
-        surprises.append(f"nothing was said for {HANG_S:g} s")
+        surprises.append(f"no event for {HANG_S:g} s")
     if left:
         surprises.append(f"left behind: {len(left)}")
     if wrong:
         surprises.append(f"{len(wrong)} answers of wrong weights")
-    return Result(
+    return CaseResult(
         case=case.name,
         moment=moment.value,
-        followed=", ".join(_without_repeats(told)[:5]) or "nothing",
+        followed=", ".join(_without_repeats(names)[:5]) or "nothing",
         next_state_s=next_state_s,
         back_s=steps[0] - at if steps else None,
         outcome=outcome,
@@ -131,7 +131,7 @@ def judged(
 
 
 def _last_words(events: Sequence[Event]) -> list[Event]:
-    """Of each process that asked the engines its last report: they count from its start."""
+    """The last report of each client process, since its counters start with it."""
     served = [event for event in events if event["event"] == "served"]
     return [
         event

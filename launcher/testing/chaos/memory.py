@@ -12,7 +12,7 @@ WARM_S = 60.0
 NAMES = {b"launcher.node\0": "agent", b"submitit.core._submit\0": "guard"}
 
 
-class Memory:
+class ProcessMemory:
     """Resident memory of each process, as it was early and as it was last.
 
     Args:

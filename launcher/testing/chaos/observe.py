@@ -15,7 +15,7 @@ LOOK_S = 0.01
 Event = dict[str, Any]
 
 
-class Observed:
+class ObservedRun:
     """The event logs of a run; each event is given the number of its ``attempt_number``."""
 
     def __init__(self, run_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""One cell of the matrix: a real run, one fault at one moment, and what followed."""
+"""One scenario of the matrix: a real run, one fault at one moment, and what followed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.common.errors import LauncherError
-from launcher.testing.chaos.actions import Striker
+from launcher.testing.chaos.actions import FaultInjector
 from launcher.testing.chaos.cases import Case, Moment
-from launcher.testing.chaos.cluster import Site
-from launcher.testing.chaos.judge import Result, is_noticed, judged
-from launcher.testing.chaos.observe import Event, Observed
+from launcher.testing.chaos.cluster import ChaosCluster
+from launcher.testing.chaos.judge import CaseResult, evaluate, is_noticed
+from launcher.testing.chaos.observe import Event, ObservedRun
 
-STRIKE_STEP = 2
+FAULT_STEP = 2
 START_TIMEOUT_S = 300.0
 END_TIMEOUT_S = 420.0
 STATE_TIMEOUT_S = 160.0
@@ -26,7 +26,7 @@ LEFT_TIMEOUT_S = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
+class Scenario:
     """A place in the matrix."""
 
     case: Case
@@ -38,17 +38,17 @@ class Cell:
         return f"{self.case.name}-{self.moment}".replace(",", "").replace(" ", "-")
 
 
-def strike(cell: Cell, overrides: Sequence[str], folder: Path, site: Site) -> Result:
-    """Runs a job and strikes it; a result also when it did not come as far."""
+def run_scenario(scenario: Scenario, overrides: Sequence[str], folder: Path, cluster: ChaosCluster) -> CaseResult:
+    """Runs a job and injects the fault; a result also if the run ended before that."""
     begin = time.monotonic()
-    runs = folder / "runs" if cell.case.act != "fill" or site.small_disk is None else site.small_disk / "runs"
-    run_dir, result = Path(), Result(case=cell.case.name, moment=cell.moment.value)
+    runs = folder / "runs" if scenario.case.act != "fill" or cluster.small_disk is None else cluster.small_disk / "runs"
+    run_dir, result = Path(), CaseResult(case=scenario.case.name, moment=scenario.moment.value)
     try:
         launched, run_dir, job_id = start(
-            cell.name, [*overrides, *cell.case.shape], runs, folder / f"{cell.name}.txt", site
+            scenario.name, [*overrides, *scenario.case.shape], runs, folder / f"{scenario.name}.txt", cluster
         )
         try:
-            result = _struck(cell, launched, Observed(run_dir), job_id, site, folder)
+            result = _inject(scenario, launched, ObservedRun(run_dir), job_id, cluster, folder)
         finally:
             launched.kill()
             launched.wait()
@@ -58,7 +58,7 @@ def strike(cell: Cell, overrides: Sequence[str], folder: Path, site: Site) -> Re
 
 
 def start(
-    name: str, overrides: Sequence[str], runs: Path, output: Path, site: Site
+    name: str, overrides: Sequence[str], runs: Path, output: Path, cluster: ChaosCluster
 ) -> tuple[subprocess.Popen[bytes], Path, str]:
     """Submits a run and follows it; who follows it, its directory, and its job.
 
@@ -68,7 +68,7 @@ def start(
     words = [sys.executable, "-m", "launcher", "+cluster=slurm", f"output_dir={runs}", f"name={name}", *overrides]
     with output.open("w", encoding="utf-8") as file:
         launched = subprocess.Popen(
-            [*site.login, *words], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=site.env
+            [*cluster.login, *words], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=cluster.env
         )
     try:
         return (launched, *_submitted(launched, output))
@@ -91,39 +91,44 @@ def _submitted(launched: subprocess.Popen[bytes], output: Path) -> tuple[Path, s
         time.sleep(0.05)
 
 
-def _struck(
-    cell: Cell, launched: subprocess.Popen[bytes], observed: Observed, job_id: str, site: Site, folder: Path
-) -> Result:
-    case, moment = cell.case, cell.moment
-    go = folder / f"{cell.name}.go"
+def _inject(
+    scenario: Scenario,
+    launched: subprocess.Popen[bytes],
+    observed: ObservedRun,
+    job_id: str,
+    cluster: ChaosCluster,
+    folder: Path,
+) -> CaseResult:
+    case, moment = scenario.case, scenario.moment
+    go = folder / f"{scenario.name}.go"
     go.unlink(missing_ok=True)
-    striker = Striker(case=case, site=site, observed=observed, job_id=job_id, go=go)
+    injector = FaultInjector(case=case, cluster=cluster, observed=observed, job_id=job_id, go=go)
 
     def is_over() -> bool:
         return launched.poll() is not None
 
     try:
         if moment is not Moment.START:
-            _reach(observed, lambda e: _is_step(e, Moment.STEP, STRIKE_STEP - 1), is_over, moment)
-            striker.arm()
-        _reach(observed, lambda e: _is_moment(e, cell), is_over, moment)
-        at = striker.strike()
+            _reach(observed, lambda e: _is_step(e, Moment.STEP, FAULT_STEP - 1), is_over, moment)
+            injector.arm()
+        _reach(observed, lambda e: _is_moment(e, scenario), is_over, moment)
+        at = injector.inject()
         observed.wait(lambda e: is_noticed(e, at), is_over, STATE_TIMEOUT_S)
         is_hanging = _is_hanging(launched)
         observed.read()
-        if site.asks_nodes:
-            striker.undo()
+        if cluster.asks_nodes:
+            injector.undo()
         nodes = [str(event["hostname"]) for event in observed.events if event["event"] == "node_up"]
-        left = left_behind(site, observed.run_dir, sorted(set(nodes)))
-        return judged(case, moment, observed.events, at, left=left, is_hanging=is_hanging)
+        left = left_behind(cluster, observed.run_dir, sorted(set(nodes)))
+        return evaluate(case, moment, observed.events, at, left=left, is_hanging=is_hanging)
     finally:
         if not is_over():
-            site.run("scancel", job_id, check=False)
-        striker.undo()
+            cluster.run("scancel", job_id, check=False)
+        injector.undo()
         go.unlink(missing_ok=True)
 
 
-def _reach(observed: Observed, wanted: object, is_over: object, moment: Moment) -> None:
+def _reach(observed: ObservedRun, wanted: object, is_over: object, moment: Moment) -> None:
     assert callable(wanted) and callable(is_over)
     if observed.wait(wanted, is_over, START_TIMEOUT_S) is None:
         raise LauncherError(f"the run did not come to `{moment}`")
@@ -133,10 +138,10 @@ def _is_step(event: Event, moment: Moment, step: int) -> bool:
     return {"event": "moment", "moment": moment.value, "step": step}.items() <= event.items()
 
 
-def _is_moment(event: Event, cell: Cell) -> bool:
-    if cell.moment is not Moment.START:
-        return _is_step(event, cell.moment, STRIKE_STEP)
-    started = {"event": "process", "state": "started", "name": cell.case.target}
+def _is_moment(event: Event, scenario: Scenario) -> bool:
+    if scenario.moment is not Moment.START:
+        return _is_step(event, scenario.moment, FAULT_STEP)
+    started = {"event": "process", "state": "started", "name": scenario.case.target}
     return started.items() <= event.items()
 
 
@@ -148,10 +153,10 @@ def _is_hanging(launched: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def left_behind(site: Site, run_dir: Path, nodes: Sequence[str]) -> list[str]:
+def left_behind(cluster: ChaosCluster, run_dir: Path, nodes: Sequence[str]) -> list[str]:
     """What is left of a run that is over, after some time in which it may go."""
     deadline = time.monotonic() + LEFT_TIMEOUT_S
-    while (left := site.left(run_dir, nodes)) and time.monotonic() < deadline:
+    while (left := cluster.left(run_dir, nodes)) and time.monotonic() < deadline:
         time.sleep(0.5)
-    site.forget(left)
+    cluster.forget(left)
     return left

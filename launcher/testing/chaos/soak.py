@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from launcher.common.errors import LauncherError
-from launcher.testing.chaos.actions import Striker
+from launcher.testing.chaos.actions import FaultInjector
 from launcher.testing.chaos.cases import CASES, Case
-from launcher.testing.chaos.cluster import Site
+from launcher.testing.chaos.cluster import ChaosCluster
 from launcher.testing.chaos.judge import is_noticed
-from launcher.testing.chaos.memory import Memory
-from launcher.testing.chaos.observe import Event, Observed
+from launcher.testing.chaos.memory import ProcessMemory
+from launcher.testing.chaos.observe import Event, ObservedRun
 from launcher.testing.chaos.run_case import left_behind, start
 
 SPARES = 2
@@ -73,7 +73,7 @@ class Fault:
 
 
 @dataclass(slots=True, kw_only=True)
-class Soaked:
+class SoakResult:
     """What a soak was like."""
 
     minutes: float = 0.0
@@ -99,35 +99,37 @@ class Soaked:
     run_dir: str = ""
 
 
-def soak(minutes: float, seed: int, overrides: Sequence[str], folder: Path, site: Site) -> Soaked:
-    """Strikes one run until the time is over, and then cancels it.
+def soak(minutes: float, seed: int, overrides: Sequence[str], folder: Path, cluster: ChaosCluster) -> SoakResult:
+    """Injects faults into one run until the time is over, then cancels it.
 
     Raises:
         LauncherError: the run did not start.
     """
     dice = random.Random(seed)
-    result = Soaked()
-    launched, run_dir, job_id = start("soak", [*LONG, *overrides], folder / "runs", folder / "soak.txt", site)
+    result = SoakResult()
+    launched, run_dir, job_id = start("soak", [*LONG, *overrides], folder / "runs", folder / "soak.txt", cluster)
     result.run_dir = str(run_dir)
-    observed = Observed(run_dir)
-    memory = Memory(run_dir)
+    observed = ObservedRun(run_dir)
+    memory = ProcessMemory(run_dir)
 
     def is_over() -> bool:
         memory.look()
         return launched.poll() is not None
 
-    strikers: list[Striker] = []
+    injectors: list[FaultInjector] = []
     try:
         first = observed.wait(lambda e: e["event"] == "step", is_over, START_TIMEOUT_S)
         if first is None:
             raise LauncherError(f"the soak did not come to its first step: {folder / 'soak.txt'}")
         while time.time() - first["time"] < 60 * minutes and not is_over():
             observed.wait(lambda e: False, is_over, dice.uniform(*PAUSE_S))
-            case = _drawn(dice, observed)
-            striker = Striker(case=case, site=site, observed=observed, job_id=job_id, go=folder / "soak.go")
-            strikers.append(striker)
-            result.faults.append(_struck(striker, observed, is_over, first["time"]))
-            print(f"{_line(result.faults[-1])}", flush=True)
+            case = _draw_case(dice, observed)
+            injector = FaultInjector(
+                case=case, cluster=cluster, observed=observed, job_id=job_id, go=folder / "soak.go"
+            )
+            injectors.append(injector)
+            result.faults.append(_inject(injector, observed, is_over, first["time"]))
+            print(f"{_report_line(result.faults[-1])}", flush=True)
             if result.faults[-1].back_s is None:
                 result.surprises.append(f"no step for {BACK_S:g} s after: {case.name}")
                 break
@@ -135,24 +137,24 @@ def soak(minutes: float, seed: int, overrides: Sequence[str], folder: Path, site
             result.surprises.append(f"the run ended by itself, with {launched.returncode}")
         result.minutes = (time.time() - first["time"]) / 60
     finally:
-        site.run("scancel", job_id, check=False)
+        cluster.run("scancel", job_id, check=False)
         try:
             launched.wait(60)
         except subprocess.TimeoutExpired:
             result.surprises.append("it did not end within 60 s after its cancellation")
             launched.kill()
-        for striker in strikers:
-            striker.undo()
+        for injector in injectors:
+            injector.undo()
     observed.read()
     nodes = sorted({str(event["hostname"]) for event in observed.events if event["event"] == "node_up"})
-    result.left = left_behind(site, run_dir, nodes)
+    result.left = left_behind(cluster, run_dir, nodes)
     result.memory = memory.grown()
-    judge(result, observed.events)
+    evaluate_soak(result, observed.events)
     (folder / "soak.json").write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
     return result
 
 
-def judge(result: Soaked, events: Sequence[Event]) -> None:
+def evaluate_soak(result: SoakResult, events: Sequence[Event]) -> None:
     """Fills in what the events say, and where it is not as it should be."""
     steps = [event for event in events if event["event"] == "step"]
     result.attempts = max((event["attempt_number"] for event in events), default=0)
@@ -176,7 +178,7 @@ def judge(result: Soaked, events: Sequence[Event]) -> None:
         result.surprises.append(f"left behind: {len(result.left)}")
 
 
-def text(result: Soaked) -> str:
+def text(result: SoakResult) -> str:
     """What a person reads at the end."""
     backs = sorted(fault.back_s for fault in result.faults if fault.back_s is not None)
     noticed = sorted(fault.noticed_s for fault in result.faults if fault.noticed_s is not None)
@@ -193,7 +195,7 @@ def text(result: Soaked) -> str:
     return "\n".join([*lines, f"surprises: {'; '.join(result.surprises) or 'none'}"])
 
 
-def _drawn(dice: random.Random, observed: Observed) -> Case:
+def _draw_case(dice: random.Random, observed: ObservedRun) -> Case:
     cases = {case.name: case for case in CASES if case.name in WEIGHTS}
     attempt = max(event["attempt_number"] for event in observed.events)
     used = sum(event["event"] == "spare" and event["attempt_number"] == attempt for event in observed.events)
@@ -201,20 +203,20 @@ def _drawn(dice: random.Random, observed: Observed) -> Case:
     return cases[dice.choices(possible, [WEIGHTS[name] for name in possible])[0]]
 
 
-def _struck(striker: Striker, observed: Observed, is_over: object, begin: float) -> Fault:
+def _inject(injector: FaultInjector, observed: ObservedRun, is_over: object, begin: float) -> Fault:
     assert callable(is_over)
     steps = [int(event["step"]) for event in observed.events if event["event"] == "step"]
     try:
-        at = striker.strike()
+        at = injector.inject()
     except LauncherError as error:
         # The target of a moment ago may just be on its way to a new start.
-        print(f"{striker.case.name}: {error}", flush=True)
+        print(f"{injector.case.name}: {error}", flush=True)
         at = time.time()
     noticed = observed.wait(lambda e: is_noticed(e, at) and e["event"] != "finished", is_over, 60)
     seen = noticed["time"] if noticed is not None else at
     back = observed.wait(lambda e: e["event"] == "step" and e["time"] > seen, is_over, BACK_S)
     return Fault(
-        name=striker.case.name,
+        name=injector.case.name,
         at=at - begin,
         step=max(steps, default=0),
         noticed_s=None if noticed is None else max(0.0, noticed["time"] - at),
@@ -222,7 +224,7 @@ def _struck(striker: Striker, observed: Observed, is_over: object, begin: float)
     )
 
 
-def _line(fault: Fault) -> str:
+def _report_line(fault: Fault) -> str:
     seconds = ["-" if value is None else f"{value:.1f} s" for value in (fault.noticed_s, fault.back_s)]
     return f"{fault.at / 60:6.1f} min  step {fault.step:4}  {fault.name}: noticed {seconds[0]}, next step {seconds[1]}"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from launcher.common.text import aligned
 from launcher.testing.chaos.cases import CASES, Moment
-from launcher.testing.chaos.judge import Result
+from launcher.testing.chaos.judge import CaseResult
 
 HEADER = ("case", "moment", "followed", "noticed", "next step", "ended", "attempts", "left", "answers", "as it should")
 RESULTS, TABLE = "faults.jsonl", "faults.txt"
 
 
-def table(results: Iterable[Result]) -> str:
+def table(results: Iterable[CaseResult]) -> str:
     """One line for each fault, in the order of the cases."""
     order = {case.name: index for index, case in enumerate(CASES)}
     moments = list(Moment)
@@ -22,22 +22,22 @@ def table(results: Iterable[Result]) -> str:
     return "\n".join(aligned([HEADER, *map(_row, ordered)], right=(3, 4, 6, 7, 8)))
 
 
-def load(folder: Path) -> dict[tuple[str, str], Result]:
-    """The last result of each cell."""
+def load(folder: Path) -> dict[tuple[str, str], CaseResult]:
+    """The last result of each scenario."""
     path = folder / RESULTS
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    results = [Result.from_json(json.loads(line)) for line in lines]
+    results = [CaseResult.from_json(json.loads(line)) for line in lines]
     return {(result.case, result.moment): result for result in results}
 
 
-def add(result: Result, folder: Path) -> None:
+def add(result: CaseResult, folder: Path) -> None:
     """Keeps one more result, and the table as it is now."""
     with (folder / RESULTS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(result.to_json()) + "\n")
     (folder / TABLE).write_text(table(load(folder).values()) + "\n", encoding="utf-8")
 
 
-def _row(result: Result) -> Sequence[str]:
+def _row(result: CaseResult) -> Sequence[str]:
     return (
         result.case,
         result.moment,

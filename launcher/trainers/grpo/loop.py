@@ -19,7 +19,7 @@ from launcher.inference.client import api_key, inference_urls
 from launcher.inference.client import engines as live_engines
 from launcher.stopping import should_stop
 from launcher.trainers.grpo.final_check import TOP, CheckError, compare, movement, tolerance
-from launcher.trainers.grpo.model import Worker, wire_copy
+from launcher.trainers.grpo.model import TrainerRank, wire_copy
 from launcher.trainers.grpo.rollout import Completion, EngineLost, Engines
 from launcher.trainers.grpo.trainer import StepReport, Trainer
 
@@ -38,7 +38,7 @@ def train(config: Config, run_dir: Path) -> None:
         BridgeError: weights did not arrive.
         CheckError: at the end an engine does not serve the trainer's weights.
     """
-    worker = Worker.from_environment(config.layout.device)
+    worker = TrainerRank.from_environment(config.layout.device)
     with phase("model", worker):
         worker.join()
         trainer = Trainer.create(config, worker, Path(os.environ[LAUNCHER_MODEL_PATH]))
@@ -160,7 +160,7 @@ def finish(trainer: Trainer, engines: Engines, untrained: Mapping[int, Sequence[
 
 
 @contextmanager
-def phase(name: str, worker: Worker, *, when: bool = True) -> Iterator[None]:
+def phase(name: str, worker: TrainerRank, *, when: bool = True) -> Iterator[None]:
     """Marks a start-up phase of rank 0; the other ranks say nothing, so that events do not grow with the world."""
     if not (worker.is_main and when):
         yield

@@ -20,7 +20,7 @@ from launcher.trainers.grpo.hf import load_causal_lm, new_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Worker:
+class TrainerRank:
     """Which trainer rank this process is, and where it computes."""
 
     rank: int
@@ -29,7 +29,7 @@ class Worker:
     device: torch.device
 
     @classmethod
-    def from_environment(cls, device_type: str) -> Worker:
+    def from_environment(cls, device_type: str) -> TrainerRank:
         """Reads torchrun's variables; a process without them is a world of one."""
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         return cls(
@@ -78,14 +78,14 @@ class Worker:
         return reduced
 
 
-def load_model(path: Path, worker: Worker) -> torch.nn.Module:
+def load_model(path: Path, worker: TrainerRank) -> torch.nn.Module:
     """The model in ``path``, float32, on the worker's device; every rank of a larger world holds one shard."""
     model = load_causal_lm(path, torch.float32)
     model.train()
     return model.to(worker.device) if worker.world_size == 1 else shard(model, worker)
 
 
-def shard(model: torch.nn.Module, worker: Worker) -> torch.nn.Module:
+def shard(model: torch.nn.Module, worker: TrainerRank) -> torch.nn.Module:
     """Shards each block and then the rest with FSDP2; blocks are what the model itself calls indivisible."""
     mesh = init_device_mesh(worker.device.type, (worker.world_size,))
     blocks = set(getattr(model, "_no_split_modules", None) or ())
@@ -96,7 +96,7 @@ def shard(model: torch.nn.Module, worker: Worker) -> torch.nn.Module:
     return model
 
 
-def compute_dtype(worker: Worker, dtype: str) -> AbstractContextManager[Any]:
+def compute_dtype(worker: TrainerRank, dtype: str) -> AbstractContextManager[Any]:
     """Where forward passes run: in the wire type's precision on a GPU, in float32 on a CPU."""
     if worker.device.type == "cuda" and dtype != "float32":
         return torch.autocast("cuda", dtype=getattr(torch, dtype))
@@ -124,7 +124,7 @@ def token_logprobs(logits: torch.Tensor, sequences: torch.Tensor, *, temperature
     return -flat.view(len(sequences), -1)
 
 
-def wire_copy(model: torch.nn.Module, worker: Worker, dtype: str) -> Any:
+def wire_copy(model: torch.nn.Module, worker: TrainerRank, dtype: str) -> Any:
     """The whole current model in the wire type on rank 0's CPU, as a Hugging Face model; None on other ranks.
 
     Every rank calls it. The copy is built new and then filled, because casting a model also casts buffers that must

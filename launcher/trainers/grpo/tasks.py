@@ -6,6 +6,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 
 from launcher.common.errors import ConfigError
 from launcher.trainers.grpo.options import Options
@@ -65,14 +66,26 @@ TASKS: dict[str, Callable[[Options], Task]] = {
 
 
 def make_task(name: str, options: Options) -> Task:
-    """The task called ``name``.
+    """The task called ``name``, or the one that ``MODULE:CLASS`` names; its class takes the :class:`Options`.
 
     Raises:
         ConfigError: there is no such task.
     """
-    if name not in TASKS:
-        raise ConfigError([f"`trainer.task` ({name}) is not a task. HINT: use one of {', '.join(sorted(TASKS))}."])
-    return TASKS[name](options)
+    if name in TASKS:
+        return TASKS[name](options)
+    module, colon, attribute = name.partition(":")
+    if not (colon and attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        hint = f"use one of {', '.join(sorted(TASKS))}, or MODULE:CLASS of your own"
+        raise ConfigError([f"`trainer.task` ({name}) is not a task. HINT: {hint}."])
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        hint = "the module must lie in the directory that you submit from, or be installed"
+        raise ConfigError([f"`trainer.task` ({name}) cannot be imported: {error}. HINT: {hint}."]) from error
+    task = found(options)
+    if not isinstance(task, Task):
+        raise ConfigError([f"`trainer.task` ({name}) is not a `launcher.trainers.grpo.tasks.Task`."])
+    return task
 
 
 def draw_for_rank(task: Task, *, count: int, seed: int, step: int, rank: int, world_size: int) -> list[Problem]:

@@ -16,7 +16,7 @@ from launcher.common.errors import ConfigError
 from launcher.config.schema import Config
 from launcher.trainers.grpo.batch import make_batch
 from launcher.trainers.grpo.hf import load_tokenizer
-from launcher.trainers.grpo.model import Worker, load_model
+from launcher.trainers.grpo.model import TrainerRank, load_model
 from launcher.trainers.grpo.options import Options
 from launcher.trainers.grpo.rollout import Completion, Engines
 from launcher.trainers.grpo.tasks import Task, draw_for_rank, make_task
@@ -53,7 +53,7 @@ class Trainer:
 
     config: Config
     options: Options
-    worker: Worker
+    worker: TrainerRank
     tokenizer: Any
     task: Task
     model: torch.nn.Module
@@ -62,7 +62,7 @@ class Trainer:
     """The position in the data is the step: problems are drawn from it."""
 
     @classmethod
-    def create(cls, config: Config, worker: Worker, model_path: Path) -> Trainer:
+    def create(cls, config: Config, worker: TrainerRank, model_path: Path) -> Trainer:
         """Loads the model; every rank calls it.
 
         Raises:

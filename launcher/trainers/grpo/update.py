@@ -9,13 +9,13 @@ import torch.distributed as dist
 
 from launcher.trainers.grpo.batch import Batch
 from launcher.trainers.grpo.loss import entropy, policy_loss
-from launcher.trainers.grpo.model import Worker, compute_dtype, token_logits, token_logprobs
+from launcher.trainers.grpo.model import TrainerRank, compute_dtype, token_logits, token_logprobs
 
 MAX_GRADIENT_NORM = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Update:
+class PolicyUpdate:
     """What one optimizer step reports; the same on all ranks."""
 
     loss: float
@@ -33,7 +33,7 @@ class Updater:
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    worker: Worker
+    worker: TrainerRank
     dtype: str
     """The wire type; see :func:`launcher.trainers.grpo.model.compute_dtype`."""
 
@@ -47,7 +47,7 @@ class Updater:
     entropy_coef: float
     """Weight of the entropy bonus."""
 
-    def __call__(self, batch: Batch) -> Update:
+    def __call__(self, batch: Batch) -> PolicyUpdate:
         """Every rank calls it with as many sequences as the others; afterwards the new weights are in the model."""
         micro_batches = batch.split(self.micro_batch)
         (tokens,) = self.worker.reduce([float(batch.mask.sum())])
@@ -76,7 +76,7 @@ class Updater:
             self.optimizer.step()
         loss, difference = self.worker.reduce([loss, difference])
         (largest,) = self.worker.reduce([largest], dist.ReduceOp.MAX)
-        return Update(loss=loss, grad_norm=norm, mismatch=difference / tokens, mismatch_max=largest)
+        return PolicyUpdate(loss=loss, grad_norm=norm, mismatch=difference / tokens, mismatch_max=largest)
 
     def _clip(self) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)

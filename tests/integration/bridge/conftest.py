@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.bridge.ends import Pool
+from tests.integration.bridge.peer_process import Pool
 
 
 @pytest.fixture(scope="session")

@@ -15,16 +15,16 @@ from launcher.bridge.codec.zero_copy import LARGE_BYTES, cut, received_into, sen
 from launcher.bridge.plan import Message
 from launcher.bridge.transport.base import DirectRecvWire, DirectSendWire, Meeting, Pair
 from launcher.bridge.transport.gloo import connect_receiver, connect_sender
-from tests.integration.bridge.case import Case
-from tests.integration.bridge.ends import Pool
+from tests.integration.bridge.peer_process import Pool
 from tests.integration.bridge.test_transfer_matrix import check_digests, contents_of
+from tests.integration.bridge.transfer_case import TransferCase
 
 NBYTES = 1 << 20
 
 
-def large(trainers: int, workers: int, placement: str, round_bytes: int) -> Case:
+def large(trainers: int, workers: int, placement: str, round_bytes: int) -> TransferCase:
     """Tensors of 1 MiB each."""
-    return Case(trainers=trainers, workers=workers, placement=placement, model="large", round_bytes=round_bytes)
+    return TransferCase(trainers=trainers, workers=workers, placement=placement, model="large", round_bytes=round_bytes)
 
 
 def always(_message: Message) -> bool:

@@ -15,8 +15,8 @@ from launcher.bridge.plan import Receiver
 from launcher.bridge.transport.base import MemoryRegion, Transfer
 from launcher.bridge.transport.mapped import SLOTS, MappedSender
 from launcher.common.errors import TransferError
-from tests.integration.bridge.case import Case
 from tests.integration.bridge.host_memory import ExportedHostMemory, HostAllocation, connected
+from tests.integration.bridge.transfer_case import TransferCase
 
 DEADLINE_S = 30.0
 
@@ -199,7 +199,7 @@ def test_other_sizes_than_were_expected_are_an_error() -> None:
 
 
 def test_both_ends_split_alike_and_cast_or_turned_segments_are_packed() -> None:
-    case = Case(trainers=1, workers=1, round_bytes=1 << 20)
+    case = TransferCase(trainers=1, workers=1, round_bytes=1 << 20)
     (message, *_) = case.plan.outgoing(0)
     (same, *_) = case.plan.incoming(Receiver(engine=0, rank=0))
     parts, again = split(case.plan, message), split(case.plan, same)
@@ -215,7 +215,7 @@ def test_both_ends_split_alike_and_cast_or_turned_segments_are_packed() -> None:
 
 
 def test_large_segments_are_regions_and_many_small_ones_are_packed() -> None:
-    case = Case(trainers=1, workers=1, model="large", round_bytes=5_000_000)
+    case = TransferCase(trainers=1, workers=1, model="large", round_bytes=5_000_000)
     (message, *_) = case.plan.outgoing(0)
     parts = split(case.plan, message)
     assert all(segment.nbytes >= LARGE_BYTES for segment in parts.in_place if len(parts.in_place) > 16)

@@ -9,7 +9,7 @@ from launcher.bridge.plan.boxes import Box
 from launcher.bridge.plan.sharding import place, replicated
 from launcher.testing.paper.models import TensorSpec
 from launcher.testing.paper.update_memory import receiver_bytes, sender_bytes
-from tests.integration.bridge.scene import Scene
+from tests.integration.bridge.mini_cluster import MiniCluster
 
 MIB = 1 << 20
 SLACK = 32 * MIB
@@ -17,7 +17,7 @@ SLACK = 32 * MIB
 which one copy more than stated would be seen."""
 
 
-def plan_of(scene: Scene, round_bytes: int) -> Plan:
+def plan_of(scene: MiniCluster, round_bytes: int) -> Plan:
     """What the trainer and the one worker agree on."""
     shape = (scene.rows, scene.columns)
     specs = [TensorSpec(name=name, shape=shape, dtype="float32") for name in scene.shapes["names"]]
@@ -35,17 +35,17 @@ def plan_of(scene: Scene, round_bytes: int) -> Plan:
 def test_no_process_takes_more_than_the_bound_of_its_mode_and_transport(mode: str, transport: str) -> None:
     """128 MiB of weights in rounds of 1 MiB: what is staged is little against the weights."""
     settings = {"mode": mode, "transport": transport, "round_bytes": MIB}
-    with Scene(nodes=(1,), tensors=128, rows=1024, columns=256, settings=settings) as scene:
+    with MiniCluster(nodes=(1,), tensors=128, rows=1024, columns=256, settings=settings) as scene:
         (trainer,), (replica,) = scene.trainers, scene.replicas
         plan = plan_of(scene, MIB)
         staged_here = sender_bytes(plan, 0, {0: transport})
         staged_there = receiver_bytes(plan, 0, {0: transport})
         assert max(staged_here, staged_there) + SLACK < 64 * MIB
-        before = {end: end.ask("memory")["now"] for end in (trainer, replica)}
+        before = {end: end.call("memory")["now"] for end in (trainer, replica)}
         for version in (1, 2, 3):
             assert scene.publish(version)["replicas"] == 1
-        after = {end: end.ask("memory") for end in (trainer, replica)}
-        assert replica.ask("values") == {"values": [3]}
+        after = {end: end.call("memory") for end in (trainer, replica)}
+        assert replica.call("values") == {"values": [3]}
         extra = after[replica]["extra_bytes"]
         assert extra == (0 if mode == "inplace" else 128 * MIB)
         assert after[replica]["most"] - before[replica] <= staged_there + extra + SLACK

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.integration.bridge.scene import Scene, fault
+from tests.integration.bridge.mini_cluster import MiniCluster, fault
 
 KILL_OR_STOP = pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 JOINING = ("bind", "bind done", "connect", "connect done")
@@ -28,7 +28,7 @@ def test_replicas_lost_at_every_step_cost_the_trainer_a_deadline_and_the_others_
     # Of a stopped process nobody learns before the deadline; the healthy one must have time on a busy machine.
     timeout_s = 6.0 if number == signal.SIGSTOP else 60.0
     settings = {"relay": "off", "round_bytes": 4096, "timeout_s": timeout_s}
-    with Scene(nodes=[1] * len(states), settings=settings) as scene:
+    with MiniCluster(nodes=[1] * len(states), settings=settings) as scene:
         for replica, state in zip(scene.replicas, states, strict=True):
             if state in JOINING:
                 fault(replica, state, number)
@@ -45,8 +45,8 @@ def test_replicas_lost_at_every_step_cost_the_trainer_a_deadline_and_the_others_
         for replica in scene.replicas:
             if replica.lives:
                 replica.signal(signal.SIGCONT)
-                assert len(replica.ask_aside("values")["values"]) == 1
-        assert scene.replicas[0].ask("values") == {"values": [2]}
+                assert len(replica.call_out_of_order("values")["values"]) == 1
+        assert scene.replicas[0].call("values") == {"values": [2]}
         for index, replica in enumerate(scene.replicas):
             if not replica.is_sound:
                 scene.restart(index)
@@ -59,7 +59,7 @@ def test_a_trainer_lost_at_every_step_leaves_whole_versions_and_is_not_listened_
     number: signal.Signals,
 ) -> None:
     versions = itertools.count(1)
-    with Scene(nodes=(1, 2), settings={"round_bytes": 4096, "min_replicas": 2, "timeout_s": 60.0}) as scene:
+    with MiniCluster(nodes=(1, 2), settings={"round_bytes": 4096, "min_replicas": 2, "timeout_s": 60.0}) as scene:
         before = 0.0
         restarts = itertools.count(1)
         for state in PUBLISHING:
@@ -68,8 +68,8 @@ def test_a_trainer_lost_at_every_step_leaves_whole_versions_and_is_not_listened_
             (trainer,) = scene.trainers
             lost = next(versions)
             fault(trainer, state, number, count=3 if state == "sending" else 0)
-            trainer.tell("publish", version=lost)
-            assert trainer.hear() == {"held": state}
+            trainer.send_command("publish", version=lost)
+            assert trainer.next_answer() == {"held": state}
             for values in scene.values():
                 assert values in ([before], [lost])
             # Those that are started in its place take no notice of how far it came.
@@ -81,7 +81,7 @@ def test_a_trainer_lost_at_every_step_leaves_whole_versions_and_is_not_listened_
             if number == signal.SIGSTOP:
                 trainer.signal(signal.SIGCONT)
                 # One that was told of the commit has nothing left to say to anybody.
-                assert "error" in trainer.hear() or state == "commit done", state
+                assert "error" in trainer.next_answer() or state == "commit done", state
                 trainer.end()
             assert scene.values() == [[now], [now]]
             before = now

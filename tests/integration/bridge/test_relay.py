@@ -6,14 +6,14 @@ import signal
 
 import pytest
 
-from tests.integration.bridge.scene import Scene, fault
+from tests.integration.bridge.mini_cluster import MiniCluster, fault
 
 SLACK_S = 30.0
 """For a busy machine."""
 
 
 def test_replicas_on_more_nodes_than_the_trainer_has_pass_the_weights_on() -> None:
-    with Scene(nodes=(1, 2, 3), workers=2, ranks=2, settings={"round_bytes": 4096}) as scene:
+    with MiniCluster(nodes=(1, 2, 3), workers=2, ranks=2, settings={"round_bytes": 4096}) as scene:
         for version in (1, 2, 3):
             report = scene.publish(version)
             assert report["replicas"] == 3, report
@@ -24,14 +24,14 @@ def test_replicas_on_more_nodes_than_the_trainer_has_pass_the_weights_on() -> No
 
 
 def test_a_relay_passes_on_whole_versions_of_which_it_gets_the_changes() -> None:
-    with Scene(nodes=(1, 2, 3), settings={"round_bytes": 4096, "update": "delta"}) as scene:
+    with MiniCluster(nodes=(1, 2, 3), settings={"round_bytes": 4096, "update": "delta"}) as scene:
         assert [scene.publish(version)["density"] for version in (1, 2, 3)] == [None, 1.0, 1.0]
         assert scene.values() == [[3]] * 3
         scene.close()
 
 
 def test_without_relays_the_trainer_sends_to_every_replica() -> None:
-    with Scene(nodes=(1, 2, 3), settings={"relay": "off"}) as scene:
+    with MiniCluster(nodes=(1, 2, 3), settings={"relay": "off"}) as scene:
         report = scene.publish(1)
         assert report["bytes"] == 3 * scene.tensors * scene.rows * scene.columns * 4
         assert scene.values() == [[1]] * 3
@@ -44,7 +44,7 @@ def test_without_relays_the_trainer_sends_to_every_replica() -> None:
 )
 def test_who_is_fed_by_a_relay_that_dies_gets_the_same_version_from_the_trainer(transport: str, at: str) -> None:
     settings = {"round_bytes": 4096, "transport": transport}
-    with Scene(nodes=(1, 2, 3), settings=settings) as scene:
+    with MiniCluster(nodes=(1, 2, 3), settings=settings) as scene:
         assert scene.publish(1)["replicas"] == 3
         fault(scene.replicas[0], at, signal.SIGKILL, count=9 if at == "receiving" else 0)
         report = scene.publish(2)
@@ -58,7 +58,7 @@ def test_who_is_fed_by_a_relay_that_dies_gets_the_same_version_from_the_trainer(
 
 
 def test_who_is_fed_by_a_relay_that_hangs_gets_the_version_once_the_deadline_is_over() -> None:
-    with Scene(nodes=(1, 2, 3), settings={"round_bytes": 4096, "timeout_s": 3.0}) as scene:
+    with MiniCluster(nodes=(1, 2, 3), settings={"round_bytes": 4096, "timeout_s": 3.0}) as scene:
         assert scene.publish(1)["replicas"] == 3
         fault(scene.replicas[0], "receiving", signal.SIGSTOP, count=9)
         report = scene.publish(2)
@@ -69,7 +69,7 @@ def test_who_is_fed_by_a_relay_that_hangs_gets_the_version_once_the_deadline_is_
 
 
 def test_a_child_that_hangs_holds_up_neither_its_relay_nor_what_that_serves() -> None:
-    with Scene(nodes=(1, 2, 3), settings={"round_bytes": 4096, "timeout_s": 3.0}) as scene:
+    with MiniCluster(nodes=(1, 2, 3), settings={"round_bytes": 4096, "timeout_s": 3.0}) as scene:
         assert scene.publish(1)["replicas"] == 3
         fault(scene.replicas[2], "receiving", signal.SIGSTOP, count=9)
         report = scene.publish(2)

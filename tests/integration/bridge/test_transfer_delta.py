@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.bridge.case import Case
-from tests.integration.bridge.end import content
-from tests.integration.bridge.ends import Answer, Pool, ask_all
+from tests.integration.bridge.peer_process import Answer, Pool, call_all
 from tests.integration.bridge.test_transfer_matrix import check_digests
+from tests.integration.bridge.transfer_case import TransferCase
+from tests.integration.bridge.transfer_process import content
 
 DENSITY = 0.01
 PART = ["gate", "embed", "turned", "master"]
@@ -19,7 +19,7 @@ SHORT_S = 3.0
 MASK = (1 << 64) - 1
 
 
-def contents_of(case: Case, version: int) -> list[Answer]:
+def contents_of(case: TransferCase, version: int) -> list[Answer]:
     """What each worker must hold."""
     whole = case.state(version, DENSITY)
     return [
@@ -36,7 +36,7 @@ def transport(request: pytest.FixtureRequest, pool: Pool) -> Iterator[Pool]:
 
 
 def test_changes_arrive_over_every_transport_and_a_part_of_a_version_too(transport: Pool, tmp_path: Path) -> None:
-    case = Case(trainers=2, workers=2, placement="fsdp+tp", round_bytes=4000)
+    case = TransferCase(trainers=2, workers=2, placement="fsdp+tp", round_bytes=4000)
     replica = transport.join(case, directory=str(tmp_path))
     sent, _received = replica.publish(1, density=DENSITY)
     all_bytes = sum(answer["bytes"] for answer in sent)
@@ -55,21 +55,21 @@ def test_changes_arrive_over_every_transport_and_a_part_of_a_version_too(transpo
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_base_advances_only_with_a_commit_whoever_dies(pool: Pool, number: signal.Signals) -> None:
-    case = Case(trainers=1, workers=1)
+    case = TransferCase(trainers=1, workers=1)
     first = pool.join(case, hold="down_proj")
     other = pool.join(case, senders=first.senders, besides=first.workers)
     (sender,), (worker,), (survivor,) = first.senders, first.workers, other.workers
     other.publish(1, density=DENSITY)
     # The first replica is lost on the way; the survivor has received version 2 whole, but nobody has committed it.
     first.prepare(1)
-    first.tell_send(1, timeout_s=SHORT_S, density=DENSITY)
-    assert worker.hear() == {"held": "down_proj"}
+    first.start_send(1, timeout_s=SHORT_S, density=DENSITY)
+    assert worker.next_answer() == {"held": "down_proj"}
     worker.signal(number)
-    sender.hear()
+    sender.next_answer()
     assert other.prepare(2, base=1) == [{}]
     other.send(2, base=1, density=DENSITY)
     assert other.statuses()[0]["state"] == "received"
-    assert survivor.ask("drop", group=other.group) == {}
+    assert survivor.call("drop", group=other.group) == {}
     assert other.contents() == contents_of(case, 1)
     # Its shadow is no committed version now: it says so, and gets everything.
     assert "this worker holds None" in other.prepare(3, base=1)[0]["error"]
@@ -92,34 +92,34 @@ def test_a_base_advances_only_with_a_commit_whoever_dies(pool: Pool, number: sig
 
 
 def test_a_sender_that_dies_between_changes_leaves_what_was_committed(pool: Pool) -> None:
-    case = Case(trainers=2, workers=1)
+    case = TransferCase(trainers=2, workers=1)
     replica = pool.join(case, timeout_s=5.0)
     replica.publish(1, density=DENSITY)
     replica.prepare(2, base=1)
     survivor, lost = replica.senders
     words = {"group": replica.group, "version": 2, "base": 1, "density": DENSITY}
-    survivor.tell("send", timeout_s=SHORT_S, **words)
-    lost.tell("send", timeout_s=30.0, hold="down", **words)
-    assert lost.hear() == {"held": "down"}
+    survivor.send_command("send", timeout_s=SHORT_S, **words)
+    lost.send_command("send", timeout_s=30.0, hold="down", **words)
+    assert lost.next_answer() == {"held": "down"}
     lost.end()
     assert "receiving round" in replica.statuses()[0]["error"]
-    survivor.hear()
+    survivor.next_answer()
     assert "has not been received" in replica.commit(2)[0]["error"]
     assert replica.contents() == contents_of(case, 1)
-    ask_all([survivor, *replica.workers], "close", group=replica.group)
+    call_all([survivor, *replica.workers], "close", group=replica.group)
 
 
 def test_a_worker_with_another_version_than_the_sender_believes_is_found_out_and_gets_everything(pool: Pool) -> None:
-    case = Case(trainers=1, workers=2)
+    case = TransferCase(trainers=1, workers=2)
     replica = pool.join(case)
     replica.publish(1, density=DENSITY)
     # The sender takes version 2 for committed, which never came.
     replica.send(2, only=["no such tensor"], density=DENSITY)
-    replica.senders[0].ask("advance", group=replica.group, version=2)
+    replica.senders[0].call("advance", group=replica.group, version=2)
     assert replica.prepare(3, base=1) == [{}, {}]
     (sent,), received = replica.send(3, base=1, density=DENSITY), replica.statuses()
     assert all(a & MASK != b["digest"] for a, b in zip(sent["digests"], received, strict=True))
-    ask_all(replica.workers, "drop", group=replica.group)
+    call_all(replica.workers, "drop", group=replica.group)
     assert replica.contents() == contents_of(case, 1)
     check_digests(*replica.publish(3, density=DENSITY))
     assert replica.contents() == contents_of(case, 3)

@@ -21,9 +21,9 @@ from launcher.bridge.trainer.replica_client import ReplicaClient
 from launcher.bridge.transport.choose import here
 from launcher.bridge.weightmap import Binding, Bound, Copy, Way
 from launcher.common.codec import from_json, to_json
-from tests.integration.bridge.case import Case
-from tests.integration.bridge.end import content
-from tests.integration.bridge.ends import Answer, Pool
+from tests.integration.bridge.peer_process import Answer, Pool
+from tests.integration.bridge.transfer_case import TransferCase
+from tests.integration.bridge.transfer_process import content
 
 CPU = torch.device("cpu")
 MASK = (1 << 64) - 1
@@ -39,12 +39,12 @@ ROUND_BYTES = 8 << 20
 KILL_OR_STOP = pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 
 
-def large(trainers: int, workers: int) -> Case:
+def large(trainers: int, workers: int) -> TransferCase:
     """A model that does not fit in what the system buffers."""
-    return Case(trainers=trainers, workers=workers, model="large", round_bytes=ROUND_BYTES)
+    return TransferCase(trainers=trainers, workers=workers, model="large", round_bytes=ROUND_BYTES)
 
 
-def contents_of(case: Case, version: int) -> list[Answer]:
+def contents_of(case: TransferCase, version: int) -> list[Answer]:
     """What each worker must hold."""
     whole = case.state(version)
     return [
@@ -63,15 +63,15 @@ def test_a_receiver_lost_on_the_way_fails_its_senders_in_time_and_no_other_repli
     other.publish(1)
     (worker,) = lost.workers
     lost.prepare(1)
-    lost.tell_send(1, timeout_s=SHORT_S)
-    assert worker.hear() == {"held": "large.20"}
+    lost.start_send(1, timeout_s=SHORT_S)
+    assert worker.next_answer() == {"held": "large.20"}
     worker.signal(number)
     for sender in lost.senders:
-        answer = sender.hear()
+        answer = sender.next_answer()
         assert answer["error"].startswith("TransferError: sending round"), answer
         assert answer["seconds"] < SHORT_S + SLACK_S
     for sender in lost.senders:
-        assert sender.ask("close", group=lost.group) == {}
+        assert sender.call("close", group=lost.group) == {}
     other.publish(2)
     assert other.contents() == contents_of(case, 2)
     worker.end()
@@ -86,16 +86,16 @@ def test_a_receiver_lost_on_the_way_fails_its_senders_in_time_and_no_other_repli
 
 @pytest.mark.parametrize("model", ["small", "large"])
 def test_a_receiver_killed_between_two_versions_fails_the_next_one(pool: Pool, model: str) -> None:
-    case = Case(trainers=1, workers=2, model=model, round_bytes=ROUND_BYTES)
+    case = TransferCase(trainers=1, workers=2, model=model, round_bytes=ROUND_BYTES)
     replica = pool.join(case)
     replica.publish(1)
     survivor, dead = replica.workers
-    survivor.ask("prepare", group=replica.group, version=2)
+    survivor.call("prepare", group=replica.group, version=2)
     dead.end()
     (answer,) = replica.send(2, timeout_s=SHORT_S)
     assert answer["error"].startswith("TransferError: sending round 0 to worker 1"), answer
     assert answer["seconds"] < SHORT_S + SLACK_S
-    assert survivor.ask("contents", group=replica.group) == contents_of(case, 1)[0]
+    assert survivor.call("contents", group=replica.group) == contents_of(case, 1)[0]
     replica.close()
 
 
@@ -112,24 +112,24 @@ def test_a_sender_lost_on_the_way_fails_the_receivers_in_time_and_nothing_is_com
     # Its third of every tensor goes to both workers.
     first, lost, last = replica.senders
     survivors = (first, last)
-    lost.tell("send", group=replica.group, version=2, timeout_s=30.0, hold="large.30")
-    assert lost.hear() == {"held": "large.30"}
+    lost.send_command("send", group=replica.group, version=2, timeout_s=30.0, hold="large.30")
+    assert lost.next_answer() == {"held": "large.30"}
     lost.signal(number)
     for survivor in survivors:
-        survivor.tell("send", group=replica.group, version=2, timeout_s=timeout_s)
+        survivor.send_command("send", group=replica.group, version=2, timeout_s=timeout_s)
     for status in replica.statuses(timeout_s + SLACK_S):
         assert status["state"] == "failed"
         assert "receiving round" in status["error"]
         assert status["seconds"] < timeout_s + SLACK_S
     for survivor in survivors:
-        survivor.hear()
+        survivor.next_answer()
     assert all("has not been received" in answer["error"] for answer in replica.commit(2))
     assert all("no whole version" in answer["error"] for answer in replica.prepare(3, ["large.00"]))
     assert replica.contents() == contents_of(case, 1)
     for worker in replica.workers:
-        assert worker.ask("close", group=replica.group)["seconds"] < SLACK_S
+        assert worker.call("close", group=replica.group)["seconds"] < SLACK_S
     for survivor in survivors:
-        survivor.ask("close", group=replica.group)
+        survivor.call("close", group=replica.group)
     lost.end()
     # The same engines take the next version from whoever trains next.
     again = pool.join(case, senders=[*survivors, *pool.take(1, [*survivors, *replica.workers])])
@@ -143,10 +143,10 @@ def test_a_receiver_can_leave_while_it_waits_for_a_sender_that_hangs(pool: Pool)
     replica = pool.join(case)
     replica.prepare(1)
     (sender,), (worker,) = replica.senders, replica.workers
-    sender.tell("send", group=replica.group, version=1, timeout_s=30.0, hold="large.30")
-    assert sender.hear() == {"held": "large.30"}
+    sender.send_command("send", group=replica.group, version=1, timeout_s=30.0, hold="large.30")
+    assert sender.next_answer() == {"held": "large.30"}
     sender.signal(signal.SIGSTOP)
-    assert worker.ask("close", group=replica.group)["seconds"] < SLACK_S
+    assert worker.call("close", group=replica.group)["seconds"] < SLACK_S
     sender.end()
 
 
@@ -175,7 +175,7 @@ def test_one_bit_that_changes_on_the_wire_changes_the_digest_of_that_worker_only
     pool: Pool, name: str, byte: int, bit: int
 ) -> None:
     """The sender packs a tensor with a wrong bit and counts the right one."""
-    case = Case(trainers=1, workers=2, placement="plain", round_bytes=1 << 20)
+    case = TransferCase(trainers=1, workers=2, placement="plain", round_bytes=1 << 20)
     replica = pool.join(case)
     replica.prepare(1)
     flip = {"name": name, "byte": byte, "bit": bit, "times": 0, "stays": False}
@@ -192,7 +192,7 @@ def test_one_bit_that_changes_on_the_wire_changes_the_digest_of_that_worker_only
 
 def test_one_bit_that_changes_in_the_shadow_changes_the_digest(pool: Pool) -> None:
     """After unpacking, before the digest: what is compared is what will be written, not what came."""
-    case = Case(trainers=1, workers=1, round_bytes=1 << 20)
+    case = TransferCase(trainers=1, workers=1, round_bytes=1 << 20)
     flip = {"name": "qkv_proj", "byte": 1000, "bit": 2, "times": 3, "stays": True}
     replica = pool.join(case, flip=flip)
     replica.prepare(1)
@@ -204,10 +204,10 @@ def test_one_bit_that_changes_in_the_shadow_changes_the_digest(pool: Pool) -> No
 
 def test_two_sides_that_plan_differently_learn_which_tensor_it_is_about(pool: Pool) -> None:
     # In one round, so that nothing moves from one round to another because of it.
-    ours = Case(trainers=3, workers=2, round_bytes=1 << 20)
-    theirs = Case(trainers=3, workers=2, round_bytes=1 << 20, misplaced="o")
+    ours = TransferCase(trainers=3, workers=2, round_bytes=1 << 20)
+    theirs = TransferCase(trainers=3, workers=2, round_bytes=1 << 20, misplaced="o")
     a, b = pool.take(2)
-    mine, other, same = (end.ask("plan", case=case.to_json()) for end, case in ((a, ours), (b, theirs), (b, ours)))
+    mine, other, same = (end.call("plan", case=case.to_json()) for end, case in ((a, ours), (b, theirs), (b, ours)))
     assert mine == same
     assert mine["digest"] != other["digest"]
     assert first_difference(ours.plan, other["fingerprints"]) == "o"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.integration.bridge.case import Case
-from tests.integration.bridge.end import content
-from tests.integration.bridge.ends import Answer, Pool, Replica
+from tests.integration.bridge.peer_process import Answer, Pool, Replica
+from tests.integration.bridge.transfer_case import TransferCase
+from tests.integration.bridge.transfer_process import content
 
 MASK = (1 << 64) - 1
 PART = ["gate", "embed", "turned", "master"]
 
 
-def contents_of(case: Case, whole: dict[str, torch.Tensor]) -> list[Answer]:
+def contents_of(case: TransferCase, whole: dict[str, torch.Tensor]) -> list[Answer]:
     """What each worker must hold."""
     return [
         {name: content(tensor) for name, tensor in case.expected(whole, rank).items()} for rank in range(case.workers)
@@ -26,7 +26,7 @@ def check_digests(sent: list[Answer], received: list[Answer]) -> None:
     assert sums == [status["digest"] for status in received]
 
 
-def bytes_needed(case: Case, only: list[str] | None = None) -> int:
+def bytes_needed(case: TransferCase, only: list[str] | None = None) -> int:
     """All that is sent, with the padding between segments."""
     sizes = (
         -(-segment.nbytes // 16) * 16
@@ -48,7 +48,7 @@ TRAINERS = [(1, "plain")] + [(ranks, how) for ranks in (2, 3, 4) for how in ("pl
 def test_every_worker_gets_exactly_its_slice_of_every_version(
     pool: Pool, trainers: int, workers: int, placement: str
 ) -> None:
-    case = Case(trainers=trainers, workers=workers, placement=placement)
+    case = TransferCase(trainers=trainers, workers=workers, placement=placement)
     assert case.plan.rounds >= 5
     replica = pool.join(case)
     refused = replica.prepare(1, PART)
@@ -69,7 +69,7 @@ def test_every_worker_gets_exactly_its_slice_of_every_version(
 @pytest.mark.seed("D19")
 def test_no_rank_sends_more_than_its_share(pool: Pool) -> None:
     """Four FSDP ranks hold a quarter each and send a quarter each, not rank 0 everything."""
-    case = Case(trainers=4, workers=2, placement="fsdp")
+    case = TransferCase(trainers=4, workers=2, placement="fsdp")
     replica = pool.join(case)
     sent, _received = replica.publish(1)
     total = sum(answer["bytes"] for answer in sent)
@@ -79,13 +79,13 @@ def test_no_rank_sends_more_than_its_share(pool: Pool) -> None:
 
 def test_a_part_after_a_version_that_was_dropped_is_refused(pool: Pool) -> None:
     """The shadow then holds a version that the engine does not serve, and a part on top of it would be a mix."""
-    case = Case(trainers=1, workers=1)
+    case = TransferCase(trainers=1, workers=1)
     replica = pool.join(case)
     replica.publish(1)
     assert replica.prepare(2) == [{}]
     replica.send(2)
     assert replica.statuses()[0]["state"] == "received"
-    assert replica.workers[0].ask("drop", group=replica.group) == {}
+    assert replica.workers[0].call("drop", group=replica.group) == {}
     assert "no whole version has come before" in replica.prepare(3, PART)[0]["error"]
     assert replica.contents() == contents_of(case, case.state(1))
     sent, received = replica.publish(3)
@@ -95,7 +95,10 @@ def test_a_part_after_a_version_that_was_dropped_is_refused(pool: Pool) -> None:
 
 
 def test_one_trainer_feeds_two_replicas_of_different_sizes(pool: Pool) -> None:
-    small, large = Case(trainers=2, workers=1, placement="tp"), Case(trainers=2, workers=2, placement="tp")
+    small, large = (
+        TransferCase(trainers=2, workers=1, placement="tp"),
+        TransferCase(trainers=2, workers=2, placement="tp"),
+    )
     first = pool.join(small)
     second: Replica = pool.join(large, senders=first.senders, besides=first.workers)
     for version in (1, 2):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from tests.integration.bridge.ends import End
+from tests.integration.bridge.peer_process import PeerProcess
 
 SHORT_S = 1.5
 SLACK_S = 15.0
@@ -33,17 +33,17 @@ class Ends:
     devices: tuple[str, str]
     directory: Path
     store: Any
-    pool: list[End] = field(default_factory=list)
+    pool: list[PeerProcess] = field(default_factory=list)
 
-    def take(self) -> tuple[End, End]:
+    def take(self) -> tuple[PeerProcess, PeerProcess]:
         """Two sound processes."""
         for end in [end for end in self.pool if not end.is_sound]:
             end.end()
             self.pool.remove(end)
         while len(self.pool) < 2:
-            self.pool.append(End("tests.integration.bridge.wire_end"))
+            self.pool.append(PeerProcess("tests.integration.bridge.link_process"))
         for end in self.pool:
-            end.ask("held")  # A new process imports torch, which belongs to no deadline.
+            end.call("held")  # A new process imports torch, which belongs to no deadline.
         return self.pool[0], self.pool[1]
 
     def words(self, **changed: Any) -> dict[str, Any]:
@@ -58,13 +58,13 @@ class Ends:
             **changed,
         }
 
-    def join(self, **changed: Any) -> tuple[End, End]:
+    def join(self, **changed: Any) -> tuple[PeerProcess, PeerProcess]:
         """A sender and a receiver with a wire between them."""
         sender, receiver = self.take()
         words = self.words(**changed)
-        receiver.tell("join", role="receiver", device=self.devices[1], **words)
-        sender.tell("join", role="sender", device=self.devices[0], **words)
-        assert [end.hear() for end in (sender, receiver)] == [{"joined": True}] * 2
+        receiver.send_command("join", role="receiver", device=self.devices[1], **words)
+        sender.send_command("join", role="sender", device=self.devices[0], **words)
+        assert [end.next_answer() for end in (sender, receiver)] == [{"joined": True}] * 2
         return sender, receiver
 
     @property
@@ -100,10 +100,10 @@ def shared_memory() -> set[str]:
     return {path.name for path in Path("/dev/shm").iterdir() if "launcher" in path.name}
 
 
-def leave(*ends: End) -> None:
+def leave(*ends: PeerProcess) -> None:
     """All of them leave the wire."""
     for end in ends:
-        assert end.ask("abort") == {}
+        assert end.call("abort") == {}
 
 
 def test_messages_of_every_size_come_in_order_and_whole(ends: Ends) -> None:
@@ -111,17 +111,17 @@ def test_messages_of_every_size_come_in_order_and_whole(ends: Ends) -> None:
     rng = random.Random(7)
     sizes = [0, 1, 15, 16, 17, 4095, 4097, LARGE, 0, (1 << 20) - 1, *(rng.randrange(1 << 16) for _ in range(200))]
     for ahead in (1, 2):
-        receiver.tell("receive", sizes=sizes, timeout_s=60.0, ahead=ahead)
-        assert sender.ask("send", sizes=sizes, timeout_s=60.0) == {"sent": len(sizes)}
-        assert receiver.hear() == {"right": len(sizes)}
+        receiver.send_command("receive", sizes=sizes, timeout_s=60.0, ahead=ahead)
+        assert sender.call("send", sizes=sizes, timeout_s=60.0) == {"sent": len(sizes)}
+        assert receiver.next_answer() == {"right": len(sizes)}
     leave(sender, receiver)
 
 
 def test_neither_end_needs_to_be_first(ends: Ends) -> None:
     sender, receiver = ends.join()
-    sender.tell("send", sizes=[LARGE, 5], timeout_s=60.0)
-    assert receiver.ask("receive", sizes=[LARGE, 5], timeout_s=60.0) == {"right": 2}
-    assert sender.hear() == {"sent": 2}
+    sender.send_command("send", sizes=[LARGE, 5], timeout_s=60.0)
+    assert receiver.call("receive", sizes=[LARGE, 5], timeout_s=60.0) == {"right": 2}
+    assert sender.next_answer() == {"sent": 2}
     leave(sender, receiver)
 
 
@@ -129,11 +129,11 @@ def test_neither_end_needs_to_be_first(ends: Ends) -> None:
 def test_a_receiver_that_is_lost_is_an_error_within_the_deadline(ends: Ends, number: signal.Signals) -> None:
     sender, receiver = ends.join()
     sizes = [LARGE] * 8
-    receiver.tell("receive", sizes=sizes, timeout_s=60.0, hold=1)
-    sender.tell("send", sizes=sizes, timeout_s=SHORT_S)
-    assert receiver.hear() == {"held": 1}
+    receiver.send_command("receive", sizes=sizes, timeout_s=60.0, hold=1)
+    sender.send_command("send", sizes=sizes, timeout_s=SHORT_S)
+    assert receiver.next_answer() == {"held": 1}
     receiver.signal(number)
-    answer = sender.hear()
+    answer = sender.next_answer()
     if ends.keeps_for_later:
         # They go without a receiver; that it does not vote for them is what tells.
         assert answer == {"sent": len(sizes)}
@@ -147,10 +147,10 @@ def test_a_receiver_that_is_lost_is_an_error_within_the_deadline(ends: Ends, num
 def test_a_sender_that_is_lost_is_an_error_within_the_deadline(ends: Ends, number: signal.Signals) -> None:
     sender, receiver = ends.join()
     sizes = [LARGE] * 3
-    sender.tell("send", sizes=sizes, timeout_s=60.0, hold=0)
-    assert sender.hear() == {"held": 0}
+    sender.send_command("send", sizes=sizes, timeout_s=60.0, hold=0)
+    assert sender.next_answer() == {"held": 0}
     sender.signal(number)
-    answer = receiver.ask("receive", sizes=sizes, timeout_s=SHORT_S)
+    answer = receiver.call("receive", sizes=sizes, timeout_s=SHORT_S)
     assert answer["error"].startswith("TransferError"), answer
     assert answer["seconds"] < SHORT_S + SLACK_S
     leave(receiver)
@@ -158,7 +158,7 @@ def test_a_sender_that_is_lost_is_an_error_within_the_deadline(ends: Ends, numbe
 
 def test_a_silent_peer_is_an_error_within_the_deadline(ends: Ends) -> None:
     sender, receiver = ends.join()
-    answer = receiver.ask("receive", sizes=[100], timeout_s=0.5)
+    answer = receiver.call("receive", sizes=[100], timeout_s=0.5)
     assert "did not complete" in answer["error"] or "failed" in answer["error"]
     assert answer["seconds"] < 0.5 + SLACK_S
     leave(sender, receiver)
@@ -167,7 +167,7 @@ def test_a_silent_peer_is_an_error_within_the_deadline(ends: Ends) -> None:
 def test_an_end_that_nobody_meets_says_so_within_its_deadline(ends: Ends) -> None:
     for role, device in zip(("sender", "receiver"), ends.devices, strict=True):
         end, _other = ends.take()
-        answer = end.ask("join", role=role, device=device, **ends.words(timeout_s=1.0))
+        answer = end.call("join", role=role, device=device, **ends.words(timeout_s=1.0))
         assert answer["error"].startswith("RendezvousTimeout"), answer
         assert answer["seconds"] < 1.0 + SLACK_S
 
@@ -175,21 +175,21 @@ def test_an_end_that_nobody_meets_says_so_within_its_deadline(ends: Ends) -> Non
 def test_leaving_wakes_the_thread_that_waits_and_frees_everything(ends: Ends) -> None:
     sender, receiver = ends.join()
     sizes = [LARGE, 1]
-    receiver.tell("receive", sizes=sizes, timeout_s=60.0)
-    assert sender.ask("send", sizes=sizes, timeout_s=60.0) == {"sent": 2}
-    assert receiver.hear() == {"right": 2}
+    receiver.send_command("receive", sizes=sizes, timeout_s=60.0)
+    assert sender.call("send", sizes=sizes, timeout_s=60.0) == {"sent": 2}
+    assert receiver.next_answer() == {"right": 2}
     leave(sender, receiver)
-    before = [end.ask("held") for end in (sender, receiver)]
+    before = [end.call("held") for end in (sender, receiver)]
     # Several times: what a transport keeps once, for all wires, is not lost.
     for _ in range(2):
         assert ends.join() == (sender, receiver)
-        receiver.tell("receive", sizes=sizes, timeout_s=60.0)
-        assert sender.ask("send", sizes=sizes, timeout_s=60.0) == {"sent": 2}
-        assert receiver.hear() == {"right": 2}
-        answer = receiver.ask("abort_later", sizes=[1], timeout_s=1.5, after_s=0.1)
+        receiver.send_command("receive", sizes=sizes, timeout_s=60.0)
+        assert sender.call("send", sizes=sizes, timeout_s=60.0) == {"sent": 2}
+        assert receiver.next_answer() == {"right": 2}
+        answer = receiver.call("abort_later", sizes=[1], timeout_s=1.5, after_s=0.1)
         assert answer["error"].startswith("TransferError"), answer
         leave(sender)
-    after = [end.ask("held") for end in (sender, receiver)]
+    after = [end.call("held") for end in (sender, receiver)]
     for one, other in zip(before, after, strict=True):
         assert one == other
         assert other["mappings"] == 0
@@ -201,10 +201,10 @@ def test_a_stranger_at_the_other_end_is_refused(ends: Ends) -> None:
     # torch's process groups know no secrets: there, who does not know the group's name meets nobody.
     what = "group" if ends.transport in {"gloo", "nccl"} else "secret"
     words = ends.words(timeout_s=1.0)
-    receiver.tell("join", role="receiver", device=ends.devices[1], **{**words, what: "ours"})
-    answer = sender.ask("join", role="sender", device=ends.devices[0], **{**words, what: "theirs"})
+    receiver.send_command("join", role="receiver", device=ends.devices[1], **{**words, what: "ours"})
+    answer = sender.call("join", role="sender", device=ends.devices[0], **{**words, what: "theirs"})
     assert "error" in answer
-    assert "error" in receiver.hear()
+    assert "error" in receiver.next_answer()
 
 
 def test_a_pair_that_cannot_have_shared_memory_gets_the_next_way(tmp_path: Path) -> None:
@@ -213,21 +213,21 @@ def test_a_pair_that_cannot_have_shared_memory_gets_the_next_way(tmp_path: Path)
     ends = Ends(transport="shm,gloo", devices=("cpu", "cpu"), directory=tmp_path, store=store)
     try:
         sender, receiver = ends.take()
-        assert sender.ask("limit_files", nbytes=4096) == {}
+        assert sender.call("limit_files", nbytes=4096) == {}
         ends.join()
-        assert [end.ask("kind")["kind"] for end in (sender, receiver)] == ["GlooSender", "GlooReceiver"]
-        receiver.tell("receive", sizes=[LARGE, 5], timeout_s=60.0)
-        assert sender.ask("send", sizes=[LARGE, 5], timeout_s=60.0) == {"sent": 2}
-        assert receiver.hear() == {"right": 2}
+        assert [end.call("kind")["kind"] for end in (sender, receiver)] == ["GlooSender", "GlooReceiver"]
+        receiver.send_command("receive", sizes=[LARGE, 5], timeout_s=60.0)
+        assert sender.call("send", sizes=[LARGE, 5], timeout_s=60.0) == {"sent": 2}
+        assert receiver.next_answer() == {"right": 2}
         leave(sender, receiver)
         words = ends.words(transport="shm")
-        receiver.tell("join", role="receiver", device="cpu", **words)
-        for answer in (sender.ask("join", role="sender", device="cpu", **words), receiver.hear()):
+        receiver.send_command("join", role="receiver", device="cpu", **words)
+        for answer in (sender.call("join", role="sender", device="cpu", **words), receiver.next_answer()):
             assert answer["error"].startswith("TransportUnavailable"), answer
             assert "bytes of shared memory" in answer["error"]
-        assert sender.ask("limit_files", nbytes=None) == {}
+        assert sender.call("limit_files", nbytes=None) == {}
         ends.join()
-        assert [end.ask("kind")["kind"] for end in (sender, receiver)] == ["RingSender", "RingReceiver"]
+        assert [end.call("kind")["kind"] for end in (sender, receiver)] == ["RingSender", "RingReceiver"]
         leave(sender, receiver)
     finally:
         for end in ends.pool:

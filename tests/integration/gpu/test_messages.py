@@ -11,7 +11,7 @@ from launcher.bridge.codec.pack import pack, unpack
 from launcher.bridge.plan import Engine, Location, Plan, Receiver, Slice, place, reshard
 from launcher.bridge.plan.sharding import fsdp_tp
 from launcher.testing.paper.models import Model
-from tests.integration.bridge.case import Case
+from tests.integration.bridge.transfer_case import TransferCase
 
 pytestmark = [
     pytest.mark.gpu,
@@ -65,7 +65,7 @@ def check(plan: Plan, whole: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("placement", ["plain", "fsdp", "tp", "fsdp+tp"])
 def test_boxes_at_odd_places_and_casts(placement: str) -> None:
-    case = Case(trainers=4, workers=2, placement=placement)
+    case = TransferCase(trainers=4, workers=2, placement=placement)
     check(case.plan, case.state(1))
 
 
@@ -82,7 +82,7 @@ def test_a_mixture_of_experts(round_bytes: int) -> None:
 
 
 def test_a_tensor_that_has_moved_is_found() -> None:
-    case = Case(trainers=1, workers=1)
+    case = TransferCase(trainers=1, workers=1)
     message = next(iter(case.plan.outgoing(0)))
     kernels = Messages(case.plan, [message])
     for version in (1, 2, 3):

@@ -12,9 +12,9 @@ import torch
 
 from launcher.bridge.codec.checksum import digest
 from launcher.bridge.plan import Box
-from tests.integration.bridge.case import Case
-from tests.integration.bridge.end import content
-from tests.integration.bridge.ends import Answer, Pool
+from tests.integration.bridge.peer_process import Answer, Pool
+from tests.integration.bridge.transfer_case import TransferCase
+from tests.integration.bridge.transfer_process import content
 
 MASK = (1 << 64) - 1
 SHORT_S = 4.0
@@ -24,7 +24,7 @@ LOST_S = 12.0
 
 JOIN_S = 40.0
 PART = ["gate", "embed", "turned", "master"]
-SMALL = Case(trainers=1, workers=1)
+SMALL = TransferCase(trainers=1, workers=1)
 
 
 DEVICES = {"gloo": ("cpu",), "nccl": ("cuda:0", "cuda:1"), "peer": ("cuda:0", "cuda:1"), "ipc": ("cuda:0",)}
@@ -50,7 +50,7 @@ def pair(processes: Pool) -> Iterator[Pool]:
     processes.settle()
 
 
-def contents_of(case: Case, whole: dict[str, torch.Tensor]) -> list[Answer]:
+def contents_of(case: TransferCase, whole: dict[str, torch.Tensor]) -> list[Answer]:
     """What the worker must hold."""
     return [{name: content(tensor) for name, tensor in case.expected(whole, 0).items()}]
 
@@ -69,9 +69,9 @@ def test_every_version_arrives_bit_by_bit(pair: Pool) -> None:
     replica.close()
 
 
-def large(trainers: int = 1) -> Case:
+def large(trainers: int = 1) -> TransferCase:
     """Tensors of 1 MiB, several rounds of them; every version's lie in new memory at the sender."""
-    return Case(trainers=trainers, workers=1, model="large", round_bytes=8 << 20)
+    return TransferCase(trainers=trainers, workers=1, model="large", round_bytes=8 << 20)
 
 
 @pytest.mark.timeout(180)
@@ -147,11 +147,11 @@ def test_a_wrong_bit_is_seen(pair: Pool) -> None:
 def test_a_peer_that_never_connects_is_reported_in_time(pair: Pool) -> None:
     (sender,) = pair.take(1)
     words = {"case": SMALL.to_json(), "group": "alone", "store": f"127.0.0.1:{pair.store.port}"}
-    sender.tell(
+    sender.send_command(
         "join", role="sender", rank=0, device=pair.devices[0], transport=pair.transport, timeout_s=SHORT_S, **words
     )
-    assert sender.hear().get("error", "").startswith("RendezvousTimeout")
-    assert sender.ask("compute", device=pair.devices[0]) == {"total": 1000.0}
+    assert sender.next_answer().get("error", "").startswith("RendezvousTimeout")
+    assert sender.call("compute", device=pair.devices[0]) == {"total": 1000.0}
     sender.end()
 
 

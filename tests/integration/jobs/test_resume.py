@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launcher.checkpoint.latest import latest_step
+from launcher.checkpoint.store import latest_step
 from launcher.common.errors import STOPPED
 from tests.integration.jobs.launched import ROOT, Launcher
 

@@ -182,6 +182,7 @@ def test_rotary_halves_are_received_aside_and_put_in_place() -> None:
     assert binding.copies[0].source_box == Box((6, 0), (12, 5))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_any_chain_of_views_is_replayed_exactly_or_refused(data: st.DataObject) -> None:

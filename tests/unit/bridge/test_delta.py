@@ -21,7 +21,7 @@ from launcher.bridge.plan.requirements import replicated
 from launcher.bridge.plan.sharding import replicated as everywhere
 from launcher.common.errors import TransferError
 from launcher.testing.paper.update_memory import changes_bytes
-from tests.integration.bridge.case import Case
+from tests.integration.bridge.transfer_case import TransferCase
 
 State = dict[str, torch.Tensor]
 
@@ -45,6 +45,7 @@ def bits(*patterns: int) -> torch.Tensor:
     return torch.tensor(patterns, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     density=st.sampled_from([0.0, 0.002, 0.02, 0.1, 0.6, 1.0]),
@@ -58,7 +59,7 @@ def test_any_placement_at_any_density_ends_with_the_new_weights(
     density: float, placement: str, trainers: int, workers: int, round_bytes: int, whole_above: float
 ) -> None:
     """Fused, padded, permuted, cast and sliced parameters; random bits, so also what is not a number."""
-    case = Case(trainers=trainers, workers=workers, placement=placement, round_bytes=round_bytes)
+    case = TransferCase(trainers=trainers, workers=workers, placement=placement, round_bytes=round_bytes)
     old, new = case.state(1), case.state(2, density)
     found = {rank: case.expected(old, rank) for rank in range(workers)}
     found = {rank: {name: tensor.clone() for name, tensor in state.items()} for rank, state in found.items()}

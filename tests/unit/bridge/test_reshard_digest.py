@@ -128,6 +128,7 @@ def test_a_tensor_that_does_not_fill_its_box_is_refused() -> None:
         digest(torch.zeros(3, 4), box=Box((0, 0), (3, 3)), shape=(4, 4))
 
 
+@pytest.mark.slow
 def test_the_speed_is_printed() -> None:
     tensor = noise((4096, 8192), torch.bfloat16)
     target = torch.empty_like(tensor)

@@ -14,6 +14,8 @@ from launcher.bridge.plan.sharding import fsdp, fsdp_tp, hsdp, replicated, tenso
 from launcher.common.errors import BridgeError
 from launcher.testing.paper.models import Model
 
+pytestmark = pytest.mark.slow
+
 State = dict[str, torch.Tensor]
 
 

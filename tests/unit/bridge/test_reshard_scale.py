@@ -15,6 +15,8 @@ from launcher.bridge.plan.sharding import fsdp, hsdp, replicated
 from launcher.testing.paper.models import LLAMA_8B, MODELS
 from launcher.testing.paper.simulate import Links, main, on_paper, simulate
 
+pytestmark = pytest.mark.slow
+
 
 def timed_plan(name: str, engines: str, sharding: str = "fsdp", trainers: int = 16) -> Plan:
     started = time.perf_counter()

@@ -14,6 +14,8 @@ import torch.distributed as dist
 
 from launcher.checkpoint import CheckpointError, Checkpoints, store
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 150
 PROGRAM = [sys.executable, "-m", "tests.unit.checkpoint_program"]
 

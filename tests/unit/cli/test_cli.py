@@ -12,6 +12,8 @@ import pytest
 
 from launcher.cli import main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 HEAVY = ("torch", "vllm", "transformers", "matplotlib", "rich", "numpy", "submitit")
 

@@ -13,6 +13,8 @@ from launcher.cli.completion import SCRIPTS
 from tests.unit.recorded import run_dir
 from tests.unit.terminal import Terminal
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 

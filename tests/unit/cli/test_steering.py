@@ -22,6 +22,8 @@ from tests.unit import view_events
 from tests.unit.recorded import run_dir, started
 from tests.unit.slurm_tools import AWAY, NO_SUCH, OFF, calls, row, tool, tools
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["tools"]
 ROOT = Path(__file__).parents[3]
 GUARD = (

@@ -12,6 +12,8 @@ import pytest
 
 from launcher.common.ports import ephemeral_range, hold_free_port, hold_port, port_of
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import sys
 from launcher.common.ports import hold_free_port, port_of

@@ -249,6 +249,7 @@ def test_many_nodes_make_few_rows() -> None:
     assert len(rows) == 5
 
 
+@pytest.mark.slow
 def test_the_cost_of_planning_4096_nodes(capsys: pytest.CaptureFixture[str]) -> None:
     """Shown as a ratio to filling as many plain dicts of as many entries: a time limit would test the machine."""
     config = _gpu(nodes=4096, inference_nodes=1024)

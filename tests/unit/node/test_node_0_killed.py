@@ -21,6 +21,8 @@ from launcher.node import failover as stand_in_module
 from launcher.node.failover import node_0_killed, run_node0_failover
 from tests.unit.slurm_tools import calls, tool, tools
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["tools"]
 
 

@@ -19,6 +19,8 @@ import pytest
 from launcher.common.procfs import descendants
 from launcher.node.stale_resources import FOLDER, SharedMemory, inodes, make_scratch, record, remove_stale, used
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import multiprocessing, multiprocessing.shared_memory
 lock = multiprocessing.get_context("spawn").Lock()

@@ -15,6 +15,8 @@ import pytest
 from launcher.common.procfs import descendants
 from tests.unit.processes import DETACHED, STUBBORN, Mark, wait_for_file
 
+pytestmark = pytest.mark.slow
+
 SHIM = """
 import os, sys
 from pathlib import Path

@@ -17,6 +17,8 @@ from launcher.layout import Process, Role
 from launcher.node.process import WorkerGroup, WorkerProcess, stop, tail
 from tests.unit.processes import DETACHED, STUBBORN, Mark
 
+pytestmark = pytest.mark.slow
+
 CHILD_IN_GROUP = """
 import subprocess, sys
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

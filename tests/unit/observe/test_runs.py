@@ -214,6 +214,7 @@ def test_the_table(tools: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (first["name"], first["job_state"], second["outcome"]) == ("waiting", "PENDING", "completed")
 
 
+@pytest.mark.slow
 def test_a_thousand_runs_are_listed_within_a_second_of_work(tools: Path) -> None:
     runs = tools / "runs"
     events = [*view_events.startup(replicas=8), *view_events.steps(400)]

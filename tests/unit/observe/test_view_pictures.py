@@ -14,6 +14,8 @@ from launcher.observe.plots.pictures import MISSING, write_layout_picture, write
 from tests.unit import view_events
 from tests.unit.view_events import T0
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("matplotlib")
 
 

@@ -18,6 +18,8 @@ from launcher.submit.run import create, take_code
 from launcher.submit.run_dir import _without_news, new_run_dir
 from tests.unit.repository import Repository
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:

@@ -26,6 +26,8 @@ from launcher.snapshot.tree import STORE
 from launcher.submit.run_dir import create
 from tests.unit.repository import Repository
 
+pytestmark = pytest.mark.slow
+
 FILES = {
     ".gitignore": "data/\n*.so\n.venv/\n__pycache__/\n",
     "train.py": "from package import value\nprint(value)\n",

@@ -22,6 +22,8 @@ from launcher.submit.templates import render, template_names, template_path
 from launcher.submit.validate import check
 from tests.unit.golden_scripts import GOLDEN, SCENARIOS, config_of, golden, script_of
 
+pytestmark = pytest.mark.slow
+
 ACCEPT = "look at the difference; if it is right: python -m tests.unit.golden_scripts"
 
 

@@ -15,6 +15,8 @@ from launcher.submit.new_run import new_run
 from launcher.submit.standalone_script import render_script
 from tests.unit.repository import Repository
 
+pytestmark = pytest.mark.slow
+
 
 def text(output_dir: Path, *overrides: str) -> str:
     return to_yaml(compose(["+cluster=slurm", f"output_dir={output_dir}", "name=x", "snapshot=false", *overrides]))

@@ -202,6 +202,7 @@ def test_a_dependency_is_added_to_the_users_own() -> None:
     assert config.cluster.sbatch["dependency"] == "singleton,afterany:7"
 
 
+@pytest.mark.slow
 def test_runs_that_want_the_same_of_slurm() -> None:
     base = ["+cluster=slurm", "layout.nodes=3"]
     assert resources(compose(base)) == resources(compose([*base, "trainer.lr=7"]))

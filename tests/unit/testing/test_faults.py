@@ -12,12 +12,12 @@ import pytest
 
 from launcher.testing.chaos.__main__ import main
 from launcher.testing.chaos.cases import CASES, Case, Moment
-from launcher.testing.chaos.client import judge as judge_answer
-from launcher.testing.chaos.cluster import Site
+from launcher.testing.chaos.client import version_problem
+from launcher.testing.chaos.cluster import ChaosCluster
 from launcher.testing.chaos.inject import targets
-from launcher.testing.chaos.judge import Result, judged
+from launcher.testing.chaos.judge import CaseResult, evaluate
 from launcher.testing.chaos.leaks import belongs_to, processes_of
-from launcher.testing.chaos.observe import Observed
+from launcher.testing.chaos.observe import ObservedRun
 from launcher.testing.chaos.table import add, load, table
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
@@ -28,9 +28,9 @@ def case(name: str) -> Case:
     return next(case for case in CASES if case.name == name)
 
 
-def judge(name: str, *events: dict[str, Any], left: tuple[str, ...] = ()) -> Result:
+def judge(name: str, *events: dict[str, Any], left: tuple[str, ...] = ()) -> CaseResult:
     timed = [{"time": 100.0 + index, "attempt_number": 1, **event} for index, event in enumerate(events)]
-    return judged(case(name), Moment.STEP, timed, 99.5, left=left)
+    return evaluate(case(name), Moment.STEP, timed, 99.5, left=left)
 
 
 def test_what_the_policy_says_is_no_surprise() -> None:
@@ -63,9 +63,9 @@ def test_every_other_end_is_a_surprise() -> None:
         "left behind: 1",
         "1 answers of wrong weights",
     )
-    assert "nothing was said for 30 s" in judge("kill engine server").surprises
+    assert "no event for 30 s" in judge("kill engine server").surprises
     late = judge("kill engine server", {"event": "restart", "what": "engine", "time": 131.0})
-    assert "nothing was said for 30 s" in late.surprises
+    assert "no event for 30 s" in late.surprises
 
 
 def test_a_run_that_is_queued_again_goes_on_after_its_last_checkpoint() -> None:
@@ -101,7 +101,7 @@ def test_answers_of_every_process_that_asked_are_counted() -> None:
     ],
 )
 def test_an_answer_is_of_weights_that_were_served_then(versions: tuple[int | None, ...], problem: str | None) -> None:
-    assert judge_answer(versions, committed=4, begun=5) == problem
+    assert version_problem(versions, committed=4, begun=5) == problem
 
 
 def test_a_process_that_belongs_to_the_run_is_left_behind(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_only_what_belongs_to_the_run_is_struck(tmp_path: Path) -> None:
 
 
 def test_events_of_all_attempts_are_read_once_and_only_when_whole(tmp_path: Path) -> None:
-    observed = Observed(tmp_path)
+    observed = ObservedRun(tmp_path)
     assert observed.read() == []
     first, second = (tmp_path / "attempts" / number / "events.jsonl" for number in "12")
     first.parent.mkdir(parents=True)
@@ -166,19 +166,19 @@ def test_events_of_all_attempts_are_read_once_and_only_when_whole(tmp_path: Path
 
 
 def test_the_last_result_of_a_cell_counts(tmp_path: Path) -> None:
-    add(Result(case="scancel", moment="mid-step", surprises=("it hangs, not cancelled",), left=("x",)), tmp_path)
-    good = Result(case="scancel", moment="mid-step", outcome="cancelled", next_state_s=0.25)
+    add(CaseResult(case="scancel", moment="mid-step", surprises=("it hangs, not cancelled",), left=("x",)), tmp_path)
+    good = CaseResult(case="scancel", moment="mid-step", outcome="cancelled", next_state_s=0.25)
     add(good, tmp_path)
     assert load(tmp_path) == {("scancel", "mid-step"): good}
     assert "0.2 s" in (tmp_path / "faults.txt").read_text()
 
 
 def test_what_a_user_cannot_do_is_asked_for() -> None:
-    site = Site({"cut": "ssh {node} true"}, None, None)
-    assert site.lacks("kill", "self") is site.lacks("usr2", "") is None
-    assert site.lacks("cut", "") == "--do heal=..."
-    assert site.lacks("preempt", "") == "--urgent"
-    assert site.lacks("fill", "free") == "--small-disk"
+    cluster = ChaosCluster({"cut": "ssh {node} true"}, None, None)
+    assert cluster.lacks("kill", "self") is cluster.lacks("usr2", "") is None
+    assert cluster.lacks("cut", "") == "--do heal=..."
+    assert cluster.lacks("preempt", "") == "--urgent"
+    assert cluster.lacks("fill", "free") == "--small-disk"
 
 
 def test_names_are_told_apart() -> None:

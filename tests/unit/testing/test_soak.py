@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from launcher.testing.chaos import memory as memory_module
-from launcher.testing.chaos.memory import Memory
-from launcher.testing.chaos.soak import Fault, Soaked, judge, text
+from launcher.testing.chaos.memory import ProcessMemory
+from launcher.testing.chaos.soak import Fault, SoakResult, evaluate_soak, text
 
 
 def steps(first: int, last: int, reward: float, attempt: int = 1) -> list[dict[str, Any]]:
@@ -27,8 +27,8 @@ def saved(step: int) -> dict[str, Any]:
 def test_training_that_goes_on_from_its_checkpoints_is_no_surprise() -> None:
     resumed = {"event": "resumed", "step": 20, "attempt_number": 1}
     events = [*steps(1, 20, 0.2), saved(20), *steps(21, 21, 0.2), resumed, *steps(21, 40, 0.5), *steps(41, 60, 0.4, 2)]
-    result = Soaked(faults=[Fault(name="USR2", at=60.0, step=21, noticed_s=0.5, back_s=12.0)], minutes=2.0)
-    judge(result, events)
+    result = SoakResult(faults=[Fault(name="USR2", at=60.0, step=21, noticed_s=0.5, back_s=12.0)], minutes=2.0)
+    evaluate_soak(result, events)
     assert (result.attempts, result.steps, result.redone, result.surprises) == (2, 60, 1, [])
     assert result.rewards == pytest.approx((0.2, 0.4))
     assert result.fall == pytest.approx(0.1)
@@ -39,8 +39,8 @@ def test_training_that_goes_on_from_its_checkpoints_is_no_surprise() -> None:
 
 def test_steps_that_were_saved_and_lost_are_a_surprise() -> None:
     resumed = {"event": "resumed", "step": 2, "attempt_number": 2}
-    result = Soaked(left=["process 7: python"])
-    judge(result, [*steps(1, 4, 0.2), saved(2), saved(4), resumed, *steps(3, 4, 0.2, 2)])
+    result = SoakResult(left=["process 7: python"])
+    evaluate_soak(result, [*steps(1, 4, 0.2), saved(2), saved(4), resumed, *steps(3, 4, 0.2, 2)])
     assert result.surprises == ["resumed from step 2, though 4 was saved", "left behind: 1"]
 
 
@@ -53,7 +53,7 @@ def test_memory_of_agents_is_looked_at_once_they_are_warm(tmp_path: Path, monkey
     words = [sys.executable, "-c", program, "launcher.node", str(tmp_path)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as agent:
         assert agent.stdin is not None and agent.stdout is not None
-        memory = Memory(tmp_path)
+        memory = ProcessMemory(tmp_path)
         for word in ("up", "more"):
             assert agent.stdout.readline() == f"{word}\n"
             memory.look()

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.trainers.grpo.batch import make_batch
-from launcher.trainers.grpo.model import Worker, load_model, wire_copy
+from launcher.trainers.grpo.model import TrainerRank, load_model, wire_copy
 from launcher.trainers.grpo.rollout import Completion
 from launcher.trainers.grpo.tiny_model import TinyModel, make_tiny_model
 from launcher.trainers.grpo.update import Updater
@@ -21,7 +21,7 @@ from launcher.trainers.grpo.update import Updater
 
 def test_two_ranks_do_what_one_does(tmp_path: Path) -> None:
     models = [make_tiny_model(tmp_path / str(tied), TinyModel(tied=tied)) for tied in (False, True)]
-    alone = Worker(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
+    alone = TrainerRank(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
     for model, two in zip(models, on_two_ranks(models, tmp_path / "two.pt"), strict=True):
         same(two_updates(model, alone), two)
 
@@ -65,7 +65,7 @@ def on_two_ranks(models: list[Path], file: Path) -> list[dict[str, Any]]:
     return result
 
 
-def two_updates(model_path: Path, worker: Worker) -> dict[str, Any]:
+def two_updates(model_path: Path, worker: TrainerRank) -> dict[str, Any]:
     """What this rank's two updates report, and on rank 0 the weights after them."""
     model = load_model(model_path, worker)
     updater = Updater(
@@ -97,7 +97,7 @@ def completion(*token_ids: int) -> Completion:
 
 
 if __name__ == "__main__":
-    RANK = Worker.from_environment("cpu")
+    RANK = TrainerRank.from_environment("cpu")
     RANK.join()
     RESULTS = [two_updates(Path(model), RANK) for model in sys.argv[2:]]
     if RANK.is_main:

@@ -1,9 +1,8 @@
 """Starts processes that have imported torch already: a fork of this one, which nothing else happens in.
 
-``python -m tests.integration.bridge.nursery`` takes, on the Unix socket that is its standard input, the name of a
-module with an
-open file, and answers with the number of a new process whose standard input and output that file is, and which runs the
-module's ``main``. It ends with its socket.
+``python -m tests.integration.bridge.fork_server`` reads, from the Unix socket that is its standard input, the name of a
+module and an open file. It answers with the process id of a new process that has that file as standard input and output
+and runs the module's ``main``. It ends with its socket.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ ROOT = Path(__file__).parents[3]
 LONGEST_NAME = 4096
 PRELOAD = (
     "torch.distributed",
-    "tests.integration.bridge.end",
-    "tests.integration.bridge.replica_end",
-    "tests.integration.bridge.trainer_end",
+    "tests.integration.bridge.transfer_process",
+    "tests.integration.bridge.replica_process",
+    "tests.integration.bridge.trainer_process",
 )
 
 
 class Child:
-    """A process of a nursery, as `subprocess.Popen` would have it, with a socket for its standard files."""
+    """A process of a fork server, as `subprocess.Popen` would have it, with a socket for its standard files."""
 
     def __init__(self, pid: int, sock: socket.socket) -> None:
         self.pid = pid
@@ -76,14 +75,14 @@ class Child:
         return bool(poller.poll(timeout_s * 1000))
 
 
-class Nursery:
+class ForkServer:
     """Holds the process that is forked."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.integration.bridge.nursery"],
+                [sys.executable, "-m", "tests.integration.bridge.fork_server"],
                 cwd=ROOT,
                 # torch asks for the name of every address that its stores connect to, and a name server may not answer.
                 env={**os.environ, "OMP_NUM_THREADS": "1", "RES_OPTIONS": "timeout:1 attempts:1"},
@@ -96,7 +95,7 @@ class Nursery:
         with theirs:
             socket.send_fds(self._socket, [module.encode()], [theirs.fileno()])
         answer = self._socket.recv(LONGEST_NAME)
-        assert answer, "the nursery has ended"
+        assert answer, "the fork server has ended"
         return Child(json.loads(answer)["pid"], ours)
 
     def end(self) -> None:
@@ -105,19 +104,19 @@ class Nursery:
         self._process.wait()
 
 
-_nurseries: list[Nursery] = []
+_nurseries: list[ForkServer] = []
 
 
 def start(module: str) -> Child:
-    """A new process of this test run's one nursery."""
+    """A new process of this test run's one fork server."""
     if not _nurseries:
-        _nurseries.append(Nursery())
+        _nurseries.append(ForkServer())
         atexit.register(end)
     return _nurseries[0].start(module)
 
 
 def end() -> None:
-    """Ends the nursery, if there is one."""
+    """Ends the fork server, if there is one."""
     while _nurseries:
         _nurseries.pop().end()
 
@@ -129,7 +128,7 @@ def main() -> None:
     torch.set_num_threads(1)  # Threads do not survive a fork.
     for name in PRELOAD:
         import_module(name)
-    import_module("tests.integration.bridge.replica_end").warm()
+    import_module("tests.integration.bridge.replica_process").warm()
     assert threading.active_count() == 1
     # Nobody waits for the children but the kernel.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

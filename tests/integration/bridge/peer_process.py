@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import distributed as dist
 
-from tests.integration.bridge import nursery
-from tests.integration.bridge.case import Case
+from tests.integration.bridge import fork_server
+from tests.integration.bridge.transfer_case import TransferCase
 
 PATIENCE_S = 240.0
 """Longest wait for a line that must come; a busy machine takes its time to import torch."""
@@ -24,11 +24,11 @@ PATIENCE_S = 240.0
 Answer = dict[str, Any]
 
 
-class End:
-    """A process of :mod:`tests.integration.bridge.end`, or of another module that speaks the same way."""
+class PeerProcess:
+    """A process of ``transfer_process``, or of another module with the same protocol."""
 
-    def __init__(self, module: str = "tests.integration.bridge.end") -> None:
-        self.process = nursery.start(module)
+    def __init__(self, module: str = "tests.integration.bridge.transfer_process") -> None:
+        self.process = fork_server.start(module)
         self._to, self._from = self.process.socket.makefile("w"), self.process.socket.makefile("r")
         self._lines: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -37,38 +37,38 @@ class End:
         self._owed = 0
         self._signalled = False
 
-    def tell(self, do: str, **command: Any) -> None:
-        """One command, without waiting for its answer."""
+    def send_command(self, do: str, **command: Any) -> None:
+        """Sends one command; does not wait for its answer."""
         if not self._started:
-            assert self.hear() == {"ready": True}
+            assert self.next_answer() == {"ready": True}
             self._started = True
         self._owed += 1
         self._to.write(json.dumps({"do": do, **command}) + "\n")
         self._to.flush()
 
-    def hear(self, timeout_s: float = PATIENCE_S) -> Answer:
-        """Its next line; empty if it has ended.
+    def next_answer(self, timeout_s: float = PATIENCE_S) -> Answer:
+        """Its next answer; empty if it has ended.
 
         Raises:
-            AssertionError: it says nothing.
+            AssertionError: none has come.
         """
         try:
             line = self._lines.get(timeout=timeout_s)
         except queue.Empty:
-            raise AssertionError(f"process {self.process.pid} said nothing for {timeout_s:g} s") from None
+            raise AssertionError(f"process {self.process.pid} sent no answer for {timeout_s:g} s") from None
         if not line.keys() & {"held", "ready"}:
             self._owed -= 1
         return line
 
-    def ask(self, do: str, **command: Any) -> Answer:
-        """One command and its answer."""
-        self.tell(do, **command)
-        return self.hear()
+    def call(self, do: str, **command: Any) -> Answer:
+        """Sends one command and returns its answer."""
+        self.send_command(do, **command)
+        return self.next_answer()
 
-    def ask_aside(self, do: str, **command: Any) -> Answer:
-        """One command and its answer, whatever else it still has to say before."""
-        self.tell(do, **command)
-        while (line := self.hear()).keys() & {"held", "ready"}:
+    def call_out_of_order(self, do: str, **command: Any) -> Answer:
+        """Sends one command and returns its answer; skips answers that were still due before it."""
+        self.send_command(do, **command)
+        while (line := self.next_answer()).keys() & {"held", "ready"}:
             pass
         return line
 
@@ -97,7 +97,7 @@ class End:
         self.process.wait()
         self._reader.join()
         self._from.close()
-        with contextlib.suppress(BrokenPipeError):  # What it was told last, it never read.
+        with contextlib.suppress(BrokenPipeError):  # It has not read the last command.
             self._to.close()
         self.process.close()
 
@@ -106,51 +106,51 @@ class End:
             for line in self._from:
                 self._lines.put(json.loads(line))
         except ConnectionResetError:
-            pass  # It was killed before it had read all that it was told.
+            pass  # It was killed before it had read all commands.
         self._lines.put({})
 
 
-def ask_all(ends: Sequence[End], do: str, **command: Any) -> list[Answer]:
+def call_all(ends: Sequence[PeerProcess], do: str, **command: Any) -> list[Answer]:
     """The same command to several, at once; their answers."""
     for end in ends:
-        end.tell(do, **command)
-    return [end.hear() for end in ends]
+        end.send_command(do, **command)
+    return [end.next_answer() for end in ends]
 
 
 @dataclass(kw_only=True)
 class Replica:
     """A group that has been joined: trainer ranks and the workers of one replica."""
 
-    case: Case
+    case: TransferCase
     group: str
-    senders: list[End]
-    workers: list[End]
+    senders: list[PeerProcess]
+    workers: list[PeerProcess]
 
     def prepare(self, version: int, only: Sequence[str] | None = None, base: int | None = None) -> list[Answer]:
         """Asks every worker to receive a version, or what has changed since another."""
-        return ask_all(self.workers, "prepare", group=self.group, version=version, only=only, base=base)
+        return call_all(self.workers, "prepare", group=self.group, version=version, only=only, base=base)
 
-    def tell_send(self, version: int, *, timeout_s: float = 30.0, **command: Any) -> None:
+    def start_send(self, version: int, *, timeout_s: float = 30.0, **command: Any) -> None:
         """Has every trainer rank send a version."""
         for sender in self.senders:
-            sender.tell("send", group=self.group, version=version, timeout_s=timeout_s, **command)
+            sender.send_command("send", group=self.group, version=version, timeout_s=timeout_s, **command)
 
     def send(self, version: int, *, timeout_s: float = 30.0, **command: Any) -> list[Answer]:
         """Has every trainer rank send a version; what each says of it."""
-        self.tell_send(version, timeout_s=timeout_s, **command)
-        return [sender.hear() for sender in self.senders]
+        self.start_send(version, timeout_s=timeout_s, **command)
+        return [sender.next_answer() for sender in self.senders]
 
     def statuses(self, timeout_s: float = 30.0) -> list[Answer]:
         """What the workers say once they no longer receive."""
-        return ask_all(self.workers, "wait", group=self.group, timeout_s=timeout_s)
+        return call_all(self.workers, "wait", group=self.group, timeout_s=timeout_s)
 
     def commit(self, version: int) -> list[Answer]:
         """Has every worker write what has arrived."""
-        return ask_all(self.workers, "commit", group=self.group, version=version)
+        return call_all(self.workers, "commit", group=self.group, version=version)
 
     def contents(self) -> list[Answer]:
         """Digests of each worker's live tensors."""
-        return ask_all(self.workers, "contents", group=self.group)
+        return call_all(self.workers, "contents", group=self.group)
 
     def publish(
         self, version: int, only: Sequence[str] | None = None, *, base: int | None = None, density: float | None = None
@@ -161,12 +161,12 @@ class Replica:
         assert [status["state"] for status in received] == ["received"] * len(self.workers), received
         assert self.commit(version) == [{}] * len(self.workers)
         if density is not None:
-            ask_all(self.senders, "advance", group=self.group, version=version, only=only)
+            call_all(self.senders, "advance", group=self.group, version=version, only=only)
         return sent, received
 
     def close(self) -> list[Answer]:
         """Everybody who lives leaves the group."""
-        return ask_all([end for end in (*self.senders, *self.workers) if end.lives], "close", group=self.group)
+        return call_all([end for end in (*self.senders, *self.workers) if end.lives], "close", group=self.group)
 
 
 @dataclass(kw_only=True)
@@ -177,7 +177,7 @@ class Pool:
     devices: tuple[str, ...] = ("cpu",)
     """Of the ends in turn."""
 
-    ends: list[End] = field(default_factory=list)
+    ends: list[PeerProcess] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
@@ -185,20 +185,20 @@ class Pool:
             "127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=30), wait_for_workers=False
         )
 
-    def take(self, count: int, besides: Sequence[End] = ()) -> list[End]:
+    def take(self, count: int, besides: Sequence[PeerProcess] = ()) -> list[PeerProcess]:
         """So many processes that live and are none of ``besides``."""
         free = [end for end in self.ends if end.is_sound and end not in besides]
         while len(free) < count:
-            free.append(End())
+            free.append(PeerProcess())
             self.ends.append(free[-1])
         return free[:count]
 
     def join(
         self,
-        case: Case,
+        case: TransferCase,
         *,
-        senders: Sequence[End] | None = None,
-        besides: Sequence[End] = (),
+        senders: Sequence[PeerProcess] | None = None,
+        besides: Sequence[PeerProcess] = (),
         timeout_s: float = 30.0,
         directory: str | None = None,
         **worker: Any,
@@ -225,14 +225,14 @@ class Pool:
             "directory": directory,
         }
         # New processes are still importing torch, which belongs to no deadline.
-        ask_all([*found, *workers], "compute", device="cpu")
+        call_all([*found, *workers], "compute", device="cpu")
         # A process has one GPU: the trainer's ranks the first, the workers the next.
         for rank, end in enumerate(found):
-            end.tell("join", role="sender", rank=rank, device=self.devices[0], **words)
+            end.send_command("join", role="sender", rank=rank, device=self.devices[0], **words)
         for rank, end in enumerate(workers):
-            end.tell("join", role="receiver", rank=rank, device=self.devices[-1], **words, **worker)
+            end.send_command("join", role="receiver", rank=rank, device=self.devices[-1], **words, **worker)
         for end in (*found, *workers):
-            assert end.hear() == {"joined": replica.group}
+            assert end.next_answer() == {"joined": replica.group}
         return replica
 
     def settle(self) -> None:

@@ -47,7 +47,7 @@ FINITE = frozenset({"master", "widened"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class TransferCase:
     """What is sent, from which ranks to which workers; JSON on its way to a process."""
 
     trainers: int

@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import distributed as dist
 
-from tests.integration.bridge.ends import Answer, End
+from tests.integration.bridge.peer_process import Answer, PeerProcess
 
 TOKEN = "a token of the tests"
 GROUPS = itertools.count()
 
 
 @dataclass(kw_only=True)
-class Scene:
+class MiniCluster:
     """One trainer, of one or more ranks, and its replicas."""
 
     nodes: Sequence[int] = (1, 2)
@@ -30,11 +30,11 @@ class Scene:
     rows: int = 64
     columns: int = 32
     settings: dict[str, Any] = field(default_factory=dict)
-    replicas: list[End] = field(default_factory=list)
-    trainers: list[End] = field(default_factory=list)
+    replicas: list[PeerProcess] = field(default_factory=list)
+    trainers: list[PeerProcess] = field(default_factory=list)
     _ports: list[int] = field(default_factory=list)
 
-    def __enter__(self) -> Scene:
+    def __enter__(self) -> MiniCluster:
         self._store = dist.TCPStore(
             "127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=60), wait_for_workers=False
         )
@@ -59,12 +59,12 @@ class Scene:
             end.end()
         urls = [f"http://127.0.0.1:{port}" for port in self._ports]
         settings = {"urls": urls, "token": TOKEN, "timeout_s": 90.0, "min_replicas": 1, **self.settings, **changed}
-        self.trainers = [End("tests.integration.bridge.trainer_end") for _ in range(self.ranks)]
+        self.trainers = [PeerProcess("tests.integration.bridge.trainer_process") for _ in range(self.ranks)]
         group = f"trainers-{next(GROUPS)}"
         for rank, end in enumerate(self.trainers):
             words = {"rank": rank, "world_size": self.ranks, "store": self._store.port, "group": group}
-            end.tell("connect", settings=settings, **words, **self.shapes)
-        assert [end.hear() for end in self.trainers] == [{}] * self.ranks
+            end.send_command("connect", settings=settings, **words, **self.shapes)
+        assert [end.next_answer() for end in self.trainers] == [{}] * self.ranks
 
     def restart(self, index: int) -> None:
         """A replica ends, if it has not yet, and another one starts at its address, with no weights."""
@@ -74,28 +74,28 @@ class Scene:
     def publish(self, version: int) -> Answer:
         """Publishes a version; what rank 0 says of it."""
         for end in self.trainers:
-            end.tell("publish", version=version)
-        answers = [end.hear() for end in self.trainers]
+            end.send_command("publish", version=version)
+        answers = [end.next_answer() for end in self.trainers]
         return answers[0]
 
     def values(self) -> list[list[float] | None]:
         """The distinct values of each replica's live weights; None of one that has ended or does not run."""
-        return [end.ask("values")["values"] if end.is_sound else None for end in self.replicas]
+        return [end.call("values")["values"] if end.is_sound else None for end in self.replicas]
 
     def close(self) -> None:
         """The trainer says goodbye."""
         for end in self.trainers:
-            end.tell("close")
-        assert [end.hear() for end in self.trainers] == [{}] * self.ranks
+            end.send_command("close")
+        assert [end.next_answer() for end in self.trainers] == [{}] * self.ranks
 
-    def _replica(self, index: int) -> End:
-        end = End("tests.integration.bridge.replica_end")
+    def _replica(self, index: int) -> PeerProcess:
+        end = PeerProcess("tests.integration.bridge.replica_process")
         words = {"token": TOKEN, "node": self.nodes[index], "workers": self.workers, "port": self._ports[index]}
-        self._ports[index] = end.ask("serve", **words, **self.shapes)["port"]
+        self._ports[index] = end.call("serve", **words, **self.shapes)["port"]
         return end
 
 
-def fault(end: End, at: str, number: signal.Signals, count: int = 0) -> None:
+def fault(end: PeerProcess, at: str, number: signal.Signals, count: int = 0) -> None:
     """From now on this happens to a process."""
-    assert end.ask("set_fault", at=at, number=int(number), count=count) == {}
+    assert end.call("set_fault", at=at, number=int(number), count=count) == {}
     end.expects_signal()

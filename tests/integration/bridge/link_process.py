@@ -1,4 +1,4 @@
-"""One end of one wire, in a process that a test can stop and kill: ``python -m tests.integration.bridge.wire_end``
+"""One end of one wire, in a process that a test can stop and kill: ``python -m tests.integration.bridge.link_process``
 
 It takes one JSON command a line and answers each with one JSON line; it ends with its standard input.
 """
@@ -67,7 +67,7 @@ def serve(end: Any) -> None:
     os._exit(0)
 
 
-class WireEnd:
+class LinkProcess:
     """What this process holds."""
 
     def __init__(self) -> None:
@@ -171,7 +171,7 @@ def open_files() -> Iterator[str]:
 def main() -> None:
     """Serves commands until standard input ends."""
     torch.set_num_threads(1)
-    end = WireEnd()
+    end = LinkProcess()
 
     def audit(event: str, _arguments: tuple[Any, ...]) -> None:
         end.unpickled += event == "pickle.find_class"

@@ -1,7 +1,7 @@
-"""One end of a transfer, in a process that a test can stop and kill: ``python -m tests.integration.bridge.end``
+"""One end of a transfer, in a process that a test can stop and kill.
 
-It takes one JSON command a line and answers each with one JSON line; it ends with its standard input. One process may
-be several ends, each under the name of its group.
+``python -m tests.integration.bridge.transfer_process`` answers each line of JSON, a command, with one line of JSON, and
+ends with its standard input. One process may be several ends, each under the name of its group.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from launcher.bridge.plan import fingerprints
 from launcher.bridge.trainer.replica_sender import ReplicaSender, largest_messages
 from launcher.bridge.transport.links import connect_senders
 from launcher.common.errors import BridgeError
-from tests.integration.bridge.case import Case
-from tests.integration.bridge.wire_end import meeting_of, ways_of
+from tests.integration.bridge.link_process import meeting_of, ways_of
+from tests.integration.bridge.transfer_case import TransferCase
 
 
 def content(tensor: torch.Tensor) -> str:
@@ -77,7 +77,7 @@ class Sending:
     """A trainer rank's end."""
 
     def __init__(self, command: dict[str, Any]) -> None:
-        self.case = Case(**command["case"])
+        self.case = TransferCase(**command["case"])
         self.rank = int(command["rank"])
         self.device = torch.device(command["device"])
         largest = largest_messages(self.case.plan, self.rank)
@@ -132,7 +132,7 @@ class Receiving:
     """An engine worker's end: what arrives lies beside the live tensors until it is committed."""
 
     def __init__(self, command: dict[str, Any]) -> None:
-        self.case = Case(**command["case"])
+        self.case = TransferCase(**command["case"])
         self.device = torch.device(command["device"])
         needs = self.case.needs(command["rank"])
         shadow, self.live = (
@@ -204,7 +204,7 @@ def answer(command: dict[str, Any]) -> dict[str, Any]:
     """Does what a command says."""
     match command["do"]:
         case "plan":
-            plan = Case(**command["case"]).plan
+            plan = TransferCase(**command["case"]).plan
             return {"digest": plan.digest, "fingerprints": fingerprints(plan)}
         case "compute":
             # Whether the device still takes and finishes work.

@@ -1,6 +1,6 @@
 """A replica without an engine: the bridge's own middleware, state machine, workers and receivers around a plain module.
 
-``python -m tests.integration.bridge.replica_end`` takes one JSON command a line and answers each with one JSON line.
+``python -m tests.integration.bridge.replica_process`` answers each line of JSON, a command, with one line of JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from launcher.bridge.weightmap import Binding, Writer
 from launcher.bridge.weightmap.bind import bind
 from launcher.common.env import LAUNCHER_TOKEN
 from tests.integration.bridge.faults import Fault, Passing
-from tests.integration.bridge.wire_end import serve
+from tests.integration.bridge.link_process import serve
 
 
 def written(rows: int, columns: int) -> torch.Tensor:
@@ -55,7 +55,7 @@ class Shard(nn.Module):
 class PlainWorker(EngineWorker):
     """A worker of this replica."""
 
-    def __init__(self, model: Shard, rank: int, end: ReplicaEnd) -> None:
+    def __init__(self, model: Shard, rank: int, end: ReplicaProcess) -> None:
         self.rank = rank
         self.device = torch.device("cpu")
         self._model = model
@@ -78,7 +78,7 @@ class PlainWorker(EngineWorker):
         return self._receiver._plan
 
 
-class ReplicaEnd:
+class ReplicaProcess:
     """What this process holds."""
 
     def __init__(self) -> None:
@@ -186,7 +186,7 @@ async def _nothing(_scope: Any, _receive: Any, _send: Any) -> None:
 
 def main() -> None:
     """Serves commands until standard input ends."""
-    serve(ReplicaEnd())
+    serve(ReplicaProcess())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""A trainer rank that publishes through the bridge's public calls: ``python -m tests.integration.bridge.trainer_end``
+"""A trainer rank that publishes through the bridge's public calls.
 
-It takes one JSON command a line and answers each with one JSON line; it ends with its standard input.
+``python -m tests.integration.bridge.trainer_process`` answers each line of JSON, a command, with one line of JSON, and
+ends with its standard input.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from launcher.bridge.trainer.api import Bridge, connect
 from launcher.bridge.trainer.replica_client import ReplicaClient
 from launcher.common.errors import LauncherError
 from tests.integration.bridge.faults import Fault
-from tests.integration.bridge.replica_end import memory, written
-from tests.integration.bridge.wire_end import serve
+from tests.integration.bridge.link_process import serve
+from tests.integration.bridge.replica_process import memory, written
 
 
-class TrainerEnd:
+class TrainerProcess:
     """What this process holds."""
 
     def __init__(self) -> None:
@@ -99,7 +100,7 @@ class TrainerEnd:
 
 def main() -> None:
     """Serves commands until standard input ends."""
-    serve(TrainerEnd())
+    serve(TrainerProcess())
 
 
 if __name__ == "__main__":

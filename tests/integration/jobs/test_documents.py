@@ -1,4 +1,4 @@
-"""Every command of README.md, as it stands there, on a real SLURM: in the order in which somebody could give them."""
+"""Every command of the documents, as it stands there, on a real SLURM, in an order that makes sense."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from launcher.testing.slurm_cluster.cluster import SlurmCluster
 from launcher.testing.slurm_cluster.spec import Partition
 from tests.integration.jobs.launched import ROOT, run_dir_of
-from tests.unit.readme import console_commands, table_commands
+from tests.unit.documents import commands, files
 
 DEADLINE_S = 180
 
@@ -32,6 +32,9 @@ SWEEP = "python -m launcher -m +cluster=slurm trainer.lr=1e-4,3e-4,1e-3 layout.n
 RENDER = "launcher render +cluster=slurm cluster.partition=gpu experiment=qwen3_8b -o job.sbatch"
 LOGS = "launcher logs RUN --role trainer --rank 0 -f"
 PAGE = "launcher ui RUN"
+OWN_TRAINER = "python -m launcher trainer.command=[python,my_trainer.py]"
+OWN_TASK = "python -m launcher +cluster=slurm cluster.partition=gpu trainer.task=my_tasks:Larger"
+OWN_TEMPLATE = "launcher render +cluster=slurm cluster.partition=gpu cluster.template=site.sbatch.j2 -o site.sbatch"
 COMPLETION = 'eval "$(launcher completion bash)"'
 
 SAYS = {
@@ -60,17 +63,11 @@ SAYS = {
     "launcher sweep results DIR": r"results\.csv",
     "launcher sweep cancel DIR": r"6 runs: 6 cancelled",
     COMPLETION: r"\A\Z",
+    OWN_TRAINER: r"Completed after .*3 of 3 steps",
+    OWN_TASK: r"submitted job \d+",
+    OWN_TEMPLATE: r"wrote site\.sbatch",
 }
 """What each example prints, as a regular expression."""
-
-NOT_EXECUTED = {
-    "pip install hydra-optuna-sweeper": "installs from the internet",
-    "python -m launcher -m hydra/sweeper=optuna hydra.sweeper.direction=maximize hydra.sweeper.n_trials=20"
-    " hydra.sweeper.n_jobs=2 'trainer.lr=tag(log,interval(1e-5,1e-2))' +cluster=slurm cluster.wait=true": (
-        "needs what that installs; test_sweep.py has an optimising sweeper of its own"
-    ),
-}
-"""Examples that are left out, and why. The two marked commands, which set up a machine, are CI's own."""
 
 
 def substitutions(model: Path, run: str, sweep: str) -> dict[str, str]:
@@ -86,19 +83,20 @@ def substitutions(model: Path, run: str, sweep: str) -> dict[str, str]:
 
 
 def test_every_example_is_known() -> None:
-    shown = [*console_commands(), *table_commands()]
-    unknown = [command for command in shown if command not in SAYS.keys() | NOT_EXECUTED.keys()]
-    assert unknown == [], "README.md has examples that nobody executes: add them to SAYS, and to the test below"
-    assert (SAYS.keys() | NOT_EXECUTED.keys()) - {*shown} == set(), "not in README.md any more"
+    shown = {*commands()}
+    assert shown - SAYS.keys() == set(), "nobody executes these: add them to SAYS, and to the test below"
+    assert SAYS.keys() - shown == set(), "in no document any more"
 
 
 class Reader:
-    """Somebody on the login node who gives the commands, in a folder of their own."""
+    """Somebody on the login node who gives the commands, in a folder that has the files of the documents."""
 
     def __init__(self, cluster: SlurmCluster, folder: Path, model: Path) -> None:
         self.cluster, self.folder, self._model = cluster, folder, model
         self.run_dir = self.sweep_dir = ""
         self.given: set[str] = set()
+        for name, text in files().items():
+            (folder / name).write_text(text, encoding="utf-8")
 
     def give(self, example: str, *, code: int = 0) -> str:
         """Executes an example; what it printed."""
@@ -165,7 +163,7 @@ def long_model(model: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def gpus() -> Iterator[SlurmCluster]:
-    """The cluster that the README speaks of."""
+    """The cluster of the README."""
     with SlurmCluster("gpu-[01-04]", partitions=(Partition(name="gpu"),)) as cluster:
         yield cluster
 
@@ -187,6 +185,7 @@ def test_every_example_does_what_it_says(gpus: SlurmCluster, tmp_path: Path, lon
     reader.give(RENDER)
     reader.give("sbatch job.sbatch")
     reader.end_all()
+    extend(reader)
     reader.sweep_dir = reader.give(SWEEP).partition("sweep directory ")[2].split()[0]
     reader.give("launcher sweep status DIR")
     reader.give("launcher sweep results DIR")
@@ -225,3 +224,13 @@ def start_it_again(reader: Reader) -> None:
     ):
         reader.give(example)
         reader.end_all()
+
+
+def extend(reader: Reader) -> None:
+    """The programs of the reader's own: a trainer, a task, a template."""
+    reader.give(OWN_TRAINER)
+    reader.give(OWN_TEMPLATE)
+    script = (reader.folder / "site.sbatch").read_text(encoding="utf-8")
+    assert "ulimit -l unlimited" in script and "srun" in script
+    reader.give(OWN_TASK)
+    reader.end_all()

@@ -1,0 +1,1 @@
+"""Trainers that come with the launcher; any torchrun program can take their place."""
