@@ -14,6 +14,9 @@ LAUNCHER_ATTEMPT_DIR = "LAUNCHER_ATTEMPT_DIR"
 LAUNCHER_AWAITS_WEIGHTS = "LAUNCHER_AWAITS_WEIGHTS"
 """``1`` for an engine that serves nothing before it has received a version of the weights."""
 
+LAUNCHER_BRIDGE_COPY_STREAMS = "LAUNCHER_BRIDGE_COPY_STREAMS"
+"""A person's: CUDA streams on which a worker copies weights from other processes in turn."""
+
 LAUNCHER_BRIDGE_NCCL_CHANNELS = "LAUNCHER_BRIDGE_NCCL_CHANNELS"
 """A person's: most channels that NCCL may use for weights, and with them most GPU blocks."""
 

@@ -80,7 +80,7 @@ def test_tensors_that_are_allocated_anew_for_every_version_arrive(pair: Pool) ->
     replica = pair.join(case, timeout_s=JOIN_S)
     for version in range(1, 6):
         for sender in replica.senders:
-            sender.ask("trim", group=replica.group)
+            sender.call("trim", group=replica.group)
         sent, (received,) = replica.publish(version)
         assert sum(end["digests"][0] for end in sent) & MASK == received["digest"]
         assert replica.contents() == contents_of(case, case.state(version))
@@ -94,21 +94,21 @@ def test_a_sender_killed_while_it_is_read_leaves_the_version_before(pair: Pool) 
     replica.publish(1)
     replica.prepare(2)
     (sender,), (worker,) = replica.senders, replica.workers
-    sender.tell("send", group=replica.group, version=2, timeout_s=30.0, hold="large.30")
-    assert sender.hear() == {"held": "large.30"}
+    sender.send_command("send", group=replica.group, version=2, timeout_s=30.0, hold="large.30")
+    assert sender.next_answer() == {"held": "large.30"}
     sender.end()
     (status,) = replica.statuses(LOST_S + SLACK_S)
     assert status["state"] == "failed"
     assert "has not been received" in replica.commit(2)[0]["error"]
     assert replica.contents() == contents_of(case, case.state(1))
-    assert worker.ask("close", group=replica.group)["seconds"] < SLACK_S
+    assert worker.call("close", group=replica.group)["seconds"] < SLACK_S
     again = pair.join(case, timeout_s=JOIN_S)
     again.publish(3)
     assert again.contents() == contents_of(case, case.state(3))
     # The lost wire's staging and mappings are gone: a version more holds no more than the first one did.
-    held = again.workers[0].ask("memory", group=again.group)["gpu_bytes"]
+    held = again.workers[0].call("memory", group=again.group)["gpu_bytes"]
     again.publish(4)
-    assert again.workers[0].ask("memory", group=again.group)["gpu_bytes"] <= held
+    assert again.workers[0].call("memory", group=again.group)["gpu_bytes"] <= held
     again.close()
 
 
@@ -121,11 +121,11 @@ def test_a_receiver_killed_with_open_mappings_costs_the_sender_nothing(pair: Poo
     replica.prepare(2)
     replica.tell_send(2, timeout_s=SHORT_S)
     worker.end()
-    sender.hear()  # It may have been read before.
+    sender.next_answer()  # It may have been read before.
     (answer,) = replica.send(3, timeout_s=SHORT_S)
     assert answer["error"].startswith("TransferError"), answer
     assert answer["seconds"] < SHORT_S + SLACK_S
-    assert sender.ask("close", group=replica.group) == {}
+    assert sender.call("close", group=replica.group) == {}
     again = pair.join(case, senders=[sender], timeout_s=JOIN_S)
     again.publish(4)
     assert again.contents() == contents_of(case, case.state(4))
