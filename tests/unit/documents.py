@@ -74,13 +74,6 @@ class Document:
         rows = [row for head, rows in self.tables() if head[0] == "command" for row in rows]
         return [found[1] for row in rows if (found := re.fullmatch(r"`([^`]+)`", row[0]))]
 
-    def overrides(self) -> list[list[str]]:
-        """The overrides in its tables, a list for each cell's code: ``+cluster=slurm cluster.partition=gpu``."""
-        cells = [cell for head, rows in self.tables() if head[0] != "command" for row in rows for cell in row]
-        spans = [span for cell in cells for span in re.findall(r"`([^`]+)`", cell)]
-        words = [re.findall(r"(?:[^\s\"]|\"[^\"]*\")+", span) for span in spans]
-        return [found for found in words if all(re.match(r"\+?[a-z_.]+[a-z_]\.?[a-zA-Z_.]*=.", word) for word in found)]
-
     def links(self) -> list[str]:
         """Where its links within the repository lead: files, with or without ``#heading``, and headings."""
         prose = re.sub(r"^```.*?^```$", "", self.text, flags=re.MULTILINE | re.DOTALL)

@@ -17,6 +17,8 @@ OVERRIDE = re.compile(r"[+~]{0,2}[a-z]\w*(\.\w+)*=\S.*")
 def table_examples() -> list[str]:
     """Code in cells of tables that consists of overrides: ``+cluster=slurm cluster.partition=gpu``."""
     pages = [ROOT / "README.md", *sorted((ROOT / "launcher" / "docs").glob("**/*.md"))]
+    # Its cells are docstrings, which name settings of their own group without the group.
+    pages.remove(ROOT / "launcher" / "docs" / "configuration.md")
     rows = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     spans = [span.replace(r"\|", "|") for row in rows for span in re.findall(r"`([^`]+)`", row)]
     return [span for span in dict.fromkeys(spans) if all(OVERRIDE.fullmatch(word) for word in words(span))]

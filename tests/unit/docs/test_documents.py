@@ -20,7 +20,6 @@ from launcher.bridge import Bridge
 from launcher.bridge.trainer.update import Update
 from launcher.checkpoint import Checkpoints
 from launcher.cli.commands import COMMANDS
-from launcher.config import compose
 from launcher.config.schema import Config, SlurmClusterConfig
 from tests.unit.docs import environment
 from tests.unit.documents import FILE, NOT_EXECUTED, ROOT, Document, commands, document, documents, files
@@ -170,19 +169,6 @@ def test_settings_exist() -> None:
     assert len(named) > 60
     assert sorted(n for n in named if not leaf(n[1]) and n[0] not in WITH_OLD_NAMES) == []
     assert not leaf("trainer.nothing") and not leaf("cluster.nothing.at.all")
-
-
-OVERRIDES = sorted(
-    {tuple(words) for found in documents() for words in found.overrides() if found.name != "CHANGELOG.md"}
-)
-
-
-@pytest.mark.parametrize("words", OVERRIDES, ids=" ".join)
-def test_overrides_in_tables_compose(words: tuple[str, ...]) -> None:
-    given = list(words)
-    if any(word.startswith("cluster.") for word in words) and not any(word.startswith("+cluster=") for word in words):
-        given.insert(0, "+cluster=slurm")
-    compose(given)
 
 
 def test_the_readme_shows_every_command_and_fits() -> None:
