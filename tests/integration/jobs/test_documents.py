@@ -21,7 +21,7 @@ from launcher.testing.slurm_cluster.spec import Partition
 from tests.integration.jobs.launched import ROOT, run_dir_of
 from tests.unit.documents import commands, files
 
-DEADLINE_S = 180
+DEADLINE_S = 600
 
 TINY = "python -m launcher +cluster=slurm cluster.partition=gpu"
 LARGE = (
