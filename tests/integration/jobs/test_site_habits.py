@@ -165,7 +165,9 @@ def test_a_job_that_can_never_start_says_so(slurm: SlurmCluster, tmp_path: Path,
 def test_a_job_id_that_was_given_again_is_not_ours(slurm: SlurmCluster, tmp_path: Path, model: Path) -> None:
     """facebookincubator/submitit#1660: after a reset SLURM counts job ids from the beginning."""
     job = submit(slurm, tmp_path, f"model.path={model}", SLEEPS, *SHAPE, "+cluster.sbatch.hold=true")
-    theirs = slurm.run(["sbatch", "--parsable", "--job-name=theirs", "--wrap=sleep 600"]).stdout.strip()
+    theirs = slurm.run(
+        ["sbatch", "--parsable", "--job-name=theirs", "--output=/dev/null", "--wrap=sleep 600"]
+    ).stdout.strip()
     slurm.run(["scancel", job.job_id])
     jobs = job.run_dir / "jobs.jsonl"
     jobs.write_text(jobs.read_text().replace(job.job_id, theirs))

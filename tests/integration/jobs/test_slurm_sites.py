@@ -166,7 +166,7 @@ def test_a_path_with_odd_characters_and_no_variables_of_an_mpi_library(
         PYTHONPATH=str(ROOT),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (run_dir,) = (folder / "runs").glob("*-*")
+    (run_dir,) = [path for path in (folder / "runs").iterdir() if not path.name.startswith(".")]
     assert list((run_dir / "submitit").glob("*_0_log.out"))
     environment = json.loads((tmp_path / "environment").read_text())
     assert not [name for name in environment if name.startswith(("PMI_", "PMIX_", "SLURM_MPI"))]
