@@ -12,6 +12,7 @@ from launcher.observe.cancel import cancel
 from launcher.observe.find import RUN_HELP, add_output_dir, find_run
 from launcher.observe.run_status import statuses
 from launcher.observe.run_summary import summarize
+from launcher.slurm.client import CALL_TIMEOUT_S
 
 TIMEOUT_S = 180.0
 
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     # The same run named twice is one run.
     paths = dict.fromkeys(find_run(name, options.output_dir) for name in options.runs)
-    found, problem = statuses([summarize(path) for path in paths])
+    # What is cancelled should be certain, so this waits longer than a command that only shows something.
+    found, problem = statuses([summarize(path) for path in paths], timeout_s=CALL_TIMEOUT_S)
     if problem is not None:
         print(f"launcher: {problem}", file=sys.stderr)
     results = cancel(found, options.timeout_s, lambda line: print(f"launcher: {line}", file=sys.stderr, flush=True))

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from launcher.common.errors import LauncherError
 
 CALL_TIMEOUT_S = 30.0
+NOTICE_S = 5.0
+"""A wait for SLURM that is longer than this says what it waits for."""
+
 NO_SUCH_JOB = "Invalid job id"
 
 PREFIXES = (
@@ -37,6 +43,25 @@ def client_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str
     return {**clean, "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C.UTF-8"}
 
 
+@contextmanager
+def noticed(what: str, timeout_s: float | None = None) -> Iterator[None]:
+    """Prints one line to standard error if the block takes longer than :data:`NOTICE_S`.
+
+    Args:
+        what: the command that the block waits for.
+        timeout_s: how long it waits at most; None if there is no limit.
+    """
+    limit = "" if timeout_s is None else f"; at most {timeout_s:g} s"
+    line = f"launcher: still waiting for SLURM (`{what}`{limit}) ..."
+    timer = threading.Timer(NOTICE_S, lambda: print(line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def call(command: list[str], timeout_s: float = CALL_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
     """Runs one of SLURM's programs. One that is missing, or may not be run, has exit code 127 or 126.
 
@@ -44,16 +69,17 @@ def call(command: list[str], timeout_s: float = CALL_TIMEOUT_S) -> subprocess.Co
         subprocess.TimeoutExpired: it did not end within ``timeout_s``.
     """
     try:
-        return subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout_s,
-            env=client_environment(),
-            check=False,
-        )
+        with noticed(" ".join(command[:3]) if command[0] == "scontrol" else command[0], timeout_s):
+            return subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=timeout_s,
+                env=client_environment(),
+                check=False,
+            )
     except FileNotFoundError:
         return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: not found")
     except PermissionError:

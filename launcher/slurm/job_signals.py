@@ -25,11 +25,10 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from launcher.slurm.batch_script import run_outside
-from launcher.slurm.client import call
+from launcher.slurm.client import CALL_TIMEOUT_S, call
 from launcher.slurm.nodelist import expand_nodelist
 from launcher.slurm.times import parse_timestamp
 
-CALL_TIMEOUT_S = 5.0
 KILLED_LOOKUP_S = 1.5
 KILLED = frozenset({-signal.SIGTERM, -signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGKILL})
 """Exit codes of a command that SLURM ended together with the job, here or in the job script's shell."""

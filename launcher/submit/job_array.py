@@ -16,6 +16,7 @@ from launcher.common.errors import ConfigError, SubmissionError
 from launcher.common.run_dir import CONFIG
 from launcher.config import load_run_config
 from launcher.config.schema import Config
+from launcher.slurm.client import noticed
 from launcher.slurm.jobs import JobId
 from launcher.snapshot.place import place_of
 from launcher.submit.job_script import JobScript, job_script, node_python
@@ -77,7 +78,7 @@ def submit_array(
     with submission_environment(first):
         executor = TemplateExecutor(folder, script, _template(config), node_python(config))
         try:
-            with nothing_left_queued(folder, script.cluster):
+            with nothing_left_queued(folder, script.cluster), noticed("sbatch"):
                 job = executor._submit_command(command)
         except SubmissionError:
             shutil.rmtree(folder)

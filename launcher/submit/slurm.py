@@ -16,6 +16,7 @@ from typing import Any
 
 from launcher.common.errors import LauncherError, SubmissionError
 from launcher.config.schema import Config
+from launcher.slurm.client import noticed
 from launcher.slurm.jobs import JobId, cancel_jobs, logs_of_own_jobs
 from launcher.slurm.watch import StateWatch
 from launcher.snapshot.place import place_of
@@ -64,7 +65,8 @@ class SbatchCluster(Cluster):
             # Needed next, and there is time while SLURM thinks about it.
             importlib.import_module("launcher.submit.executor")
             try:
-                _, stderr = test.communicate(timeout=TEST_TIMEOUT_S)
+                with noticed("sbatch --test-only", TEST_TIMEOUT_S):
+                    _, stderr = test.communicate(timeout=TEST_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 test.kill()
                 test.communicate()
@@ -82,7 +84,7 @@ class SbatchCluster(Cluster):
             executor = TemplateExecutor(
                 run_dir / SUBMITIT, script, template_path(self._cluster), node_python(self._config)
             )
-            with nothing_left_queued(run_dir, script.cluster):
+            with nothing_left_queued(run_dir, script.cluster), noticed("sbatch"):
                 job = executor.submit(AgentTask(run_dir))
         shutil.copyfile(job.paths.submission_file, run_dir / "job.sh")
         return SlurmJob(str(executor.job_id), Path(job.paths.stdout))
@@ -139,6 +141,9 @@ class SlurmJob(Job):
         self._watch.expect_change()
         while self.is_alive():
             if time.monotonic() > deadline:
+                if self._watch.problem is not None:
+                    # As with a job that SLURM has forgotten: nobody can tell but the run's own record.
+                    return JobOutcome(exit_code=1, text=f"SLURM does not answer: {self._watch.problem}")
                 raise LauncherError(
                     f"Job {self.job_id} has not ended after {timeout_s:g} s:"
                     f" `squeue {JobId.parse(str(self.job_id)).words}`."
