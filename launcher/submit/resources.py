@@ -54,9 +54,15 @@ def time_limit(cluster: SlurmClusterConfig) -> str | None:
 
 def chosen_cluster(config: Config) -> str | None:
     """The cluster that ``cluster.sbatch`` names; None without one, or with several, of which SLURM chooses."""
+    names = named_clusters(config)
+    return names[0] if len(names) == 1 and names != ["all"] else None
+
+
+def named_clusters(config: Config) -> list[str]:
+    """The clusters that ``cluster.sbatch`` names, each of which may have the job."""
     sbatch = slurm_config(config).sbatch
-    name = next((str(sbatch[option]) for option in CLUSTER_OPTIONS if option in sbatch), None)
-    return None if name is None or "," in name or name == "all" else name
+    name = next((str(sbatch[option]) for option in CLUSTER_OPTIONS if option in sbatch), "")
+    return [part for part in name.split(",") if part]
 
 
 def is_heterogeneous(cluster: SlurmClusterConfig) -> bool:

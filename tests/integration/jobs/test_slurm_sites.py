@@ -192,7 +192,7 @@ def test_an_array_is_split_as_the_site_demands(site: SlurmCluster, tmp_path: Pat
 def test_a_cluster_that_is_chosen_by_name_is_asked_by_name(
     slurm_accounting: SlurmCluster, tmp_path: Path, model: Path
 ) -> None:
-    chosen = ("+cluster.sbatch.clusters=test", f"model.path={model}")
+    chosen = ("+cluster.sbatch.clusters=test", f"model.path={model}", "snapshot=false")
     job = submit(slurm_accounting, tmp_path, *chosen, "cluster.wait=true", "trainer.command=[python,-c,pass]")
     assert job.code == 0, job.output
     assert re.fullmatch(r"\d+;test", job.job_id), job.output
@@ -201,3 +201,33 @@ def test_a_cluster_that_is_chosen_by_name_is_asked_by_name(
         done = slurm_accounting.run([sys.executable, "-m", "launcher", command, running.run_dir], PYTHONPATH=str(ROOT))
         assert done.returncode == 0, done.stdout
     assert slurm_accounting.job_state(running.job_id.partition(";")[0]) == "CANCELLED"
+
+
+def test_a_sweep_finds_the_jobs_of_a_killed_command_on_the_cluster_that_was_chosen(
+    slurm_accounting: SlurmCluster, tmp_path: Path
+) -> None:
+    # The first job is queued, and the command that queued it is killed before it can write down the id. Without the
+    # name of the cluster this `squeue` knows no job, as the login node of another cluster.
+    folder = tmp_path / "front"
+    folder.mkdir()
+    scripts = {
+        "sbatch": f'[[ "$*" == *test-only* ]] && exec {shutil.which("sbatch")} "$@"\n'
+        f'{shutil.which("sbatch")} "$@"; code=$?; mkdir {folder}/killed 2> /dev/null && kill -KILL $PPID; exit $code',
+        "squeue": f'[[ "$*" == *--clusters=test* ]] || exit 0\nexec {shutil.which("squeue")} "$@"',
+    }
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name).chmod(0o755)
+    env = {"PATH": f"{folder}:{slurm_accounting.env['PATH']}"}
+    words = ("-m", "+cluster.sbatch.clusters=test", "+cluster.sbatch.hold=true", "snapshot=false", "trainer.seed=1,2")
+    first = submit(slurm_accounting, tmp_path, *SLEEPS, *words, env=env)
+    assert first.code == -9, first.output
+    (lost,) = in_queue(slurm_accounting, tmp_path)
+    again = submit(slurm_accounting, tmp_path, *SLEEPS, *words, env=env)
+    assert again.code == 0, again.output
+    assert "1 submitted" in again.output
+    jobs = in_queue(slurm_accounting, tmp_path)
+    assert lost in jobs
+    assert len(jobs) == 2
+    records = [json.loads(path.read_text().splitlines()[-1]) for path in (tmp_path / "runs").glob("*/jobs.jsonl")]
+    assert {record["job_id"] for record in records} == {f"{job_id};test" for job_id in jobs}
