@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--strict-port", action="store_true", help="fail if the planned port is taken")
     arguments, vllm_arguments = parser.parse_known_args(argv)
     log.configure(f"inference {arguments.replica}.{arguments.replica_rank}")
+    # vLLM leaves the file by which its workers meet in a directory that all users of the node share.
+    os.umask(0o077)
     try:
         vllm_arguments = [*_model_arguments(), *vllm_arguments, *_master_arguments()]
         if arguments.replica_rank > 0:
