@@ -26,7 +26,7 @@ from tests.integration.jobs.submitted import submit
 pytestmark = [pytest.mark.slurm, pytest.mark.engine]
 
 STALL_S = 20.0
-SLEEPS = 'trainer.command=[sleep,"600"]'
+SLEEPS, HELD = 'trainer.command=[sleep,"600"]', "+cluster.sbatch.hold=true"
 
 
 @pytest.fixture(scope="module")
@@ -61,38 +61,39 @@ def command(cluster: SlurmCluster, *words: str | Path) -> tuple[int, str, float]
     return done.returncode, done.stdout + done.stderr, time.monotonic() - begin
 
 
-def test_what_a_person_types_waits_and_says_so(busy: SlurmCluster, tmp_path: Path, model: Path) -> None:
-    held = (f"model.path={model}", SLEEPS, "+cluster.sbatch.hold=true")
+def test_a_submission_waits_and_says_so(busy: SlurmCluster, tmp_path: Path, model: Path) -> None:
     with stalled(busy):
-        job = submit(busy, tmp_path, *held)
+        job = submit(busy, tmp_path, f"model.path={model}", SLEEPS, HELD)
     assert job.code == 0, job.output
     assert job.seconds > STALL_S - 5
     assert "launcher: still waiting for SLURM (`s" in job.output
     assert "Traceback" not in job.output
     assert [queued.job_id for queued in busy.jobs() if queued.state == "PENDING"] == [job.job_id]
-    with stalled(busy):
-        # Something that only shows a state does not wait that long: the last known state, and why it is no better.
-        code, output, seconds = command(busy, "status", job.run_dir, "--once")
-        assert code == 0, output
-        assert seconds < STALL_S
-        assert "still waiting for SLURM (`squeue`; at most 10 s)" in output
-        assert "did not answer within 10 s" in output
-        code, output, _ = command(busy, "cancel", job.run_dir)
-    assert code == 0, output
-    assert "still waiting for SLURM" in output
-    assert f"job {job.job_id}: CANCELLED" in output
-    assert busy.job_state(job.job_id) == "CANCELLED"
+    busy.cancel_all()
 
 
-def test_a_run_that_ends_meanwhile_ends_well(busy: SlurmCluster, tmp_path: Path, model: Path) -> None:
+def test_a_run_ends_well_meanwhile_and_commands_wait_and_say_so(
+    busy: SlurmCluster, tmp_path: Path, model: Path
+) -> None:
     gate = tmp_path / "gate"
     words = json.dumps(["bash", "-c", f"until test -e {gate}; do sleep 0.1; done"])
+    job = submit(busy, tmp_path, f"model.path={model}", SLEEPS, HELD)
     run = Run(busy, tmp_path, f"model.path={model}", "inference.enforce_eager=true", f"trainer.command={words}")
     try:
         run.wait(lambda: bool(run.find(1, "process", role="trainer", state="started")), "trainer")
         with stalled(busy):
             gate.touch()
-            run.wait(lambda: bool(run.find(1, "finished")), "end")
+            # What only shows a state does not wait that long: the last known one, and why it is no better.
+            code, output, seconds = command(busy, "status", job.run_dir, "--once")
+            assert code == 0, output
+            assert seconds < STALL_S
+            assert "still waiting for SLURM (`squeue`; at most 10 s)" in output
+            assert "did not answer within 10 s" in output
+            code, output, _ = command(busy, "cancel", job.run_dir)
+        assert code == 0, output
+        assert "still waiting for SLURM" in output
+        assert f"job {job.job_id}: CANCELLED" in output
+        assert busy.job_state(job.job_id) == "CANCELLED"
         assert run.launcher.wait(120) == 0, run.output + run.logs()
     finally:
         run.launcher.kill()

@@ -48,6 +48,7 @@ class User:
         self.name = name
         self.uid = pwd.getpwnam(name).pw_uid
         self.gid = pwd.getpwnam(name).pw_gid
+        self.clear()  # an earlier user may have had the same number
         self.home = Path(tempfile.mkdtemp(prefix=f"{name}-"))
         os.chown(self.home, self.uid, self.gid)
         self.launcher: subprocess.Popen[bytes] | None = None
@@ -110,10 +111,14 @@ class User:
         if self.launcher is not None and self.launcher.poll() is None:
             self.launcher.terminate()
             self.launcher.wait(60)
-        find = ["find", "/tmp", "-maxdepth", "1", "-user", self.name, "-exec", "rm", "-r", "{}", "+"]
-        subprocess.run(find, check=False, capture_output=True)
+        self.clear()
         # Last: another user may get the same number then.
         subprocess.run(["userdel", self.name], check=True)
+
+    def clear(self) -> None:
+        """Removes what the user owns in ``/tmp``."""
+        find = ["find", "/tmp", "-maxdepth", "1", "-user", self.name, "-exec", "rm", "-r", "{}", "+"]
+        subprocess.run(find, check=False, capture_output=True)
 
 
 def owned_by(user: User, enter: Sequence[str] = (), *options: str) -> list[str]:
