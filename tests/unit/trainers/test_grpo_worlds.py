@@ -56,7 +56,7 @@ def on_two_ranks(models: list[Path], file: Path) -> list[dict[str, Any]]:
         for rank in range(2)
     ]
     try:
-        assert [rank.wait(timeout=90) for rank in ranks] == [0, 0]
+        assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
     finally:
         for rank in ranks:
             rank.kill()
