@@ -63,7 +63,7 @@ class ExportedGpuMemory(ExportedMemory):
         torch.cuda.current_stream(self.device).synchronize()
 
 
-STREAMS = int(os.environ.get("LAUNCHER_BRIDGE_COPY_STREAMS", "2"))
+STREAMS = int(os.environ.get("LAUNCHER_BRIDGE_COPY_STREAMS", "1"))
 """Copies take turns on so many streams: one begins while another ends."""
 
 

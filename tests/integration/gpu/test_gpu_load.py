@@ -80,7 +80,8 @@ class TestLoad:
         declared = check_answers(of["answers"])
         assert len({version for versions in declared for version in versions}) >= UPDATES / 2
         assert spanning(declared) >= UPDATES / 10
-        assert unsure(of["answers"]) < len(of["answers"]) / 10
+        # An answer whose tokens fell beside a commit cannot tell; with an update every 50 ms that is one in nine.
+        assert unsure(of["answers"]) < len(of["answers"]) / 5
 
     @pytest.mark.parametrize("transport", TRANSPORTS)
     def test_answers_afterwards_are_those_of_an_engine_that_has_just_loaded_the_checkpoint(

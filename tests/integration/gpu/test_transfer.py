@@ -119,7 +119,7 @@ def test_a_receiver_killed_with_open_mappings_costs_the_sender_nothing(pair: Poo
     (sender,), (worker,) = replica.senders, replica.workers
     replica.publish(1)
     replica.prepare(2)
-    replica.tell_send(2, timeout_s=SHORT_S)
+    replica.start_send(2, timeout_s=SHORT_S)
     worker.end()
     sender.next_answer()  # It may have been read before.
     (answer,) = replica.send(3, timeout_s=SHORT_S)
