@@ -300,7 +300,7 @@ def test_joining_ends_with_the_name_of_the_first_tensor_that_the_sides_differ_in
         secret="secret",
         store=address,
         directory=None,
-        timeout_s=1.0,
+        timeout_s=20.0,
         verify=True,
         generation=1,
         adapter=None,

@@ -42,5 +42,5 @@ class Submitted:
 def submit(cluster: SlurmCluster, folder: Path, *overrides: str, env: Mapping[str, str] | None = None) -> Submitted:
     begin = time.monotonic()
     words = [sys.executable, "-m", "launcher", "+cluster=slurm", f"output_dir={folder / 'runs'}", "cluster.mem=4G"]
-    done = cluster.run([*words, *overrides], timeout_s=300, check=False, PYTHONPATH=str(ROOT), **(env or {}))
+    done = cluster.run([*words, *overrides], timeout_s=540, check=False, PYTHONPATH=str(ROOT), **(env or {}))
     return Submitted(code=done.returncode, output=done.stdout + done.stderr, seconds=time.monotonic() - begin)
