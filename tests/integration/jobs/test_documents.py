@@ -168,6 +168,7 @@ def gpus() -> Iterator[SlurmCluster]:
         yield cluster
 
 
+@pytest.mark.timeout(2400)
 @pytest.mark.slurm
 @pytest.mark.engine
 def test_every_example_does_what_it_says(gpus: SlurmCluster, tmp_path: Path, long_model: Path) -> None:
