@@ -54,7 +54,7 @@ def test_a_run_survives_its_engine_its_trainer_and_an_engine_that_hangs(launcher
     kill_all([job.wait_process("trainer-0000")])
     job.wait_event("restart", what="trainer")
     resumed = job.wait_event("resumed", timeout_s=SLOW_S)
-    again = job.wait_event("process", name="trainer-0000", state="started", start=1)
+    again = job.wait_event("process", name="trainer-0000", state="started", restart_count=1)
 
     # One process of the engine stops; its server still says that it is healthy.
     job.wait_event("step", step=7, timeout_s=SLOW_S)
@@ -102,7 +102,7 @@ def test_spares_take_the_places_of_lost_nodes_of_either_role(launcher: Launcher,
     os.kill(job.agent(2), signal.SIGSTOP)
     taken = job.wait_event("spare", takes=2)
     assert (taken["node_rank"], taken["hostname"], taken["role"]) == (3, "local-3", "inference")
-    job.wait_event("process", name="inference-0", state="started", start=1)
+    job.wait_event("process", name="inference-0", state="started", restart_count=1)
     assert not all_events(job, "restart")
 
     # A node that is gone at once, with everything on it.
@@ -111,7 +111,7 @@ def test_spares_take_the_places_of_lost_nodes_of_either_role(launcher: Launcher,
     taken = job.wait_event("spare", takes=1)
     assert (taken["node_rank"], taken["role"]) == (4, "trainer")
     for rank in (0, 1):
-        job.wait_event("process", name=f"trainer-{rank:04d}", state="started", start=1)
+        job.wait_event("process", name=f"trainer-{rank:04d}", state="started", restart_count=1)
     assert [event["node_rank"] for event in all_events(job, "node_lost")] == [2, 1]
 
     (tmp_path / "go").touch()

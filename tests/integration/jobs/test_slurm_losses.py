@@ -68,7 +68,7 @@ def test_a_run_outlives_a_cut_that_heals_one_that_does_not_and_a_node_that_is_ki
         return [p.command for p in separated.node_processes("rack0n02") if "launcher." in p.command]
 
     wait_until(lambda: not served_by(), "the node that was cut off to end what it runs", 30)
-    wait_until(lambda: events(job, "process", name="inference-0", start=1), "the engine to start on the spare", 30)
+    wait_until(lambda: events(job, "process", name="inference-0", restart_count=1), "the engine to start on the spare", 30)
 
     separated.crash_node("rack1n01")
     wait_until(lambda: events(job, "replica", replica=1, state="dropped"), "the replica to be dropped", 30)

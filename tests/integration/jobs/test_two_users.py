@@ -36,6 +36,9 @@ HEADERS = "/tmp/torchinductor_"
 MEETING_FILES = "/tmp/vllm_dist_"
 """The workers of an engine meet through such a file; vLLM removes it only if it is given the time. It is private."""
 
+PRIVATE = ("SLURM_", "XDG_", "TMP", "TORCHINDUCTOR_", "TRITON_", "VLLM_")
+"""Variables that point into what belongs to the user of the tests; PyTorch sets some of them when it compiles."""
+
 CAPABILITY = "+dac_read_search"
 """Lets a user execute an interpreter that lies in another one's home; it lets nobody write."""
 
@@ -69,7 +72,7 @@ class User:
         self._start([*cluster.login, *self.words()], words, cluster.variables)
 
     def _start(self, enter: Sequence[str], overrides: Sequence[str], variables: Mapping[str, str]) -> None:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "XDG_", "TMP"))}
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(PRIVATE)}
         environ |= {"HOME": str(self.home), "USER": self.name, "LOGNAME": self.name, "PYTHONPATH": str(ROOT)}
         environ |= variables
         command = [sys.executable, "-m", "launcher", f"output_dir={self.home / 'runs'}", "snapshot=false", *overrides]
