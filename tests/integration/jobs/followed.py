@@ -12,6 +12,7 @@ from typing import Any
 
 from launcher.testing.slurm_cluster.cluster import SlurmCluster
 from tests.integration.jobs.launched import ROOT
+from tests.integration.jobs.logged import read_events, select
 
 START_S = 150
 """Longest wait for an attempt's next step: the requeue, imports and an engine that starts beside it on two cores."""
@@ -53,13 +54,10 @@ class Run:
         return Path(self.output.partition("run directory ")[2].split()[0])
 
     def events(self, attempt: int) -> list[dict[str, Any]]:
-        path = self.path / "attempts" / str(attempt) / "events.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return read_events(self.path / "attempts" / str(attempt))
 
     def find(self, attempt: int, event: str, **fields: Any) -> list[dict[str, Any]]:
-        wanted = {"event": event, **fields}.items()
-        return [e for e in self.events(attempt) if wanted <= e.items()]
+        return select(self.events(attempt), event, **fields)
 
     def end(self, attempt: int) -> str:
         return str(json.loads((self.path / "attempts" / str(attempt) / "end.json").read_text())["end"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -13,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from tests.integration.jobs.logged import read_events, select
 from tests.unit.processes import Mark
 
 ROOT = Path(__file__).parents[3]
@@ -62,14 +62,11 @@ class Launched:
     @property
     def events(self) -> list[dict[str, Any]]:
         """The events of its first attempt so far."""
-        path = self.run_dir / "attempts" / "1" / "events.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return read_events(self.run_dir / "attempts" / "1")
 
     def event(self, event: str, **fields: Any) -> dict[str, Any] | None:
         """The first event of this name with these fields; None if there is none yet."""
-        wanted = {"event": event, **fields}.items()
-        return next((found for found in self.events if wanted <= found.items()), None)
+        return next(iter(select(self.events, event, **fields)), None)
 
     def wait_event(self, event: str, *, timeout_s: float = 60, **fields: Any) -> dict[str, Any]:
         """Waits for :meth:`event`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from launcher.testing.slurm_cluster.cluster import SlurmCluster
 from tests.integration.jobs.launched import ROOT, run_dir_of
+from tests.integration.jobs.logged import read_events, select
 
 
 @dataclass(kw_only=True)
@@ -32,11 +32,10 @@ class Submitted:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        path = self.run_dir / "attempts" / "1" / "events.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return read_events(self.run_dir / "attempts" / "1")
 
     def event(self, name: str, **fields: Any) -> dict[str, Any]:
-        return next(e for e in self.events if {"event": name, **fields}.items() <= e.items())
+        return select(self.events, name, **fields)[0]
 
 
 def submit(cluster: SlurmCluster, folder: Path, *overrides: str, env: Mapping[str, str] | None = None) -> Submitted:

@@ -14,6 +14,7 @@ import pytest
 from launcher.node.stale_resources import used
 from launcher.testing.slurm_cluster.processes import descendants
 from tests.integration.jobs.launched import Launched, Launcher
+from tests.integration.jobs.logged import select
 
 pytestmark = [pytest.mark.engine]
 
@@ -24,8 +25,7 @@ SLOW_S = 300
 
 
 def all_events(job: Launched, event: str, **fields: Any) -> list[dict[str, Any]]:
-    wanted = {"event": event, **fields}.items()
-    return [found for found in job.events if wanted <= found.items()]
+    return select(job.events, event, **fields)
 
 
 def kill_all(pids: Sequence[int]) -> None:
@@ -61,7 +61,7 @@ def test_a_run_survives_its_engine_its_trainer_and_an_engine_that_hangs(launcher
     pid = all_events(job, "process", name="inference-0", state="started")[-1]["pid"]
     (core,) = [process.pid for process in descendants(pid) if "EngineCor" in process.name]
     os.kill(core, signal.SIGSTOP)
-    job.wait_event("restart", what="engine", restart=2)
+    job.wait_event("restart", what="engine", restart_count=2)
 
     assert job.wait(SLOW_S) == 0, job.output
     steps = [event["step"] for event in all_events(job, "step")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from launcher.testing.slurm_cluster.cluster import NODES, SlurmCluster
+from tests.integration.jobs.logged import select
 from tests.integration.jobs.test_restarts import WAITS
 from tests.integration.jobs.test_slurm_job import RELEASE_S, Submitted, submit
 
@@ -35,10 +35,7 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = SLOW_
 
 
 def events(job: Submitted, event: str, **fields: Any) -> list[dict[str, Any]]:
-    path = job.run_dir / "attempts" / "1" / "events.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    found = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [event_ for event_ in found if {"event": event, **fields}.items() <= event_.items()]
+    return select(job.events, event, **fields)
 
 
 def test_a_run_outlives_a_cut_that_heals_one_that_does_not_and_a_node_that_is_killed(
@@ -68,7 +65,9 @@ def test_a_run_outlives_a_cut_that_heals_one_that_does_not_and_a_node_that_is_ki
         return [p.command for p in separated.node_processes("rack0n02") if "launcher." in p.command]
 
     wait_until(lambda: not served_by(), "the node that was cut off to end what it runs", 30)
-    wait_until(lambda: events(job, "process", name="inference-0", restart_count=1), "the engine to start on the spare", 30)
+    wait_until(
+        lambda: events(job, "process", name="inference-0", restart_count=1), "the engine to start on the spare", 30
+    )
 
     separated.crash_node("rack1n01")
     wait_until(lambda: events(job, "replica", replica=1, state="dropped"), "the replica to be dropped", 30)
