@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher.common.text import counted, duration, number
+from launcher.common.text import command_line, counted, duration, number
 from launcher.events.loading import load_state
 from launcher.events.run_state import RunState
 from launcher.events.schema import FailureReported
@@ -198,7 +198,7 @@ def _next(state: RunState, places: dict[str, Any]) -> Iterator[str]:
     if "checkpoint" in places:
         path = places["checkpoint"]
         yield shlex.join(["python", "-m", "vllm.entrypoints.openai.api_server", "--model", path])
-        yield shlex.join(["python", "-m", "launcher", f"model.path={path}"])
+        yield command_line(f"model.path={path}")
 
 
 def _row(label: str, text: str) -> str:

@@ -56,7 +56,7 @@ class Project:
         """Makes everything that could be run wrong."""
         wrong = "raise SystemExit('this was edited after the submission')\n"
         self.repository.write({"package/__init__.py": wrong, "work/train.py": wrong, "work/lib/helper.py": wrong})
-        for name in ("agent/guard.py", "agent/agent.py", "inference/server.py", "clusters/executor.py", "__init__.py"):
+        for name in ("node/shim.py", "node/agent.py", "inference/server.py", "submit/executor.py", "__init__.py"):
             assert (self.home / "launcher" / name).exists()
             (self.home / "launcher" / name).write_text(wrong)
 

@@ -26,7 +26,7 @@ def test_a_stopped_run_resumes(launcher: Launcher, model: Path) -> None:
     for _ in range(3):
         job.process.send_signal(signal.SIGUSR2)
     assert job.wait(120) == STOPPED, job.output
-    assert f"python -m launcher resume {job.run_dir}" in job.output
+    assert f"launcher resume {job.run_dir}" in job.output
     assert [e["reason"] for e in job.events if e["event"] == "stopping"] == ["request"]
     last = max(e["step"] for e in job.events if e["event"] == "step")
     assert latest_step(job.run_dir / "checkpoint") == last < STEPS
