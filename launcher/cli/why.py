@@ -10,6 +10,7 @@ from pathlib import Path
 from launcher.cli.parser import CommandParser
 from launcher.common.errors import LauncherError
 from launcher.observe.find import add_run_argument, find_run
+from launcher.slurm.states import JobState
 
 NOTHING = 1
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_json("every attempt")
     options = parser.parse_args(arguments)
     run_dir = find_run(options.run, options.output_dir)
-    explanation = explain(run_dir, (lambda _: None) if options.offline else slurm_word)
+    explanation = explain(run_dir, (lambda _: None) if options.offline else job_state_of)
     if options.json:
         print(json.dumps(explanation.to_json(), indent=2, default=str))
     else:
@@ -41,8 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if last is not None and last.cause is not None else NOTHING
 
 
-def slurm_word(run_dir: Path) -> str | None:
-    """SLURM's word for the state of the run's job; None if it is no job, or if SLURM does not answer."""
+def job_state_of(run_dir: Path) -> JobState | None:
+    """The state of the run's job; None if it is no job, or if SLURM does not answer."""
     import subprocess
 
     from launcher.observe.run_summary import job_id_of
@@ -52,8 +53,7 @@ def slurm_word(run_dir: Path) -> str | None:
     if job_id is None:
         return None
     try:
-        state = job_state(job_id)
+        return job_state(job_id)
     except (LauncherError, subprocess.TimeoutExpired) as error:
         print(f"launcher: {error}", file=sys.stderr)
         return None
-    return state.name if state is not None else None

@@ -16,6 +16,9 @@ SUBMISSION = "submission.json"
 JOBS = "jobs.jsonl"
 """One line for each time the run was handed to a cluster: what it takes to find the job again."""
 
+SUBMITIT = "submitit"
+"""What submitit keeps of the run's jobs, and the logs of their scripts."""
+
 EVENTS = "events.jsonl"
 """Of an attempt: its event log."""
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from launcher.common.errors import ConfigError, SubmissionError
-from launcher.common.run_dir import CONFIG
+from launcher.common.run_dir import CONFIG, SUBMITIT
 from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.slurm.client import noticed
@@ -21,7 +21,7 @@ from launcher.slurm.jobs import JobId
 from launcher.snapshot.place import place_of
 from launcher.submit.job_script import JobScript, job_script, node_python
 from launcher.submit.resources import ARRAY, is_heterogeneous, slurm_config
-from launcher.submit.slurm import SUBMITIT, SlurmJob, nothing_left_queued, submission_environment
+from launcher.submit.slurm import SlurmJob, nothing_left_queued, submission_environment
 from launcher.submit.templates import shipped, template_path
 
 SAME = ("cluster", "layout.nodes", "layout.spares", "layout.gpus_per_node", "layout.device")

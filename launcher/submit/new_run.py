@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.common.errors import AllocationError, LauncherError
-from launcher.common.run_dir import record_job
+from launcher.common.run_dir import SUBMITIT, record_job
 from launcher.common.utf8 import use_utf8
 from launcher.config import from_yaml
 from launcher.config.schema import Config
@@ -25,7 +25,6 @@ from launcher.snapshot.again import KeptCode
 from launcher.submit.composing import explained
 from launcher.submit.resources import CLUSTER_OPTIONS, requests, slurm_config
 from launcher.submit.run_dir import create
-from launcher.submit.slurm import SUBMITIT
 from launcher.submit.validate import check
 
 

@@ -18,6 +18,7 @@ from launcher.config.secrets import secret_values, unset_secrets
 from launcher.layout import Layout, plan
 from launcher.layout.table import render_table
 from launcher.node.signals import StopRequest
+from launcher.slurm.states import JobState
 from launcher.snapshot.anchor import anchored_settings, anchored_words
 from launcher.snapshot.keep import Code
 from launcher.snapshot.take import Taken, take
@@ -195,7 +196,8 @@ def _follow(path: Path, job: Job, stop: StopRequest, *, after: int = 0) -> int:
             job.cancel()
         raise
     write_pictures(path, state)
-    print(summary(path, state, outcome.text if job.job_id is not None else None), flush=True)
+    ended = JobState(name=outcome.text, exit_code=outcome.exit_code) if job.job_id is not None else None
+    print(summary(path, state, ended), flush=True)
     return _exit_code(path, state, outcome, job, stop)
 
 

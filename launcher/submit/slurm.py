@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.common.errors import LauncherError, SubmissionError
+from launcher.common.run_dir import SUBMITIT
 from launcher.config.schema import Config
 from launcher.slurm.client import noticed
 from launcher.slurm.jobs import JobId, cancel_jobs, logs_of_own_jobs
@@ -31,9 +32,6 @@ LATE_JOB_S = 15.0
 
 IN_DOUBT = ("timed out", "timeout", "unable to contact", "communication", "connection", "zero bytes")
 """In messages of an ``sbatch`` that does not know whether the controller has taken the job."""
-
-SUBMITIT = "submitit"
-"""Of a run directory: what submitit keeps, and the job's own log."""
 
 
 class SbatchCluster(Cluster):

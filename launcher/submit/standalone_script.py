@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from launcher.common.run_dir import SUBMITIT
 from launcher.config import to_yaml
 from launcher.config.schema import Config
 from launcher.snapshot.anchor import anchored_settings, anchored_words
@@ -18,7 +19,6 @@ from launcher.snapshot.place import RENDERED, place_of
 from launcher.snapshot.take import launcher_home
 from launcher.submit.job_script import job_script, node_python
 from launcher.submit.resources import slurm_config
-from launcher.submit.slurm import SUBMITIT
 from launcher.submit.templates import render, template_path
 
 END = "END_OF_CONFIGURATION"

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.common.run_dir import SUBMITIT
 from launcher.events.failure_kinds import ADVICE, Advice, FailureKind, Retry
 from launcher.events.log_rules import SLURM_STATES
+from launcher.events.log_tail import analyze_log, end_of
 from launcher.observe.root_cause.candidates import FailureCandidate, RootCause, find_root_cause
 from launcher.observe.root_cause.evidence import Evidence, attempts_of, gather
+from launcher.slurm.states import JobState
 
-SlurmWord = Callable[[Path], str | None]
+SlurmWord = Callable[[Path], JobState | None]
 """Asks SLURM for the state of a run's job; None if it is not a job, or SLURM does not say."""
+
+NO_OUTPUT = 128 + 53
+"""SLURM's exit code ``0:53``: it could not open the file for the job's output, or enter its directory."""
+
+SCRIPT_LINES = 12
 
 _REASONS = {
     "preemption": FailureKind.PREEMPTED,
@@ -23,6 +32,9 @@ _REASONS = {
     "timed out": FailureKind.TIMED_OUT,
 }
 """What the reason of a ``stopping`` or ``requeued`` event means; any other is somebody's request."""
+
+_REQUESTS = ("request", "stopped")
+"""Reasons of those events for a SIGUSR2 that somebody sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,15 +83,15 @@ class Explanation:
 
 def explain(run_dir: Path, ask_slurm: SlurmWord = lambda _: None) -> Explanation:
     """Reads all attempts. Works on a directory alone, half written, or without a last word of node 0."""
-    numbers = attempts_of(run_dir)
-    found = [gather(run_dir, number) for number in numbers]
-    slurm = ask_slurm(run_dir)
-    explained = [
-        _explained(evidence, slurm if number == numbers[-1] else None)
-        for number, evidence in zip(numbers, found, strict=True)
-    ]
-    if not explained and slurm in SLURM_STATES:
-        explained = [_explained(Evidence(attempt=1), slurm)]
+    found = [gather(run_dir, number) for number in attempts_of(run_dir)]
+    state = ask_slurm(run_dir)
+    slurm = state.name if state is not None else None
+    if not found and (slurm in SLURM_STATES or slurm == "FAILED"):
+        found = [Evidence(attempt=1)]
+    explained = [_explained(evidence, slurm if evidence is found[-1] else None) for evidence in found]
+    if explained and state is not None and slurm == "FAILED" and not found[-1].has_events:
+        cause = _job_script(run_dir, state)
+        explained[-1] = dataclasses.replace(explained[-1], cause=cause, advice=_advice(cause))
     return Explanation(run_dir=run_dir, slurm=slurm, attempts=tuple(explained))
 
 
@@ -126,7 +138,7 @@ def _ended_from_outside(evidence: Evidence, slurm: str | None) -> FailureCandida
     elif evidence.end_reason is not None or evidence.state.outcome == "cancelled":
         reason = evidence.end_reason or "somebody asked for the end"
         kind = _REASONS.get(reason, FailureKind.CANCELLED)
-        line = reason
+        line = "a stop with a checkpoint was requested" if reason in _REQUESTS else reason
     else:
         return None
     requests = [event.time for event in (evidence.state.stopping, evidence.state.cancelled) if event is not None]
@@ -152,6 +164,28 @@ def _silence(evidence: Evidence, slurm: str | None) -> FailureCandidate:
         role=evidence.state.node_roles.get(0),
         node_rank=0 if evidence.has_events else None,
         hostname=evidence.state.nodes_up.get(0),
+    )
+
+
+def _job_script(run_dir: Path, state: JobState) -> FailureCandidate:
+    """Why the job script ended before any node wrote anything: by its own log."""
+    if state.exit_code == NO_OUTPUT:
+        message = f"SLURM could not begin the job: it can write no output below {run_dir} (exit code 0:53)."
+        line = "the directory is missing there, is read-only, or its disk or quota is full"
+        return FailureCandidate(who="job", kind=FailureKind.DISK, is_symptom=False, line=line, message=message)
+    logs = sorted((run_dir / SUBMITIT).glob("*.out"), key=lambda path: path.stat().st_mtime)
+    finding = analyze_log(end_of(logs[-1])) if logs else None
+    line = finding.line if finding is not None else "it wrote nothing"
+    kind = finding.kind if finding is not None else FailureKind.UNKNOWN
+    return FailureCandidate(
+        who="job",
+        # What else does a job script do before its nodes start than what the site needs (`cluster.setup`)?
+        kind=FailureKind.CONFIGURATION if kind is FailureKind.UNKNOWN and logs else kind,
+        is_symptom=False,
+        line=line,
+        message=f"the job script ended with exit code {state.exit_code} before any node had started: {line}",
+        lines=finding.lines[-SCRIPT_LINES:] if finding is not None else (),
+        log=str(logs[-1]) if logs else None,
     )
 
 

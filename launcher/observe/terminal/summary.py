@@ -17,6 +17,7 @@ from launcher.events.loading import load_state
 from launcher.events.run_state import RunState
 from launcher.events.schema import FailureReported
 from launcher.events.serialize import event_fields
+from launcher.slurm.states import JobState
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +27,12 @@ AVERAGED_STEPS = 5
 PICTURES = ("reward.png", "startup.png", "layout.png")
 
 
-def summary(run_dir: Path, state: RunState | None = None, slurm: str | None = None) -> str:
+def summary(run_dir: Path, state: RunState | None = None, slurm: JobState | None = None) -> str:
     """The block to print when a run has ended; writes ``summary.json`` into the run directory.
 
     Args:
         state: What ``follow`` returned; read from the event log when None.
-        slurm: SLURM's word for the state of the job, if it was one.
+        slurm: how the job ended, if it was one.
     """
     state = load_state(run_dir) if state is None else state
     facts = gather(run_dir, state)
@@ -108,7 +109,7 @@ def files(run_dir: Path, state: RunState) -> dict[str, Any]:
     return found
 
 
-def _block(run_dir: Path, state: RunState, facts: dict[str, Any], slurm: str | None) -> Iterator[str]:
+def _block(run_dir: Path, state: RunState, facts: dict[str, Any], slurm: JobState | None) -> Iterator[str]:
     yield _headline(state, facts)
     yield from _figures(facts)
     for check in state.checks:
@@ -178,7 +179,7 @@ def _figures(facts: dict[str, Any]) -> Iterator[str]:
         yield _row("start-up", f"{duration(facts['startup_s'])} from submission to the first step")
 
 
-def _cause(run_dir: Path, slurm: str | None) -> Iterator[str]:
+def _cause(run_dir: Path, slurm: JobState | None) -> Iterator[str]:
     """What ``launcher why`` says of the last attempt; nothing when somebody ended it on purpose."""
     # Its text uses this package's words in turn.
     from launcher.events.failure_kinds import FailureKind

@@ -192,7 +192,26 @@ def test_a_job_whose_script_could_not_begin_failed(slurm: SlurmCluster, tmp_path
         time.sleep(0.2)
     assert status(slurm, job.run_dir)["state"] == "failed"
     code, output = command(slurm, "why", job.run_dir)
-    assert code == 1, output
-    assert "SLURM says FAILED" in output, output
+    assert code == 0, output
+    assert f"it can write no output below {job.run_dir} (exit code 0:53)" in output, output
     folder.unlink()
     hidden.rename(folder)
+
+
+def test_a_job_script_that_fails_before_the_nodes_start_is_explained(
+    slurm: SlurmCluster, tmp_path: Path, model: Path
+) -> None:
+    """lanl/BEE#685: what a job ended by stood in no file that anybody was told of."""
+    job = submit(
+        slurm,
+        tmp_path,
+        "cluster.wait=true",
+        f"model.path={model}",
+        SLEEPS,
+        *SHAPE,
+        "cluster.setup=['no_such_module load cuda/99']",
+    )
+    assert job.code == 127, job.output
+    for output in (job.output, command(slurm, "why", job.run_dir)[1]):
+        assert "the job script ended with exit code 127 before any node had started" in output, output
+        assert "no_such_module: command not found" in output, output

@@ -1,4 +1,5 @@
-"""A controller of SLURM that answers only after 20 s: submission, status, cancel and the end of a run that is followed.
+"""A controller of SLURM that answers only after 20 s: submission, status, cancel, requeue and the end of a run that is
+followed.
 
 The real slurmctld is stopped by a signal for that time, so that every client waits as at a busy site.
 """
@@ -11,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,13 +20,14 @@ import pytest
 
 from launcher.testing.slurm_cluster.cluster import SlurmCluster
 from launcher.testing.slurm_cluster.spec import missing_requirements
-from tests.integration.jobs.followed import Run
+from tests.integration.jobs.followed import START_S, Run, saving_program
 from tests.integration.jobs.launched import ROOT
 from tests.integration.jobs.submitted import submit
 
 pytestmark = [pytest.mark.slurm, pytest.mark.engine]
 
 STALL_S = 20.0
+STEPS = 20
 SLEEPS, HELD = 'trainer.command=[sleep,"600"]', "+cluster.sbatch.hold=true"
 
 
@@ -104,3 +106,46 @@ def test_a_run_ends_well_meanwhile_and_commands_wait_and_say_so(
     assert "Traceback" not in run.output + run.logs()
     assert busy.job_state(run.job_id) == "COMPLETED"
     assert not (run.path / "attempts" / "2").exists()
+
+
+def ask_to_stop(run: Run) -> None:
+    run.cluster.run(["scancel", "--signal=USR2", run.job_id])
+
+
+def preempt(run: Run) -> None:
+    urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--wrap=sleep 1", "--output=/dev/null"]
+    run.cluster.run(["sbatch", *urgent])
+
+
+@pytest.mark.parametrize(
+    ("cause", "end", "why"),
+    [
+        (ask_to_stop, "stopped", "attempt 1: requeued: cancelled, job: a stop with a checkpoint was requested"),
+        (preempt, "preempted", ": preempted, job: "),
+    ],
+)
+def test_a_run_that_is_to_stop_meanwhile_is_queued_again(
+    busy: SlurmCluster, tmp_path: Path, model: Path, cause: Callable[[Run], None], end: str, why: str
+) -> None:
+    shape = (f"model.path={model}", "inference.enforce_eager=true", "cluster.exclusive=true")
+    run = Run(busy, tmp_path, *shape, saving_program(STEPS))
+    try:
+        run.wait_steps(1, 3)
+        cause(run)
+        run.wait(lambda: bool(run.find(1, "stopping")), "stop")
+        with stalled(busy):
+            # The checkpoint does not wait for SLURM.
+            run.wait(lambda: bool(run.find(1, "checkpoint", state="end")), "checkpoint", STALL_S)
+            assert not (run.path / "attempts" / "2").exists()
+        run.wait_steps(2, 1)
+        assert run.end(1) == end
+        assert run.launcher.wait(2 * START_S) == 0, run.output + run.logs()
+    finally:
+        run.launcher.kill()
+        run.launcher.wait()
+        busy.cancel_all()
+    assert why in command(busy, "why", run.path)[1]
+    assert json.loads((run.path / "result.json").read_text())["attempt"] == "2"
+    assert run.find(2, "resumed")[0]["step"] == run.find(1, "step")[-1]["step"]
+    assert run.find(2, "finished")[0]["outcome"] == run.end(2) == "completed"
+    busy.wait_empty()

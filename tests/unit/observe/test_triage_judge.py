@@ -17,6 +17,7 @@ from launcher.layout import layout_to_json, plan
 from launcher.observe.root_cause.candidates import FailureCandidate, find_root_cause
 from launcher.observe.root_cause.explain import Explanation, explain
 from launcher.observe.root_cause.render import render
+from launcher.slurm.states import JobState
 
 
 def suspect(
@@ -95,7 +96,7 @@ class Recorded:
         return path
 
     def explain(self, slurm: str | None = None) -> Explanation:
-        return explain(self.path, lambda _: slurm)
+        return explain(self.path, lambda _: None if slurm is None else JobState(name=slurm))
 
 
 @pytest.fixture
@@ -313,6 +314,30 @@ def test_the_command_prints_it_and_json(run: Recorded, capsys: pytest.CaptureFix
     assert main(["why", str(run.path), "--offline", "--json"]) == 0
     (attempt,) = json.loads(capsys.readouterr().out)["attempts"]
     assert (attempt["cause"]["kind"], attempt["retry"]) == ("import_error", Retry.NO)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "log", "kind", "words"),
+    [
+        (127, "slurm_script: line 17: module: command not found\n", Kind.CONFIGURATION, "exit code 127 before any"),
+        (1, "mkdir: cannot create directory 'x': No space left on device\n", Kind.DISK, "No space left on device"),
+        (7, None, Kind.UNKNOWN, "it wrote nothing"),
+        # 0:53, as SLURM shows it: it could not open the log.
+        (128 + 53, None, Kind.DISK, "can write no output below"),
+    ],
+)
+def test_a_job_script_that_ended_before_any_node_started_is_explained_by_its_log(
+    tmp_path: Path, exit_code: int, log: str | None, kind: Kind, words: str
+) -> None:
+    (tmp_path / "submitit").mkdir()
+    if log is not None:
+        (tmp_path / "submitit" / "12_0_log.out").write_text(log)
+    explanation = explain(tmp_path, lambda _: JobState(name="FAILED", exit_code=exit_code))
+    assert only(explanation).kind is kind
+    text = render(explanation)
+    assert text.startswith("attempt 1: failed (SLURM: FAILED)")
+    assert words in text
+    assert log is None or f"    | {log.rstrip()}" in text
 
 
 def test_a_directory_without_attempts_has_nothing_to_explain(
