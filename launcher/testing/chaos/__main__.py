@@ -21,10 +21,9 @@ from pathlib import Path
 from launcher.common.errors import LauncherError
 from launcher.testing.chaos.cases import CASES, Moment
 from launcher.testing.chaos.cluster import ChaosCluster, LocalChaosCluster
-from launcher.testing.chaos.judge import CaseResult
+from launcher.testing.chaos.judge import CaseResult, add, load, table
 from launcher.testing.chaos.run_case import Scenario, run_scenario
-from launcher.testing.chaos.soak import soak, text
-from launcher.testing.chaos.table import add, load, table
+from launcher.testing.chaos.soak import report, soak
 
 SURPRISED, TERMINATED = 1, 143
 NODES = "rack[0-1]n[01-06]"
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = [f"model.path={_model(folder)}", *(w for w in options.overrides if w not in ("soak", "+cluster=slurm"))]
         if "soak" in options.overrides:
             soaked = soak(options.minutes, options.seed, words, folder, cluster)
-            print(text(soaked))
+            print(report(soaked))
             return SURPRISED if soaked.surprises else 0
         results = _run(_scenarios(options, folder), [*SMALL, *words], folder, cluster, options.parallel)
     except LauncherError as error:
@@ -82,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--urgent", help="of the SLURM at hand: a partition whose jobs preempt")
     parser.add_argument("--small-disk", type=Path, help="of the SLURM at hand: a directory that may be filled")
     parser.add_argument("--minutes", type=float, default=30.0, help="of a soak: how long")
-    parser.add_argument("--seed", type=int, default=0, help="of a soak: of the dice")
+    parser.add_argument("--seed", type=int, default=0, help="of a soak: of its random choices")
     parser.add_argument("overrides", nargs="*", help="as for a run")
     return parser
 
@@ -123,11 +122,11 @@ def _run(
     small_disk = threading.Lock()
 
     def one(scenario: Scenario) -> CaseResult | None:
-        if lacking := cluster.lacks(scenario.case.act, scenario.case.argument):
+        if lacking := cluster.lacks(scenario.case.action):
             print(f"{scenario.case.name}, {scenario.moment}: not run, needs {lacking}", flush=True)
             return None
-        # There is one small disk, and whoever frees it frees it for all.
-        with small_disk if scenario.case.act == "fill" else contextlib.nullcontext():
+        # There is one small disk: a run that frees it frees it for all.
+        with small_disk if scenario.case.action == "fill" else contextlib.nullcontext():
             result = run_scenario(scenario, words, folder, cluster)
         add(result, folder)
         verdict = "; ".join(result.surprises) or "as it should"

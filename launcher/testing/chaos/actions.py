@@ -49,16 +49,16 @@ class FaultInjector:
 
     def arm(self) -> None:
         """Prepares the injection, so that it happens without delay; the target exists."""
-        if self.case.act in SIGNALS:
+        if self.case.action in SIGNALS:
             self._armed = self._injector(str(self.go))
 
     def inject(self) -> float:
-        """Does it; the time of that.
+        """Injects the fault; when that was, in unix seconds.
 
         Raises:
             LauncherError: it could not be done.
         """
-        if self.case.act in SIGNALS:
+        if self.case.action in SIGNALS:
             if self._armed is None:
                 self._armed = self._injector()
             else:
@@ -72,26 +72,26 @@ class FaultInjector:
                 raise LauncherError(f"no target: {error[-300:]}")
             return float(out.split()[0])
         before = time.time()
-        acts: dict[str, Callable[[], object]] = {
+        actions: dict[str, Callable[[], object]] = {
             "usr2": self._usr2,
             "requeue": lambda: self.cluster.run("scontrol", "requeue", self.job_id),
             "scancel": lambda: self.cluster.run("scancel", self.job_id),
             "preempt": self._preempt,
             "fill": self._fill,
         }
-        if self.case.act in acts:
-            acts[self.case.act]()
+        if self.case.action in actions:
+            actions[self.case.action]()
         else:
             self._do_to_node()
         return before
 
     def undo(self) -> None:
-        """Makes good for it; a second time there is nothing left to do."""
+        """Repairs what was done; does nothing when called again."""
         for timer in self._later:
             timer.join()
-        if self.cluster.small_disk is not None and self.case.act == "fill":
+        if self.cluster.small_disk is not None and self.case.action == "fill":
             self._filler.unlink(missing_ok=True)
-        self.cluster.repair(self.nodes, [self.case.act])
+        self.cluster.repair(self.nodes, [self.case.action])
         self.nodes.clear()
         if self._armed is not None and self._armed.poll() is None:
             self._armed.terminate()
@@ -103,10 +103,10 @@ class FaultInjector:
         if started is None:
             raise LauncherError(f"{self.case.target} was not started")
         words = ["srun", "--overlap", f"--jobid={self.job_id}", f"--nodelist={self._host()}", "--nodes=1", "--ntasks=1"]
-        words += ["--mem=0", sys.executable, "-m", "launcher.testing.chaos.inject", str(self.observed.run_dir)]
-        words += [str(started["pid"]), self.case.argument]
+        words += ["--mem=0", sys.executable, "-m", "launcher.testing.chaos.processes", "signal"]
+        words += [str(self.observed.run_dir), str(started[1].pid), self.case.argument]
         return subprocess.Popen(
-            [*self.cluster.login, *words, SIGNALS[self.case.act], *go],
+            [*self.cluster.login, *words, SIGNALS[self.case.action], *go],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -119,12 +119,13 @@ class FaultInjector:
         started = self.observed.started(self.case.target)
         if started is None:
             return self.observed.hostname(0)
-        return self.observed.hostname(int(started["node_rank"]), int(started["attempt_number"]))
+        attempt, process = started
+        return self.observed.hostname(process.node_rank or 0, attempt)
 
     def _do_to_node(self) -> None:
         host = self._host()
         self.nodes.append(host)
-        self.cluster.do(self.case.act, host)
+        self.cluster.do(self.case.action, host)
         if self.case.argument == "heal":
             self._after(CUT_S, lambda: self.cluster.do("heal", host))
 

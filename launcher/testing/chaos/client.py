@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import threading
-import urllib.request
 from typing import Any
+
+import httpx
 
 from launcher.inference.client import api_key, inference_urls
 from launcher.inference.versions import HEADER, token_versions
@@ -18,7 +18,7 @@ TOKENS = 4
 class RequestClient:
     """Sends requests from a thread to each engine of the pool in turn.
 
-    An answer is wrong if a token is of weights older than those whose publication was over when the question was put,
+    An answer is wrong if a token is of weights older than those whose publication was over when the request was sent,
     or newer than those whose publication had begun when the answer came, or older than the token before it.
 
     Args:
@@ -40,7 +40,7 @@ class RequestClient:
         self._thread.start()
 
     def report(self) -> dict[str, Any]:
-        """How many answers there were so far, how many questions had none, and which answers were wrong."""
+        """How many answers there were so far, how many requests had none, and which answers were wrong."""
         return {"answers": self._answers, "lost": self._lost, "wrong": list(self._wrong)}
 
     def close(self) -> None:
@@ -51,13 +51,13 @@ class RequestClient:
     def _run(self) -> None:
         while not self._stop.wait(PAUSE_S):
             for url in inference_urls():
-                self._ask(url)
+                self._request(url)
 
-    def _ask(self, url: str) -> None:
+    def _request(self, url: str) -> None:
         committed = self.committed
         try:
             versions = _versions(url)
-        except OSError:
+        except httpx.HTTPError:
             self._lost += 1  # an engine may die at any time; only its answers count
             return
         self._answers += 1
@@ -78,12 +78,11 @@ def version_problem(versions: tuple[int | None, ...], committed: int, begun: int
 
 
 def _versions(url: str) -> tuple[int | None, ...]:
-    headers = {"Authorization": f"Bearer {api_key()}", "Content-Type": "application/json"}
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(urllib.request.Request(f"{url}/v1/models", headers=headers), timeout=TIMEOUT_S) as answer:
-        model = json.load(answer)["data"][0]["id"]
-    body = {"model": model, "prompt": [1, 2, 3], "max_tokens": TOKENS, "temperature": 0.0, "ignore_eos": True}
-    request = urllib.request.Request(f"{url}/v1/completions", data=json.dumps(body).encode(), headers=headers)
-    with opener.open(request, timeout=TIMEOUT_S) as answer:
-        json.load(answer)
+    # A site's HTTP proxy must not see requests to a node of the job.
+    with httpx.Client(
+        headers={"Authorization": f"Bearer {api_key()}"}, base_url=url, timeout=TIMEOUT_S, trust_env=False
+    ) as client:
+        model = client.get("/v1/models").raise_for_status().json()["data"][0]["id"]
+        body = {"model": model, "prompt": [1, 2, 3], "max_tokens": TOKENS, "temperature": 0.0, "ignore_eos": True}
+        answer = client.post("/v1/completions", json=body).raise_for_status()
         return token_versions(answer.headers.get(HEADER), TOKENS)

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from launcher.common.errors import LauncherError
 from launcher.submit.cluster import job_environment
-from launcher.testing.chaos.leaks import processes_of, shared_memory
+from launcher.testing.chaos.processes import processes_of, shared_memory
 
 NODE_ACTIONS = ("crash", "boot", "kill_slurmd", "start_slurmd", "cut", "heal")
 CALL_TIMEOUT_S = 60.0
-ASK_TIMEOUT_S = 600.0
+LEAKS = (sys.executable, "-m", "launcher.testing.chaos.processes", "leaks")
+LEAKS_TIMEOUT_S = 600.0
 """For nodes to come up again, and for other runs on them to end."""
 
 
@@ -32,7 +33,7 @@ class ChaosCluster:
 
     urgent: str | None
     small_disk: Path | None
-    asks_nodes = True
+    needs_nodes_for_leaks = True
     """Whether leaks are searched on the nodes themselves, which must be up for that."""
 
     def __init__(self, commands: Mapping[str, str], urgent: str | None, small_disk: Path | None) -> None:
@@ -40,20 +41,15 @@ class ChaosCluster:
         self.urgent = urgent
         self.small_disk = small_disk
 
-    def lacks(self, act: str, argument: str) -> str | None:
+    def lacks(self, action: str) -> str | None:
         """What would have to be given for a fault; None if nothing."""
-        if act == "preempt":
+        if action == "preempt":
             return None if self.urgent else "--urgent"
-        if act == "fill":
+        if action == "fill":
             return None if self.small_disk else "--small-disk"
-        needed = {
-            "crash": ["crash", "boot"],
-            "kill_slurmd": ["kill_slurmd", "start_slurmd"],
-            "down": ["down", "resume"],
-        }
-        needed["cut"] = ["cut", "heal"]
-        missing = [action for action in needed.get(act, []) if action not in self._commands]
-        return ", ".join(f"--do {action}=..." for action in missing) or None
+        undone_by = {"crash": "boot", "kill_slurmd": "start_slurmd", "down": "resume", "cut": "heal"}
+        needed = [action, undone_by[action]] if action in undone_by else []
+        return ", ".join(f"--do {name}=..." for name in needed if name not in self._commands) or None
 
     @property
     def login(self) -> list[str]:
@@ -94,7 +90,13 @@ class ChaosCluster:
         """What is left of a run on its nodes: processes and shared memory, each as one line."""
         step = ["srun", f"--nodes={len(nodes)}", "--ntasks-per-node=1", f"--nodelist={','.join(nodes)}"]
         output = self.run(
-            *step, sys.executable, "-m", "launcher.testing.chaos.leaks", str(run_dir), timeout_s=ASK_TIMEOUT_S
+            *step,
+            sys.executable,
+            "-m",
+            "launcher.testing.chaos.processes",
+            "leaks",
+            str(run_dir),
+            timeout_s=LEAKS_TIMEOUT_S,
         )
         return [text for line in output.splitlines() if line.startswith("[") for text in json.loads(line)]
 
@@ -102,7 +104,7 @@ class ChaosCluster:
         """Forgets leaks that have been reported."""
 
     def repair(self, nodes: Sequence[str], actions: Sequence[str]) -> None:
-        """Makes good for what was done to nodes."""
+        """Undoes what was done to nodes."""
         inverse = {"crash": ["boot", "resume"], "kill_slurmd": ["start_slurmd"], "cut": ["heal"], "down": ["resume"]}
         for action in actions:
             for node in nodes:
@@ -117,7 +119,7 @@ class ChaosCluster:
 class LocalChaosCluster(ChaosCluster):
     """A SLURM on this machine, each node with a name, ``/dev/shm`` and network of its own; ends with this process."""
 
-    asks_nodes = False
+    needs_nodes_for_leaks = False
 
     def __init__(self, nodes: str, small_disk: Path) -> None:
         from launcher.testing.slurm_cluster.cluster import SlurmCluster

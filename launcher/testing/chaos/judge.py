@@ -1,14 +1,35 @@
-"""Compares what followed a fault with the policy."""
+"""Compares what followed a fault with the policy; keeps the results as JSON lines, and shows them as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Self
+from pathlib import Path
 
-from launcher.testing.chaos.cases import Case, Moment
-from launcher.testing.chaos.observe import Event
+from launcher.common.codec import from_builtins, to_builtins
+from launcher.common.jsonio import append_line, read_lines, write_text
+from launcher.common.text import aligned
+from launcher.events.fold import apply_event
+from launcher.events.run_state import RunState
+from launcher.events.schema import (
+    AnswersChecked,
+    AttemptFinished,
+    AttemptStarted,
+    Event,
+    FailureReported,
+    JobRequeued,
+    MomentReached,
+    NodeLost,
+    ReplicaChanged,
+    RestartScheduled,
+    RunCancelled,
+    SpareAssigned,
+    StepFinished,
+    StopRequested,
+)
+from launcher.testing.chaos.cases import CASES, Case, Moment
+from launcher.testing.chaos.observe import lost_steps
 
 HANG_S = 30.0
 """A run that records no event about a fault for longer than this hangs."""
@@ -16,10 +37,22 @@ HANG_S = 30.0
 CLOCK_S = 0.05
 """By so much the times of two processes may be in the wrong order."""
 
-NOTICING_EVENTS = frozenset(
-    {"failure", "restart", "replica", "node_lost", "spare", "stopping", "cancelled", "requeued", "finished", "attempt"}
+NOTICING_EVENTS = (
+    FailureReported,
+    RestartScheduled,
+    ReplicaChanged,
+    NodeLost,
+    SpareAssigned,
+    StopRequested,
+    RunCancelled,
+    JobRequeued,
+    AttemptFinished,
+    AttemptStarted,
 )
-"""Events that say that the run has noticed."""
+"""Events that show that the run has noticed."""
+
+HEADER = ("case", "moment", "followed", "noticed", "next step", "ended", "attempts", "left", "answers", "as it should")
+RESULTS, TABLE = "faults.jsonl", "faults.txt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +79,7 @@ class CaseResult:
     """Processes and shared memory that the run left behind."""
 
     answers: int = 0
-    """That the engines gave and whose versions were looked at."""
+    """That the engines gave and whose versions were compared."""
 
     wrong: tuple[str, ...] = ()
     """Answers that were not of the weights that they had to be of."""
@@ -56,102 +89,138 @@ class CaseResult:
 
     run_dir: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """For the file."""
-        return asdict(self)
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The result of its JSON form."""
-        lists: dict[str, Any] = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
-        return cls(**{**data, **lists})
-
-
-def word(event: Event) -> str:
+def label(event: Event) -> str:
     """An event in a word or two: ``restart engine``."""
-    more = event.get("what") or event.get("state") or event.get("outcome") or ""
-    return f"{event['event']} {more}".strip()
+    more = next((text for name in ("what", "state", "outcome") if (text := getattr(event, name, None))), "")
+    return f"{event.event_name} {more}".strip()
 
 
 def is_noticed(event: Event, at: float) -> bool:
     """Whether an event shows that the run has noticed a fault injected at ``at``."""
-    if event["event"] == "attempt" and event["attempt_number"] == 1:
+    if isinstance(event, AttemptStarted) and event.attempt == 1:
         return False
-    return event["event"] in NOTICING_EVENTS and event["time"] >= at - CLOCK_S
+    return isinstance(event, NOTICING_EVENTS) and event.time >= at - CLOCK_S
 
 
 def evaluate(
     case: Case,
     moment: Moment,
-    events: Sequence[Event],
+    events: Mapping[int, Sequence[Event]],
     at: float,
     *,
     left: Sequence[str] = (),
     is_hanging: bool = False,
 ) -> CaseResult:
-    """What followed a fault injected at ``at``, and where that differs from ``case.policy``."""
+    """What followed a fault, and where that differs from ``case.policy``.
+
+    Args:
+        events: by attempt.
+        at: unix seconds of the injection.
+        left: what the run left behind.
+    """
     policy = case.policy
-    after = [event for event in events if is_noticed(event, at)]
-    names = [word(event) for event in after]
-    attempts = max((event["attempt_number"] for event in events), default=0)
-    last = [event for event in events if event["attempt_number"] == attempts]
-    finished = next((event for event in last if event["event"] == "finished"), None)
-    outcome = "hangs" if is_hanging else str(finished["outcome"]) if finished else "no last word"
-    steps = [event["time"] for event in events if event["event"] == "step" and event["time"] > at]
-    wrong = tuple(text for event in _last_words(events) for text in event["wrong"])
-    next_state_s = max(0.0, after[0]["time"] - at) if after else None
+    every = [event for number in sorted(events) for event in events[number]]
+    after = [event for event in every if is_noticed(event, at)]
+    attempts = max(events, default=0)
+    last = RunState()
+    for event in events.get(attempts, ()):
+        apply_event(last, event)
+    outcome = "hangs" if is_hanging else last.outcome or "no last event"
+    steps = [event.time for event in every if isinstance(event, StepFinished) and event.time > at]
+    reports = _last_reports(every)
+    wrong = tuple(text for report in reports for text in report.wrong)
+    next_state_s = max(0.0, after[0].time - at) if after else None
     surprises = []
     if outcome != policy.outcome:
         surprises.append(f"it {outcome}, not {policy.outcome}")
     if attempts != policy.attempts:
         surprises.append(f"{attempts} attempts, not {policy.attempts}")
-    seen = {*names, *(event["event"] for event in after)}
-    surprises += [f"no {name}" for name in sorted(policy.needs - seen)]
-    surprises += [f"{name}" for name in sorted(policy.spares & seen)]
-    surprises += _lost_steps(events)
+    labels = [label(event) for event in after]
+    seen = {*labels, *(event.event_name for event in after)}
+    surprises += [f"no {name}" for name in sorted(policy.required - seen)]
+    surprises += sorted(policy.forbidden & seen)
+    surprises += [*lost_steps(every), *_repeated_steps(every)]
     if policy.is_noticed and (next_state_s is None or next_state_s > HANG_S):
         surprises.append(f"no event for {HANG_S:g} s")
     if left:
         surprises.append(f"left behind: {len(left)}")
     if wrong:
         surprises.append(f"{len(wrong)} answers of wrong weights")
+    distinct = [text for text, before in zip(labels, [None, *labels], strict=False) if text != before]
     return CaseResult(
         case=case.name,
         moment=moment.value,
-        followed=", ".join(_without_repeats(names)[:5]) or "nothing",
+        followed=", ".join(distinct[:5]) or "nothing",
         next_state_s=next_state_s,
         back_s=steps[0] - at if steps else None,
         outcome=outcome,
         attempts=attempts,
         left=tuple(left),
-        answers=sum(event["answers"] for event in _last_words(events)),
+        answers=sum(report.answers for report in reports),
         wrong=wrong,
         surprises=tuple(surprises),
     )
 
 
-def _last_words(events: Sequence[Event]) -> list[Event]:
+def table(results: Iterable[CaseResult]) -> str:
+    """One line for each fault, in the order of the cases."""
+    order = {case.name: index for index, case in enumerate(CASES)}
+    moments = list(Moment)
+    ordered = sorted(results, key=lambda result: (order.get(result.case, -1), moments.index(Moment(result.moment))))
+    return "\n".join(aligned([HEADER, *map(_row, ordered)], right=(3, 4, 6, 7, 8)))
+
+
+def load(folder: Path) -> dict[tuple[str, str], CaseResult]:
+    """The last result of each scenario."""
+    results = [from_builtins(line, CaseResult) for line in read_lines(folder / RESULTS)]
+    return {(result.case, result.moment): result for result in results}
+
+
+def add(result: CaseResult, folder: Path) -> None:
+    """Keeps one more result, and the table as it is now."""
+    append_line(folder / RESULTS, to_builtins(result))
+    write_text(folder / TABLE, table(load(folder).values()) + "\n")
+
+
+def _row(result: CaseResult) -> Sequence[str]:
+    return (
+        result.case,
+        result.moment,
+        result.followed,
+        _seconds(result.next_state_s),
+        _seconds(result.back_s),
+        result.outcome,
+        str(result.attempts),
+        str(len(result.left)),
+        f"{result.answers}" if not result.wrong else f"{len(result.wrong)} wrong",
+        "; ".join(result.surprises) or "yes",
+    )
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} s"
+
+
+def _last_reports(events: Sequence[Event]) -> list[AnswersChecked]:
     """The last report of each client process, since its counters start with it."""
-    served = [event for event in events if event["event"] == "served"]
+    served = [event for event in events if isinstance(event, AnswersChecked)]
     return [
         event
         for event, following in zip_longest(served, served[1:])
-        if following is None or following["step"] <= event["step"] or following["answers"] < event["answers"]
+        if following is None or following.step <= event.step or following.answers < event.answers
     ]
 
 
-def _lost_steps(events: Sequence[Event]) -> list[str]:
-    """Where training went back further than to the last checkpoint that was complete."""
-    saved, problems = 0, []
+def _repeated_steps(events: Sequence[Event]) -> list[str]:
+    """Steps that were done again although a checkpoint held them."""
+    state, problems = RunState(), []
     for event in events:
-        if event["event"] == "checkpoint" and event["state"] == "end":
-            saved = max(saved, int(event["step"]))
-        if event["event"] == "resumed" and int(event["step"]) < saved:
-            problems.append(f"resumed from step {event['step']}, though {saved} was saved")
-        if event["event"] == "moment" and event["moment"] == Moment.STEP.value and int(event["step"]) <= saved:
-            problems.append(f"step {event['step']} was done again, though it was saved")
+        if (
+            isinstance(event, MomentReached)
+            and event.moment == Moment.STEP
+            and (event.step or 0) <= (state.checkpoint_step or 0)
+        ):
+            problems.append(f"step {event.step} was done again, though it was saved")
+        apply_event(state, event)
     return problems
-
-
-def _without_repeats(words: Sequence[str]) -> list[str]:
-    return [word for index, word in enumerate(words) if index == 0 or word != words[index - 1]]

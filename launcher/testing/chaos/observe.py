@@ -1,68 +1,68 @@
-"""What a run under test does: the events of all its attempts, as they come."""
+"""The events of a run under test, of all its attempts, as they come."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
-from itertools import count
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
-LOOK_S = 0.01
-"""A publication takes a tenth of a second, so the log is looked at more often than that."""
+from launcher.events.fold import apply_event
+from launcher.events.reader import EventReader, attempts
+from launcher.events.run_state import RunState
+from launcher.events.schema import CheckpointLoaded, Event, NodeJoined, ProcessChanged
 
-Event = dict[str, Any]
+POLL_S = 0.01
+"""A publication takes a tenth of a second, so the log is read more often than that."""
 
 
 class ObservedRun:
-    """The event logs of a run; each event is given the number of its ``attempt_number``."""
+    """The event logs of a run, and the state that they amount to."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self.events: list[Event] = []
-        self._offsets: dict[int, int] = {}
+        self.events: dict[int, list[Event]] = {}
+        """By attempt."""
+
+        self.state = RunState()
+        self._readers: dict[int, EventReader] = {}
 
     def read(self) -> list[Event]:
         """What is new."""
         new: list[Event] = []
-        for number in count(1):
-            path = self.run_dir / "attempts" / str(number) / "events.jsonl"
-            if not path.exists():
-                break
-            with path.open("rb") as file:
-                file.seek(self._offsets.get(number, 0))
-                *lines, rest = file.read().split(b"\n")
-                self._offsets[number] = file.tell() - len(rest)
-            new += [{**json.loads(line), "attempt_number": number} for line in lines if _is_whole(line)]
-        self.events += new
+        for number in attempts(self.run_dir):
+            reader = self._readers.setdefault(number, EventReader(self.run_dir, number))
+            found = list(reader.read())
+            self.events.setdefault(number, []).extend(found)
+            new += found
+        for event in new:
+            apply_event(self.state, event)
         return new
 
     def wait(self, wanted: Callable[[Event], bool], is_over: Callable[[], bool], timeout_s: float) -> Event | None:
         """The first event that is wanted, of those read before too; None if the run is over, or it does not come."""
         deadline = time.monotonic() + timeout_s
-        seen = 0
+        unseen = self.all_events()
         while True:
             over = is_over() or time.monotonic() > deadline
-            self.read()
-            for event in self.events[seen:]:
-                if wanted(event):
-                    return event
-            seen = len(self.events)
-            if over:
-                return None
-            time.sleep(LOOK_S)
+            unseen += self.read()
+            if (found := next(filter(wanted, unseen), None)) is not None or over:
+                return found
+            unseen = []
+            time.sleep(POLL_S)
 
-    def first(self, event: str, **fields: Any) -> Event | None:
-        """The first event of this name with these fields; None if there is none so far."""
-        wanted = {"event": event, **fields}.items()
-        return next((found for found in self.events if wanted <= found.items()), None)
+    def all_events(self) -> list[Event]:
+        """Those of all attempts, in order."""
+        return [event for number in sorted(self.events) for event in self.events[number]]
 
-    def started(self, process: str) -> Event | None:
-        """The newest start of a worker."""
-        starts = [e for e in self.events if e["event"] == "process" and e.get("name") == process and "pid" in e]
-        started = [event for event in starts if event.get("state") == "started"]
-        return started[-1] if started else None
+    def started(self, process: str) -> tuple[int, ProcessChanged] | None:
+        """The newest start of a worker, with its attempt."""
+        starts = [
+            (number, event)
+            for number in sorted(self.events)
+            for event in self.events[number]
+            if isinstance(event, ProcessChanged) and event.name == process and event.state == "started" and event.pid
+        ]
+        return starts[-1] if starts else None
 
     def hostname(self, node_rank: int, attempt: int = 1) -> str:
         """Name of a node of an attempt that has begun.
@@ -70,15 +70,25 @@ class ObservedRun:
         Raises:
             LookupError: it has not reported.
         """
-        up = self.first("node_up", node_rank=node_rank, attempt_number=attempt)
-        if up is None:
+        joined = (event for event in self.events.get(attempt, ()) if isinstance(event, NodeJoined))
+        name = next((event.hostname for event in joined if event.node_rank == node_rank), None)
+        if name is None:
             raise LookupError(f"node {node_rank} has not reported")
-        return str(up["hostname"])
+        return name
+
+    def hostnames(self) -> list[str]:
+        """Every node that has reported in any attempt."""
+        return sorted(
+            {event.hostname for event in self.all_events() if isinstance(event, NodeJoined) and event.hostname}
+        )
 
 
-def _is_whole(line: bytes) -> bool:
-    """A line that its writer could not finish, because it was killed or the disk was full, says nothing."""
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
+def lost_steps(events: Iterable[Event]) -> list[str]:
+    """Where training went on from an earlier step than that of the last complete checkpoint."""
+    state, problems = RunState(), []
+    for event in events:
+        saved = state.checkpoint_step or 0
+        if isinstance(event, CheckpointLoaded) and (event.step or 0) < saved:
+            problems.append(f"resumed from step {event.step}, though {saved} was saved")
+        apply_event(state, event)
+    return problems

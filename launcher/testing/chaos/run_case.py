@@ -6,16 +6,17 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.common.errors import LauncherError
+from launcher.events.schema import Event, MomentReached, ProcessChanged
 from launcher.testing.chaos.actions import FaultInjector
 from launcher.testing.chaos.cases import Case, Moment
 from launcher.testing.chaos.cluster import ChaosCluster
 from launcher.testing.chaos.judge import CaseResult, evaluate, is_noticed
-from launcher.testing.chaos.observe import Event, ObservedRun
+from launcher.testing.chaos.observe import ObservedRun
 
 FAULT_STEP = 2
 START_TIMEOUT_S = 300.0
@@ -27,7 +28,7 @@ LEFT_TIMEOUT_S = 15.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """A place in the matrix."""
+    """One case at one moment."""
 
     case: Case
     moment: Moment
@@ -41,7 +42,9 @@ class Scenario:
 def run_scenario(scenario: Scenario, overrides: Sequence[str], folder: Path, cluster: ChaosCluster) -> CaseResult:
     """Runs a job and injects the fault; a result also if the run ended before that."""
     begin = time.monotonic()
-    runs = folder / "runs" if scenario.case.act != "fill" or cluster.small_disk is None else cluster.small_disk / "runs"
+    runs = (
+        folder / "runs" if scenario.case.action != "fill" or cluster.small_disk is None else cluster.small_disk / "runs"
+    )
     run_dir, result = Path(), CaseResult(case=scenario.case.name, moment=scenario.moment.value)
     try:
         launched, run_dir, job_id = start(
@@ -116,10 +119,9 @@ def _inject(
         observed.wait(lambda e: is_noticed(e, at), is_over, STATE_TIMEOUT_S)
         is_hanging = _is_hanging(launched)
         observed.read()
-        if cluster.asks_nodes:
+        if cluster.needs_nodes_for_leaks:
             injector.undo()
-        nodes = [str(event["hostname"]) for event in observed.events if event["event"] == "node_up"]
-        left = left_behind(cluster, observed.run_dir, sorted(set(nodes)))
+        left = left_behind(cluster, observed.run_dir, observed.hostnames())
         return evaluate(case, moment, observed.events, at, left=left, is_hanging=is_hanging)
     finally:
         if not is_over():
@@ -128,21 +130,19 @@ def _inject(
         go.unlink(missing_ok=True)
 
 
-def _reach(observed: ObservedRun, wanted: object, is_over: object, moment: Moment) -> None:
-    assert callable(wanted) and callable(is_over)
+def _reach(observed: ObservedRun, wanted: Callable[[Event], bool], is_over: Callable[[], bool], moment: Moment) -> None:
     if observed.wait(wanted, is_over, START_TIMEOUT_S) is None:
         raise LauncherError(f"the run did not come to `{moment}`")
 
 
 def _is_step(event: Event, moment: Moment, step: int) -> bool:
-    return {"event": "moment", "moment": moment.value, "step": step}.items() <= event.items()
+    return isinstance(event, MomentReached) and event.moment == moment and event.step == step
 
 
 def _is_moment(event: Event, scenario: Scenario) -> bool:
     if scenario.moment is not Moment.START:
         return _is_step(event, scenario.moment, FAULT_STEP)
-    started = {"event": "process", "state": "started", "name": scenario.case.target}
-    return started.items() <= event.items()
+    return isinstance(event, ProcessChanged) and event.state == "started" and event.name == scenario.case.target
 
 
 def _is_hanging(launched: subprocess.Popen[bytes]) -> bool:

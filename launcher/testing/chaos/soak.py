@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.common.codec import to_builtins
 from launcher.common.errors import LauncherError
+from launcher.common.jsonio import write_json
+from launcher.events.schema import AttemptFinished, Event, StepFinished
 from launcher.testing.chaos.actions import FaultInjector
 from launcher.testing.chaos.cases import CASES, Case
 from launcher.testing.chaos.cluster import ChaosCluster
 from launcher.testing.chaos.judge import is_noticed
-from launcher.testing.chaos.memory import ProcessMemory
-from launcher.testing.chaos.observe import Event, ObservedRun
+from launcher.testing.chaos.observe import ObservedRun, lost_steps
+from launcher.testing.chaos.processes import ProcessMemory
 from launcher.testing.chaos.run_case import left_behind, start
 
 SPARES = 2
@@ -41,9 +43,9 @@ LONG = (
 """Two trainer nodes, two engines, and spares; nothing is started too often."""
 
 WEIGHTS = {
-    **{f"{act} engine {what}": 3 for act in ("kill", "stop") for what in ("server", "core")},
-    **{f"{act} trainer {what}": 3 for act in ("kill", "stop") for what in ("rank", "rank 0")},
-    **{f"{act} {what} agent": 1 for act in ("kill", "stop") for what in ("trainer", "inference")},
+    **{f"{action} engine {what}": 3 for action in ("kill", "stop") for what in ("server", "core")},
+    **{f"{action} trainer {what}": 3 for action in ("kill", "stop") for what in ("rank", "rank 0")},
+    **{f"{action} {what} agent": 1 for action in ("kill", "stop") for what in ("trainer", "inference")},
     **{"kill agent of node 0": 1, "USR2": 2, "scontrol requeue": 1},
 }
 """How often each fault comes, by case."""
@@ -92,7 +94,7 @@ class SoakResult:
     """By how much the mean of ten steps after a restart was lower than before it, at most."""
 
     memory: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Of each agent and guard that ran for some time: MiB, early and late."""
+    """Of each agent and shim that ran for some time: MiB, early and late."""
 
     left: list[str] = field(default_factory=list)
     surprises: list[str] = field(default_factory=list)
@@ -105,7 +107,7 @@ def soak(minutes: float, seed: int, overrides: Sequence[str], folder: Path, clus
     Raises:
         LauncherError: the run did not start.
     """
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     result = SoakResult()
     launched, run_dir, job_id = start("soak", [*LONG, *overrides], folder / "runs", folder / "soak.txt", cluster)
     result.run_dir = str(run_dir)
@@ -113,29 +115,29 @@ def soak(minutes: float, seed: int, overrides: Sequence[str], folder: Path, clus
     memory = ProcessMemory(run_dir)
 
     def is_over() -> bool:
-        memory.look()
+        memory.sample()
         return launched.poll() is not None
 
     injectors: list[FaultInjector] = []
     try:
-        first = observed.wait(lambda e: e["event"] == "step", is_over, START_TIMEOUT_S)
+        first = observed.wait(lambda e: isinstance(e, StepFinished), is_over, START_TIMEOUT_S)
         if first is None:
             raise LauncherError(f"the soak did not come to its first step: {folder / 'soak.txt'}")
-        while time.time() - first["time"] < 60 * minutes and not is_over():
-            observed.wait(lambda e: False, is_over, dice.uniform(*PAUSE_S))
-            case = _draw_case(dice, observed)
+        while time.time() - first.time < 60 * minutes and not is_over():
+            observed.wait(lambda e: False, is_over, rng.uniform(*PAUSE_S))
+            case = _draw_case(rng, observed)
             injector = FaultInjector(
                 case=case, cluster=cluster, observed=observed, job_id=job_id, go=folder / "soak.go"
             )
             injectors.append(injector)
-            result.faults.append(_inject(injector, observed, is_over, first["time"]))
+            result.faults.append(_inject(injector, observed, is_over, first.time))
             print(f"{_report_line(result.faults[-1])}", flush=True)
             if result.faults[-1].back_s is None:
                 result.surprises.append(f"no step for {BACK_S:g} s after: {case.name}")
                 break
         if launched.poll() is not None:
             result.surprises.append(f"the run ended by itself, with {launched.returncode}")
-        result.minutes = (time.time() - first["time"]) / 60
+        result.minutes = (time.time() - first.time) / 60
     finally:
         cluster.run("scancel", job_id, check=False)
         try:
@@ -146,30 +148,29 @@ def soak(minutes: float, seed: int, overrides: Sequence[str], folder: Path, clus
         for injector in injectors:
             injector.undo()
     observed.read()
-    nodes = sorted({str(event["hostname"]) for event in observed.events if event["event"] == "node_up"})
-    result.left = left_behind(cluster, run_dir, nodes)
+    result.left = left_behind(cluster, run_dir, observed.hostnames())
     result.memory = memory.grown()
     evaluate_soak(result, observed.events)
-    (folder / "soak.json").write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "soak.json", to_builtins(result))
     return result
 
 
-def evaluate_soak(result: SoakResult, events: Sequence[Event]) -> None:
-    """Fills in what the events say, and where it is not as it should be."""
-    steps = [event for event in events if event["event"] == "step"]
-    result.attempts = max((event["attempt_number"] for event in events), default=0)
-    result.steps = max((int(event["step"]) for event in steps), default=0)
-    result.redone = len(steps) - len({int(event["step"]) for event in steps})
-    saved = 0
-    for event in events:
-        if event["event"] == "checkpoint" and event.get("state") == "end":
-            saved = max(saved, int(event["step"]))
-        if event["event"] == "resumed" and int(event["step"]) < saved:
-            result.surprises.append(f"resumed from step {event['step']}, though {saved} was saved")
-    rewards = [float(event["reward"]) for event in steps]
+def evaluate_soak(result: SoakResult, events: Mapping[int, Sequence[Event]]) -> None:
+    """Fills in what the events, by attempt, say, and where it is not as it should be."""
+    every = [(number, event) for number in sorted(events) for event in events[number]]
+    steps = [(number, event) for number, event in every if isinstance(event, StepFinished)]
+    result.attempts = max(events, default=0)
+    result.steps = max((step.step for _, step in steps), default=0)
+    result.redone = len(steps) - len({step.step for _, step in steps})
+    result.surprises += lost_steps(event for _, event in every)
+    rewards = [step.reward or 0.0 for _, step in steps]
     result.rewards = (_mean(rewards[:10]), _mean(rewards[-10:]))
-    cuts = [i for i in range(1, len(steps)) if int(steps[i]["step"]) <= int(steps[i - 1]["step"])]
-    cuts += [i for i in range(1, len(steps)) if steps[i]["attempt_number"] > steps[i - 1]["attempt_number"]]
+    # Where a later attempt, or later trainers of the same one, went on from a checkpoint.
+    cuts = [
+        index
+        for index, ((attempt, step), (before, last)) in enumerate(zip(steps[1:], steps, strict=False), 1)
+        if step.step <= last.step or attempt > before
+    ]
     falls = [
         _mean(rewards[cut - 10 : cut]) - _mean(rewards[cut : cut + 10]) for cut in cuts if 10 <= cut < len(steps) - 9
     ]
@@ -178,7 +179,7 @@ def evaluate_soak(result: SoakResult, events: Sequence[Event]) -> None:
         result.surprises.append(f"left behind: {len(result.left)}")
 
 
-def text(result: SoakResult) -> str:
+def report(result: SoakResult) -> str:
     """What a person reads at the end."""
     backs = sorted(fault.back_s for fault in result.faults if fault.back_s is not None)
     noticed = sorted(fault.noticed_s for fault in result.faults if fault.noticed_s is not None)
@@ -187,7 +188,7 @@ def text(result: SoakResult) -> str:
         f"{result.minutes:.0f} minutes, {len(result.faults)} faults, {result.attempts} attempts, {result.steps} steps"
         f" ({result.redone} done again after a restart)",
         f"reward {result.rewards[0]:.3f} -> {result.rewards[1]:.3f}; after a restart at most {result.fall:.3f} lower",
-        f"agents and guards: {len(result.memory)} looked at, at most {growth:+.1f} MiB from early to late",
+        f"agents and shims: {len(result.memory)} measured, at most {growth:+.1f} MiB from early to late",
         f"left behind: {len(result.left)}",
     ]
     if noticed and backs:
@@ -195,32 +196,30 @@ def text(result: SoakResult) -> str:
     return "\n".join([*lines, f"surprises: {'; '.join(result.surprises) or 'none'}"])
 
 
-def _draw_case(dice: random.Random, observed: ObservedRun) -> Case:
+def _draw_case(rng: random.Random, observed: ObservedRun) -> Case:
     cases = {case.name: case for case in CASES if case.name in WEIGHTS}
-    attempt = max(event["attempt_number"] for event in observed.events)
-    used = sum(event["event"] == "spare" and event["attempt_number"] == attempt for event in observed.events)
+    used = len(observed.state.spares)
     possible = [name for name, case in cases.items() if used < SPARES or "layout.spares=1" not in case.shape]
-    return cases[dice.choices(possible, [WEIGHTS[name] for name in possible])[0]]
+    return cases[rng.choices(possible, [WEIGHTS[name] for name in possible])[0]]
 
 
-def _inject(injector: FaultInjector, observed: ObservedRun, is_over: object, begin: float) -> Fault:
-    assert callable(is_over)
-    steps = [int(event["step"]) for event in observed.events if event["event"] == "step"]
+def _inject(injector: FaultInjector, observed: ObservedRun, is_over: Callable[[], bool], begin: float) -> Fault:
+    steps = [event.step for event in observed.all_events() if isinstance(event, StepFinished)]
     try:
         at = injector.inject()
     except LauncherError as error:
         # The target of a moment ago may just be on its way to a new start.
         print(f"{injector.case.name}: {error}", flush=True)
         at = time.time()
-    noticed = observed.wait(lambda e: is_noticed(e, at) and e["event"] != "finished", is_over, 60)
-    seen = noticed["time"] if noticed is not None else at
-    back = observed.wait(lambda e: e["event"] == "step" and e["time"] > seen, is_over, BACK_S)
+    noticed = observed.wait(lambda e: is_noticed(e, at) and not isinstance(e, AttemptFinished), is_over, 60)
+    seen = noticed.time if noticed is not None else at
+    back = observed.wait(lambda e: isinstance(e, StepFinished) and e.time > seen, is_over, BACK_S)
     return Fault(
         name=injector.case.name,
         at=at - begin,
         step=max(steps, default=0),
-        noticed_s=None if noticed is None else max(0.0, noticed["time"] - at),
-        back_s=None if back is None else back["time"] - at,
+        noticed_s=None if noticed is None else max(0.0, noticed.time - at),
+        back_s=None if back is None else back.time - at,
     )
 
 

@@ -1,14 +1,17 @@
-"""Renders the configuration files of one cluster: pure text from a spec and its place on this machine."""
+"""Renders the configuration files of one cluster from a spec and its place on this machine; and its database."""
 
 from __future__ import annotations
 
 import getpass
+import socket
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.testing.slurm_cluster.spec import ClusterSpec, Isolation
+from launcher.testing.slurm_cluster.spec import ClusterError, ClusterSpec, Isolation
+
+FIRST_PORT, PORTS_PER_SLOT, SLOTS = 17_000, 512, 30  # ends below the ephemeral ports
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,3 +193,52 @@ def write_files(spec: ClusterSpec, place: ClusterPlace) -> None:
         dbd = place.directory / "etc" / "slurmdbd.conf"
         dbd.touch(mode=0o600)  # slurmdbd refuses a configuration that others can read
         dbd.write_text(render_slurmdbd_conf(spec, place), encoding="utf-8")
+
+
+def hold_ports(count: int) -> tuple[int, int, socket.socket]:
+    """A block of free ports; the returned socket holds it against other clusters for as long as it is open."""
+    if count > PORTS_PER_SLOT:
+        raise ClusterError(f"a cluster has at most {PORTS_PER_SLOT - 10} nodes")
+    for slot in range(SLOTS):
+        port = FIRST_PORT + slot * PORTS_PER_SLOT
+        lock = socket.socket()
+        try:
+            lock.bind(("127.0.0.1", port + 9))
+            for number in range(port, port + count):
+                if number != port + 9:
+                    with socket.socket() as probe:
+                        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                        probe.bind(("0.0.0.0", number))
+        except OSError:
+            lock.close()
+            continue
+        return slot, port, lock
+    raise ClusterError(f"no {count} free ports in any of {SLOTS} blocks from {FIRST_PORT} on")
+
+
+SLURMDBD = ("slurmdbd", "-D")
+ADD_CLUSTER = ("sacctmgr", "--immediate", "add", "cluster", "test")
+"""Succeeds once slurmdbd answers."""
+
+
+def mariadbd_command(place: ClusterPlace) -> list[str]:
+    """Starts the database."""
+    return [
+        "mariadbd",
+        "--no-defaults",
+        f"--datadir={place.directory / 'database'}",
+        f"--socket={place.directory / 'run' / 'mariadb.sock'}",
+        f"--pid-file={place.directory / 'run' / 'mariadb.pid'}",
+        f"--user={getpass.getuser()}",
+        "--bind-address=127.0.0.1",
+        f"--port={place.port + 2}",
+        "--skip-grant-tables",  # there are none, and no password to keep
+        "--innodb-log-file-size=8M",
+        "--innodb-buffer-pool-size=32M",
+        "--innodb-flush-log-at-trx-commit=0",  # the data is thrown away at the end
+    ]
+
+
+def ping_command(place: ClusterPlace) -> list[str]:
+    """Succeeds once the database listens."""
+    return ["bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{place.port + 2}"]

@@ -1,15 +1,18 @@
-"""Finds the descendants of a process, whatever session, group or name they gave themselves."""
+"""The processes of a node, whatever session, group or name they gave themselves; and the network between the nodes."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from launcher.common.procfs import reap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,15 +77,6 @@ def kill_tree(root: int, *, include_root: bool, timeout_s: float = 10) -> None:
     reap()
 
 
-def reap() -> None:
-    """Collects children of this process that have ended."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
-
-
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
@@ -93,3 +87,32 @@ def _read(pid: int, name: str) -> str:
         return Path("/proc", str(pid), name).read_text(errors="replace", encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def create_switch(login_pid: int, address: str) -> None:
+    """Makes the bridge, which is at the same time the login node's own address."""
+    _ip(login_pid, "link", "add", "switch", "type", "bridge")
+    _ip(login_pid, "address", "add", f"{address}/16", "dev", "switch")
+    _ip(login_pid, "link", "set", "switch", "up")
+
+
+def connect_node(login_pid: int, node_pid: int, index: int, address: str) -> None:
+    """Lays a cable from node ``index`` to the switch."""
+    cable = _cable(index)
+    _ip(login_pid, "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", str(node_pid))
+    _ip(login_pid, "link", "set", cable, "master", "switch", "up")
+    _ip(node_pid, "address", "add", f"{address}/16", "dev", "eth0")
+    _ip(node_pid, "link", "set", "eth0", "up")
+
+
+def set_link(login_pid: int, index: int, *, up: bool) -> None:
+    """Heals or cuts the cable of node ``index``; no connection is closed, packets just stop."""
+    _ip(login_pid, "link", "set", _cable(index), "up" if up else "down")
+
+
+def _cable(index: int) -> str:
+    return f"node{index}"
+
+
+def _ip(pid: int, *arguments: str) -> None:
+    subprocess.run(["nsenter", "--target", str(pid), "--net", "ip", *arguments], check=True)

@@ -6,13 +6,11 @@ The end of standard input, however it came about, is the order to stop.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,9 +18,19 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launcher.testing.slurm_cluster import accounting, network
-from launcher.testing.slurm_cluster.conf import ClusterPlace, controller_address, node_address, write_files
-from launcher.testing.slurm_cluster.processes import kill_tree, reap
+from launcher.common.procfs import become_subreaper, reap
+from launcher.testing.slurm_cluster.conf import (
+    ADD_CLUSTER,
+    SLURMDBD,
+    ClusterPlace,
+    controller_address,
+    hold_ports,
+    mariadbd_command,
+    node_address,
+    ping_command,
+    write_files,
+)
+from launcher.testing.slurm_cluster.processes import connect_node, create_switch, kill_tree, set_link
 from launcher.testing.slurm_cluster.spec import (
     ClusterError,
     ClusterSpec,
@@ -34,8 +42,6 @@ from launcher.testing.slurm_cluster.spec import (
 )
 
 HERE = Path(__file__).parent
-PR_SET_CHILD_SUBREAPER = 36
-FIRST_PORT, PORTS_PER_SLOT, SLOTS = 17_000, 512, 30  # ends below the ephemeral ports
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SLURMD_BATCH = 16  # more at a time and some time out while they register
 
@@ -47,7 +53,7 @@ class ClusterSupervisor:
         self.spec = spec
         self.login_pid: int | None = None
         self.node_pids: dict[str, int] = {}
-        slot, port, self._lock = _hold_ports(10 + len(spec.node_names))
+        slot, port, self._lock = hold_ports(10 + len(spec.node_names))
         directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: it holds Unix sockets
         directory.chmod(0o755)  # munge's clients must reach its socket
         self.place = ClusterPlace(directory=directory, slot=slot, port=port)
@@ -62,7 +68,7 @@ class ClusterSupervisor:
             (self.place.directory / "nodes" / "login").write_text(str(self.login_pid), encoding="utf-8")
         if self.spec.isolation is Isolation.NET:
             assert self.login_pid is not None
-            network.create_switch(self.login_pid, controller_address(self.spec))
+            create_switch(self.login_pid, controller_address(self.spec))
             self._write_client_wrappers()
         if self.spec.accounting:
             self._start_accounting(deadline)
@@ -83,7 +89,7 @@ class ClusterSupervisor:
         if self.spec.isolation is Isolation.NET:
             assert self.login_pid is not None
             index = self.spec.node_names.index(name)
-            network.connect(self.login_pid, pid, index, node_address(self.spec, self.place, index))
+            connect_node(self.login_pid, pid, index, node_address(self.spec, self.place, index))
         self.node_pids[name] = pid
         (self.place.directory / "nodes" / name).write_text(str(pid), encoding="utf-8")
         self.start_slurmd(name)
@@ -100,7 +106,7 @@ class ClusterSupervisor:
         """Cuts or heals the network of a node."""
         if self.spec.isolation is not Isolation.NET or self.login_pid is None:
             raise ClusterError(f"isolation {self.spec.isolation!s} has no links to cut; 'net' has")
-        network.set_link(self.login_pid, self.spec.node_names.index(name), up=up)
+        set_link(self.login_pid, self.spec.node_names.index(name), up=up)
 
     def spawn(self, name: str, command: Sequence[str], *, piped: bool = False) -> subprocess.Popen[str]:
         """Starts a daemon that dies with this process and writes to its own log."""
@@ -154,10 +160,10 @@ class ClusterSupervisor:
         shutil.rmtree(self.place.directory)
 
     def _start_accounting(self, deadline: float) -> None:
-        database = self.spawn("mariadbd", self.in_login(*accounting.mariadbd(self.place)))
-        self.wait(lambda: self.answers(*accounting.ping(self.place)), deadline, "MariaDB to listen", database)
-        daemon = self.spawn("slurmdbd", self.in_login(*accounting.SLURMDBD))
-        self.wait(lambda: self.answers(*accounting.ADD_CLUSTER), deadline, "slurmdbd to answer", daemon)
+        database = self.spawn("mariadbd", self.in_login(*mariadbd_command(self.place)))
+        self.wait(lambda: self.answers(*ping_command(self.place)), deadline, "MariaDB to listen", database)
+        daemon = self.spawn("slurmdbd", self.in_login(*SLURMDBD))
+        self.wait(lambda: self.answers(*ADD_CLUSTER), deadline, "slurmdbd to answer", daemon)
 
     def _start_munged(self, deadline: float) -> None:
         key = self.place.directory / "etc" / "munge.key"
@@ -211,27 +217,6 @@ class ClusterSupervisor:
         )
 
 
-def _hold_ports(count: int) -> tuple[int, int, socket.socket]:
-    """A block of free ports; the returned socket holds it against other clusters for as long as it is open."""
-    if count > PORTS_PER_SLOT:
-        raise ClusterError(f"a cluster has at most {PORTS_PER_SLOT - 10} nodes")
-    for slot in range(SLOTS):
-        port = FIRST_PORT + slot * PORTS_PER_SLOT
-        lock = socket.socket()
-        try:
-            lock.bind(("127.0.0.1", port + 9))
-            for number in range(port, port + count):
-                if number != port + 9:
-                    with socket.socket() as probe:
-                        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                        probe.bind(("0.0.0.0", number))
-        except OSError:
-            lock.close()
-            continue
-        return slot, port, lock
-    raise ClusterError(f"no {count} free ports in any of {SLOTS} blocks from {FIRST_PORT} on")
-
-
 def _answer(**values: object) -> None:
     print(json.dumps(values), flush=True)
 
@@ -239,8 +224,7 @@ def _answer(**values: object) -> None:
 def main() -> None:
     """Start, serve, stop."""
     parent = os.getppid()
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+    become_subreaper()
     for number in SIGNALS:
         signal.signal(number, lambda *_: sys.exit(1))  # through the finally below
     request = json.loads(sys.stdin.readline())

@@ -7,9 +7,9 @@ import pytest
 from launcher.bridge.plan import Engine, Location, Parameter, Part, Plan, reshard
 from launcher.bridge.plan.boxes import Box
 from launcher.bridge.plan.sharding import place, replicated
-from launcher.testing.paper.models import TensorSpec
-from launcher.testing.paper.update_memory import receiver_bytes, sender_bytes
+from launcher.testing.bench.models import TensorSpec
 from tests.integration.bridge.mini_cluster import MiniCluster
+from tests.unit.bridge.memory_bounds import receiver_bytes, sender_bytes
 
 MIB = 1 << 20
 SLACK = 32 * MIB

@@ -10,7 +10,7 @@ from launcher.bridge.codec.messages import Messages
 from launcher.bridge.codec.pack import pack, unpack
 from launcher.bridge.plan import Engine, Location, Plan, Receiver, Slice, place, reshard
 from launcher.bridge.plan.sharding import fsdp_tp
-from launcher.testing.paper.models import Model
+from launcher.testing.bench.models import Model
 from tests.integration.bridge.transfer_case import TransferCase
 
 pytestmark = [

@@ -20,8 +20,8 @@ from launcher.bridge.plan import Engine, Location, Plan, Receiver, TensorSpec, p
 from launcher.bridge.plan.requirements import replicated
 from launcher.bridge.plan.sharding import replicated as everywhere
 from launcher.common.errors import TransferError
-from launcher.testing.paper.update_memory import changes_bytes
 from tests.integration.bridge.transfer_case import TransferCase
+from tests.unit.bridge.memory_bounds import changes_bytes
 
 State = dict[str, torch.Tensor]
 

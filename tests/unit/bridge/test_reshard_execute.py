@@ -12,7 +12,7 @@ from launcher.bridge.plan import Box, Engine, Location, Plan, Receiver, Sharding
 from launcher.bridge.plan.requirements import WHOLE, Parameter, Part, dense_chunk, local_experts, stacked_experts
 from launcher.bridge.plan.sharding import fsdp, fsdp_tp, hsdp, replicated, tensor_parallel
 from launcher.common.errors import BridgeError
-from launcher.testing.paper.models import Model
+from launcher.testing.bench.models import Model
 
 pytestmark = pytest.mark.slow
 

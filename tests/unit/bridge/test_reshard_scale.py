@@ -12,8 +12,8 @@ import pytest
 from launcher.bridge.plan import Engine, Location, Plan, Receiver, Sharding, Slice, place, reshard
 from launcher.bridge.plan.relay import Relays, choose_relays
 from launcher.bridge.plan.sharding import fsdp, hsdp, replicated
-from launcher.testing.paper.models import LLAMA_8B, MODELS
-from launcher.testing.paper.simulate import Links, main, on_paper, simulate
+from launcher.testing.bench.models import LLAMA_8B
+from tests.unit.bridge.plan_simulator import MODELS, Links, main, on_paper, simulate
 
 pytestmark = pytest.mark.slow
 
@@ -156,5 +156,5 @@ def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_planning_imports_neither_torch_nor_numpy() -> None:
-    code = "import sys, launcher.testing.paper.simulate; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    code = "import sys, tests.unit.bridge.plan_simulator; print([m for m in ('torch', 'numpy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

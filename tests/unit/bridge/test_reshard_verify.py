@@ -29,7 +29,7 @@ from launcher.bridge.plan.relay import Relays
 from launcher.bridge.plan.sharding import fsdp, hsdp
 from launcher.bridge.plan.split import Cut
 from launcher.common.errors import BridgeError
-from launcher.testing.paper.models import Model
+from launcher.testing.bench.models import Model
 
 T = TypeVar("T")
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.testing.bench.control import Cost, _verdicts
-from launcher.testing.bench.recorded_runs import make_runs
+from launcher.testing.bench.control import Cost, _verdicts, make_runs
 
 
 def test_its_runs_are_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,24 +1,25 @@
-"""The fault matrix: what it strikes, and what it takes for a surprise."""
+"""The fault matrix: what it injects, and what it takes for a surprise."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launcher.events.schema import Event, StepFinished
+from launcher.events.serialize import make_event
 from launcher.testing.chaos.__main__ import main
 from launcher.testing.chaos.cases import CASES, Case, Moment
 from launcher.testing.chaos.client import version_problem
 from launcher.testing.chaos.cluster import ChaosCluster
-from launcher.testing.chaos.inject import targets
-from launcher.testing.chaos.judge import CaseResult, evaluate
-from launcher.testing.chaos.leaks import belongs_to, processes_of
+from launcher.testing.chaos.judge import CaseResult, add, evaluate, load, table
 from launcher.testing.chaos.observe import ObservedRun
-from launcher.testing.chaos.table import add, load, table
+from launcher.testing.chaos.processes import belongs_to, processes_of, targets
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 ALL_IS_WELL = {"event": "served", "step": 2, "answers": 9, "wrong": []}
@@ -28,15 +29,23 @@ def case(name: str) -> Case:
     return next(case for case in CASES if case.name == name)
 
 
+def by_attempt(events: Sequence[dict[str, Any]]) -> dict[int, list[Event]]:
+    """Typed events, a second apart; ``attempt`` of each says which attempt it is of."""
+    found: dict[int, list[Event]] = {}
+    for index, given in enumerate(events):
+        fields = {"time": 100.0 + index, "attempt": 1, **given}
+        found.setdefault(fields["attempt"], []).append(make_event(fields["event"], fields, fields["time"]))
+    return found
+
+
 def judge(name: str, *events: dict[str, Any], left: tuple[str, ...] = ()) -> CaseResult:
-    timed = [{"time": 100.0 + index, "attempt_number": 1, **event} for index, event in enumerate(events)]
-    return evaluate(case(name), Moment.STEP, timed, 99.5, left=left)
+    return evaluate(case(name), Moment.STEP, by_attempt(events), 99.5, left=left)
 
 
 def test_what_the_policy_says_is_no_surprise() -> None:
     result = judge(
         "kill engine server",
-        {"event": "replica", "state": "lost"},
+        {"event": "replica", "replica": 0, "state": "lost"},
         {"event": "restart", "what": "engine"},
         ALL_IS_WELL,
         {"event": "step", "step": 2},
@@ -76,9 +85,9 @@ def test_a_run_that_is_queued_again_goes_on_after_its_last_checkpoint() -> None:
         {"event": "finished", "outcome": "requeued"},
     ]
     second = [{"event": "attempt"}, {"event": "resumed", "step": 2}, {"event": "finished", "outcome": "completed"}]
-    again = [{**event, "attempt_number": 2} for event in second]
+    again = [{**event, "attempt": 2} for event in second]
     assert judge("USR2", *first, *again).surprises == ()
-    lost = {"event": "resumed", "step": 1, "attempt_number": 2}
+    lost = {"event": "resumed", "step": 1, "attempt": 2}
     assert judge("USR2", *first, again[0], lost, again[2]).surprises == ("resumed from step 1, though 2 was saved",)
     assert judge("USR2", *first).surprises == ("it requeued, not completed", "1 attempts, not 2")
 
@@ -127,7 +136,7 @@ def test_a_target_is_found_from_a_worker() -> None:
         worker.wait(20)
 
 
-def test_only_what_belongs_to_the_run_is_struck(tmp_path: Path) -> None:
+def test_only_what_belongs_to_the_run_is_signalled(tmp_path: Path) -> None:
     environ = {**os.environ, "LAUNCHER_RUN_DIR": str(tmp_path / "own")}
     with subprocess.Popen(SLEEP, env=environ, stdout=subprocess.PIPE) as target:
         assert target.stdout is not None
@@ -136,7 +145,8 @@ def test_only_what_belongs_to_the_run_is_struck(tmp_path: Path) -> None:
         words = [
             sys.executable,
             "-m",
-            "launcher.testing.chaos.inject",
+            "launcher.testing.chaos.processes",
+            "signal",
             str(tmp_path / "own"),
             str(target.pid),
             "self",
@@ -151,21 +161,24 @@ def test_events_of_all_attempts_are_read_once_and_only_when_whole(tmp_path: Path
     assert observed.read() == []
     first, second = (tmp_path / "attempts" / number / "events.jsonl" for number in "12")
     first.parent.mkdir(parents=True)
-    first.write_text('{"event": "a"}\n{"event": "pro')
-    assert [e["event"] for e in observed.read()] == ["a"]
+    first.write_text(
+        '{"time": 1, "event": "phase", "phase": "a", "who": "job", "state": "begin"}\n{"time": 2, "event": "pro'
+    )
+    assert [e.event_name for e in observed.read()] == ["phase"]
     with first.open("a") as file:
         file.write('cess", "name": "x", "state": "started", "pid": 7, "node_rank": 1}\n{"torn": \n')
     assert len(observed.read()) == 1
     started = observed.started("x")
-    assert started is not None and (started["pid"], started["attempt_number"]) == (7, 1)
+    assert started is not None and (started[1].pid, started[0]) == (7, 1)
     second.parent.mkdir()
-    second.write_text('{"event": "b"}\n')
-    found = observed.wait(lambda e: e["event"] == "b", lambda: True, 0)
-    assert found == {"event": "b", "attempt_number": 2}
-    assert observed.wait(lambda e: e["event"] == "c", lambda: True, 0) is None
+    second.write_text('{"time": 3, "event": "step", "step": 1}\n')
+    found = observed.wait(lambda e: isinstance(e, StepFinished), lambda: True, 0)
+    assert found == StepFinished(time=3.0, step=1)
+    assert observed.events[2] == [found]
+    assert observed.wait(lambda e: e.event_name == "c", lambda: True, 0) is None
 
 
-def test_the_last_result_of_a_cell_counts(tmp_path: Path) -> None:
+def test_the_last_result_of_a_case_counts(tmp_path: Path) -> None:
     add(CaseResult(case="scancel", moment="mid-step", surprises=("it hangs, not cancelled",), left=("x",)), tmp_path)
     good = CaseResult(case="scancel", moment="mid-step", outcome="cancelled", next_state_s=0.25)
     add(good, tmp_path)
@@ -175,10 +188,10 @@ def test_the_last_result_of_a_cell_counts(tmp_path: Path) -> None:
 
 def test_what_a_user_cannot_do_is_asked_for() -> None:
     cluster = ChaosCluster({"cut": "ssh {node} true"}, None, None)
-    assert cluster.lacks("kill", "self") is cluster.lacks("usr2", "") is None
-    assert cluster.lacks("cut", "") == "--do heal=..."
-    assert cluster.lacks("preempt", "") == "--urgent"
-    assert cluster.lacks("fill", "free") == "--small-disk"
+    assert cluster.lacks("kill") is cluster.lacks("usr2") is None
+    assert cluster.lacks("cut") == "--do heal=..."
+    assert cluster.lacks("preempt") == "--urgent"
+    assert cluster.lacks("fill") == "--small-disk"
 
 
 def test_names_are_told_apart() -> None:

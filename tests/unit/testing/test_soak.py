@@ -9,44 +9,43 @@ from typing import Any
 
 import pytest
 
-from launcher.testing.chaos import memory as memory_module
-from launcher.testing.chaos.memory import ProcessMemory
-from launcher.testing.chaos.soak import Fault, SoakResult, evaluate_soak, text
+from launcher.testing.chaos import processes
+from launcher.testing.chaos.processes import ProcessMemory
+from launcher.testing.chaos.soak import Fault, SoakResult, evaluate_soak, report
+from tests.unit.testing.test_faults import by_attempt
 
 
 def steps(first: int, last: int, reward: float, attempt: int = 1) -> list[dict[str, Any]]:
-    return [
-        {"event": "step", "step": step, "reward": reward, "attempt_number": attempt} for step in range(first, last + 1)
-    ]
+    return [{"event": "step", "step": step, "reward": reward, "attempt": attempt} for step in range(first, last + 1)]
 
 
 def saved(step: int) -> dict[str, Any]:
-    return {"event": "checkpoint", "state": "end", "step": step, "attempt_number": 1}
+    return {"event": "checkpoint", "state": "end", "step": step, "attempt": 1}
 
 
 def test_training_that_goes_on_from_its_checkpoints_is_no_surprise() -> None:
-    resumed = {"event": "resumed", "step": 20, "attempt_number": 1}
+    resumed = {"event": "resumed", "step": 20, "attempt": 1}
     events = [*steps(1, 20, 0.2), saved(20), *steps(21, 21, 0.2), resumed, *steps(21, 40, 0.5), *steps(41, 60, 0.4, 2)]
     result = SoakResult(faults=[Fault(name="USR2", at=60.0, step=21, noticed_s=0.5, back_s=12.0)], minutes=2.0)
-    evaluate_soak(result, events)
+    evaluate_soak(result, by_attempt(events))
     assert (result.attempts, result.steps, result.redone, result.surprises) == (2, 60, 1, [])
     assert result.rewards == pytest.approx((0.2, 0.4))
     assert result.fall == pytest.approx(0.1)
-    told = text(result)
+    told = report(result)
     assert "2 minutes, 1 faults, 2 attempts, 60 steps (1 done again after a restart)" in told
     assert "noticed after 0.5 s (median; at most 0.5 s); the next step after 12.0 s" in told
 
 
 def test_steps_that_were_saved_and_lost_are_a_surprise() -> None:
-    resumed = {"event": "resumed", "step": 2, "attempt_number": 2}
+    resumed = {"event": "resumed", "step": 2, "attempt": 2}
     result = SoakResult(left=["process 7: python"])
-    evaluate_soak(result, [*steps(1, 4, 0.2), saved(2), saved(4), resumed, *steps(3, 4, 0.2, 2)])
+    evaluate_soak(result, by_attempt([*steps(1, 4, 0.2), saved(2), saved(4), resumed, *steps(3, 4, 0.2, 2)]))
     assert result.surprises == ["resumed from step 2, though 4 was saved", "left behind: 1"]
 
 
-def test_memory_of_agents_is_looked_at_once_they_are_warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_module, "WARM_S", 0.0)
-    monkeypatch.setattr(memory_module, "INTERVAL_S", 0.0)
+def test_memory_of_agents_is_measured_once_they_are_warm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "WARM_UP_S", 0.0)
+    monkeypatch.setattr(processes, "MEMORY_INTERVAL_S", 0.0)
     program = (
         "print('up', flush=True); input(); kept = bytearray(b'x') * (64 << 20); print('more', flush=True); input()"
     )
@@ -56,7 +55,7 @@ def test_memory_of_agents_is_looked_at_once_they_are_warm(tmp_path: Path, monkey
         memory = ProcessMemory(tmp_path)
         for word in ("up", "more"):
             assert agent.stdout.readline() == f"{word}\n"
-            memory.look()
+            memory.sample()
             print(file=agent.stdin, flush=True)
         ((name, (early, late)),) = memory.grown().items()
     assert name == f"agent {agent.pid}"

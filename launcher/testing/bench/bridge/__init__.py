@@ -1,4 +1,4 @@
-"""Every way of the weights from one trainer rank into engine workers, measured in one run over the same tensors.
+"""Methods that move weights from one trainer rank into engine workers, measured in one run over the same tensors.
 
 ``python -m launcher.testing.bench bridge`` starts its ranks itself, on this machine; with ``--device cuda`` each on a
 GPU, or all on the only one. As a trainer's program, one rank per node, it takes the ranks of the job:
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from launcher.common.errors import ConfigError, ProcessFailure
 from launcher.common.ports import hold_free_port, port_of
-from launcher.testing.bench.bridge.models import MODELS
+from launcher.testing.bench.models import MODELS
 
 POLL_S = 0.2
 
@@ -27,9 +27,9 @@ def main(arguments: Sequence[str]) -> int:
     """Measures, and prints a table; writes JSON and a picture."""
     options = _options(arguments)
     if "RANK" in os.environ:
-        from launcher.testing.bench.bridge.contest import contest
+        from launcher.testing.bench.bridge.runner import run_rank
 
-        contest(options)
+        run_rank(options)
         return 0
     if options.device == "cuda":
         _check_gpus(options.workers)
@@ -43,17 +43,22 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, default=1, help="engine workers, which share the model (tensor parallel)"
     )
-    parser.add_argument("--repeats", type=int, default=10, help="measured updates of each way, after one that is not")
     parser.add_argument(
-        "--way-seconds", type=float, default=4.0, help="no further update of a way after so long; default: %(default)s"
+        "--repeats", type=int, default=10, help="measured updates of each method, after one that is not"
     )
-    parser.add_argument("--only", help="regular expression: only the ways whose name it finds, slow ones too")
+    parser.add_argument(
+        "--way-seconds",
+        type=float,
+        default=4.0,
+        help="no further update of a method after so long; default: %(default)s",
+    )
+    parser.add_argument("--only", help="regular expression: only the methods whose name it finds, slow ones too")
     parser.add_argument("--round-mb", type=int, help="most MiB that a worker of ours stages at a time")
     parser.add_argument(
         "--density",
         type=float,
         default=0.01,
-        help="share of the elements that change, for the ways that send only those; default: %(default)s",
+        help="share of the elements that change, for the methods that send only those; default: %(default)s",
     )
     parser.add_argument("--out", type=Path, help="directory for bench-bridge.json and bench-bridge.png")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the ways")

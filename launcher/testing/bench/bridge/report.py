@@ -21,7 +21,7 @@ NCCL_PATTERNS = r"^(broadcast|send and receive|packed broadcast)"
 
 @dataclass(kw_only=True)
 class MethodResult:
-    """One way's measurements."""
+    """One method's measurements."""
 
     name: str
     seconds: list[float] = field(default_factory=list)
@@ -30,7 +30,7 @@ class MethodResult:
     measured."""
 
     held_bytes: int = 0
-    """GPU memory that the way holds from update to update, by the driver's count: its buffers, and what its library
+    """GPU memory that the method holds from update to update, by the driver's count: its buffers, and what its library
     takes. On a GPU that ranks share, all of theirs."""
 
     sent_bytes: int | None = None
@@ -59,9 +59,9 @@ class MethodResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aim:
-    """What a way shall reach: ``limit`` is the least ratio of the other's time to its own."""
+    """What a method shall reach: ``limit`` is the least ratio of the other's time to its own."""
 
-    way: str
+    method: str
     against: str
     """Regular expression; the fastest of those that match."""
 
@@ -69,13 +69,13 @@ class Aim:
 
 
 AIMS = (
-    Aim(way="ours: peer", against=f"^{RAW_PEER}$", limit=0.97),
-    Aim(way="ours: peer, verified", against=f"^{RAW_PEER}$", limit=0.95),
-    Aim(way="ours: peer, verified", against="^ours: peer$", limit=0.98),
-    Aim(way="ours: ipc", against=f"^{ONE_PROCESS}$", limit=0.80),
-    Aim(way="ours: ipc, verified", against=f"^{ONE_PROCESS}$", limit=0.67),
-    Aim(way="ours: nccl", against=NCCL_PATTERNS, limit=1.0),
-    Aim(way="ours: nccl, verified", against=NCCL_PATTERNS, limit=0.97),
+    Aim(method="ours: peer", against=f"^{RAW_PEER}$", limit=0.97),
+    Aim(method="ours: peer, verified", against=f"^{RAW_PEER}$", limit=0.95),
+    Aim(method="ours: peer, verified", against="^ours: peer$", limit=0.98),
+    Aim(method="ours: ipc", against=f"^{ONE_PROCESS}$", limit=0.80),
+    Aim(method="ours: ipc, verified", against=f"^{ONE_PROCESS}$", limit=0.67),
+    Aim(method="ours: nccl", against=NCCL_PATTERNS, limit=1.0),
+    Aim(method="ours: nccl, verified", against=NCCL_PATTERNS, limit=0.97),
 )
 EXTRA_BYTES = 64 << 20
 """Most that ``peer`` and ``ipc`` shall take."""
@@ -88,7 +88,7 @@ def report(results: Sequence[MethodResult], left_out: Sequence[str], options: ar
     """Prints the table and writes the files.
 
     Args:
-        left_out: names of ways that were not measured because they would take minutes.
+        left_out: names of methods that were not measured because they would take minutes.
         nbytes: of the model.
     """
     by_name = {result.name: result for result in results}
@@ -130,20 +130,20 @@ def report(results: Sequence[MethodResult], left_out: Sequence[str], options: ar
 
 
 def judged(results: dict[str, MethodResult]) -> list[dict[str, Any]]:
-    """Each aim that the measured ways can be held against, whether it is met, and by which numbers."""
+    """Each aim that the measured methods can be held against, whether it is met, and by which numbers."""
     found = []
     for aim in AIMS:
-        others = [r for name, r in results.items() if re.search(aim.against, name) and name != aim.way]
-        if aim.way not in results or not others:
+        others = [r for name, r in results.items() if re.search(aim.against, name) and name != aim.method]
+        if aim.method not in results or not others:
             continue
         best = min(others, key=lambda result: result.median_s)
-        ratio = best.median_s / results[aim.way].median_s
-        text = f"{aim.way}: {ratio:.3f} of `{best.name}`, aim {aim.limit:.2f}"
+        ratio = best.median_s / results[aim.method].median_s
+        text = f"{aim.method}: {ratio:.3f} of `{best.name}`, aim {aim.limit:.2f}"
         found.append({"text": text, "is_met": ratio >= aim.limit})
-    for way in ("ours: peer", "ours: peer, verified", "ours: ipc", "ours: ipc, verified"):
-        if way in results:
-            extra = max(results[way].extra_bytes, results[way].held_bytes)
-            text = f"{way}: {extra / 2**20:.1f} MiB of extra memory, aim {EXTRA_BYTES >> 20} MiB"
+    for method in ("ours: peer", "ours: peer, verified", "ours: ipc", "ours: ipc, verified"):
+        if method in results:
+            extra = max(results[method].extra_bytes, results[method].held_bytes)
+            text = f"{method}: {extra / 2**20:.1f} MiB of extra memory, aim {EXTRA_BYTES >> 20} MiB"
             found.append({"text": text, "is_met": extra < EXTRA_BYTES})
     return found
 

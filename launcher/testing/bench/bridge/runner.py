@@ -1,4 +1,4 @@
-"""One rank of the measurement: the same update by one way after the other, each alone in the GPU's memory."""
+"""One rank of the measurement: the same update by one method after the other, each alone in the GPU's memory."""
 
 from __future__ import annotations
 
@@ -23,43 +23,48 @@ from launcher.bridge.trainer.connect import serve_store
 from launcher.bridge.trainer.rank_group import RankGroup
 from launcher.bridge.transport.choose import ON_HOST_MEMORY
 from launcher.testing.bench.bridge.baselines import baselines
-from launcher.testing.bench.bridge.changes import DeltaMethod
-from launcher.testing.bench.bridge.models import MODELS
-from launcher.testing.bench.bridge.ours import Ours, ours, plan_of, shadow_of
+from launcher.testing.bench.bridge.context import Context, Method, weight
+from launcher.testing.bench.bridge.launcher_bridge import (
+    DeltaMethod,
+    LauncherBridge,
+    launcher_methods,
+    plan_of,
+    received_tensors,
+)
 from launcher.testing.bench.bridge.report import MethodResult, report
-from launcher.testing.bench.bridge.stage import Method, Stage, weight
+from launcher.testing.bench.models import MODELS
 
 TIMEOUT = timedelta(seconds=300)
 SLOW_BYTES = 2 << 30
-"""Of a model on GPUs, beyond which ways through host memory take minutes."""
+"""Of a model on GPUs, beyond which methods through host memory take minutes."""
 
 MANY_TENSORS = 5000
-"""Beyond which ways that gather each tensor by itself take minutes."""
+"""Beyond which methods that gather each tensor by itself take minutes."""
 
 Makers = dict[str, Callable[[], Method]]
 
 
-def contest(options: argparse.Namespace) -> None:
-    """Measures all ways; rank 0 reports."""
+def run_rank(options: argparse.Namespace) -> None:
+    """Measures all methods; rank 0 reports."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=TIMEOUT)
     try:
         with tempfile.TemporaryDirectory(prefix="launcher-bench-") as directory:
-            _contest(options, directory)
+            _run(options, directory)
     finally:
         dist.destroy_process_group()
 
 
-def _contest(options: argparse.Namespace, directory: str) -> None:
-    stage = _stage(options, directory)
-    makers, left_out = _ways(stage, options.only)
-    results = _measure(stage, makers, options)
-    if stage.is_sender:
-        report(results, left_out, options, sum(t.numel() * t.element_size() for t in stage.tensors.values()))
-    stage.barrier()
+def _run(options: argparse.Namespace, directory: str) -> None:
+    context = _context(options, directory)
+    makers, left_out = _methods(context, options.only)
+    results = _measure(context, makers, options)
+    if context.is_sender:
+        report(results, left_out, options, sum(t.numel() * t.element_size() for t in context.tensors.values()))
+    context.barrier()
 
 
-def _stage(options: argparse.Namespace, directory: str) -> Stage:
+def _context(options: argparse.Namespace, directory: str) -> Context:
     rank, size = dist.get_rank(), dist.get_world_size()
     device = torch.device("cpu")
     share = False
@@ -85,7 +90,7 @@ def _stage(options: argparse.Namespace, directory: str) -> Stage:
             device=device,
         )
     model = MODELS[options.model]
-    return Stage(
+    return Context(
         rank=rank,
         world_size=size,
         device=device,
@@ -102,118 +107,122 @@ def _stage(options: argparse.Namespace, directory: str) -> Stage:
     )
 
 
-def _ways(stage: Stage, only: str | None) -> tuple[Makers, list[str]]:
-    """How to make each way, by name; and the names of those that are left out because they would take minutes.
+def _methods(context: Context, only: str | None) -> tuple[Makers, list[str]]:
+    """How to make each method, by name; and the names of those that are left out because they would take minutes.
 
     Args:
         only: regular expression of the names that are wanted, slow or not; None for all that are quick.
     """
-    plan = plan_of(stage)
-    shadow = shadow_of(stage, plan)
-    makers: Makers = {name: partial(make, stage) for name, make in baselines(stage).items()}
-    for transport, verify in ours(stage):
-        makers[Ours.title(transport, verify)] = partial(Ours, stage, plan, shadow, transport, verify=verify)
+    plan = plan_of(context)
+    shadow = received_tensors(context, plan)
+    makers: Makers = {name: partial(make, context) for name, make in baselines(context).items()}
+    for transport, verify in launcher_methods(context):
+        makers[LauncherBridge.title(transport, verify)] = partial(
+            LauncherBridge, context, plan, shadow, transport, verify=verify
+        )
         if verify:
-            makers[DeltaMethod.title_of(transport, stage.density)] = partial(
-                DeltaMethod, stage, plan, shadow, transport
+            makers[DeltaMethod.title_of(transport, context.density)] = partial(
+                DeltaMethod, context, plan, shadow, transport
             )
     if only is not None:
         return {name: make for name, make in makers.items() if re.search(only, name)}, []
-    slow = [name for name in makers if _is_slow(stage, name)]
+    slow = [name for name in makers if _is_slow(context, name)]
     return {name: make for name, make in makers.items() if name not in slow}, slow
 
 
-def _is_slow(stage: Stage, name: str) -> bool:
-    nbytes = sum(tensor.nbytes for tensor in stage.tensors.values())
-    if DeltaMethod.is_title(name) and stage.group is None:
+def _is_slow(context: Context, name: str) -> bool:
+    nbytes = sum(tensor.nbytes for tensor in context.tensors.values())
+    if DeltaMethod.is_title(name) and context.group is None:
         # Both ends keep another copy or two beside their tensors, on the one GPU.
-        return 6 * nbytes > torch.cuda.get_device_properties(stage.device).total_memory
-    through_host = stage.device.type == "cuda" and any(f"ours: {host}" in name for host in ON_HOST_MEMORY)
+        return 6 * nbytes > torch.cuda.get_device_properties(context.device).total_memory
+    through_host = context.device.type == "cuda" and any(f"ours: {host}" in name for host in ON_HOST_MEMORY)
     one_by_one = "all-gather per parameter" in name or "handle per parameter" in name
-    has_many = len(stage.tensors) > MANY_TENSORS
+    has_many = len(context.tensors) > MANY_TENSORS
     return (through_host and (has_many or nbytes > SLOW_BYTES)) or (one_by_one and has_many)
 
 
-def _measure(stage: Stage, makers: Makers, options: argparse.Namespace) -> list[MethodResult]:
-    """One way after the other, in an order drawn by the seed; the ceilings before and after all others."""
+def _measure(context: Context, makers: Makers, options: argparse.Namespace) -> list[MethodResult]:
+    """One method after the other, in an order drawn by the seed; the ceilings before and after all others."""
     ceilings = [name for name in makers if name.startswith("ceiling")]
     others = [name for name in makers if name not in ceilings]
     random.Random(options.seed).shuffle(others)
     turns = [*ceilings, *others, *(ceilings if others else [])]
     results = {name: MethodResult(name=name) for name in makers}
-    _load_kernels(stage)
+    _load_kernels(context)
     begin = time.monotonic()
     for number, name in enumerate(turns, 1):
-        _measure_way(stage, makers[name], results[name], options)
-        if stage.is_sender:
+        _measure_method(context, makers[name], results[name], options)
+        if context.is_sender:
             took = sorted(results[name].seconds)[len(results[name].seconds) // 2]
             progress = f"[{number}/{len(turns)}] {name}: {took * 1e3:.1f} ms"
             print(f"{progress} ({time.monotonic() - begin:.0f} s so far)", file=sys.stderr, flush=True)
     return list(results.values())
 
 
-def _measure_way(stage: Stage, make: Callable[[], Method], result: MethodResult, options: argparse.Namespace) -> None:
+def _measure_method(
+    context: Context, make: Callable[[], Method], result: MethodResult, options: argparse.Namespace
+) -> None:
     """One update that is not measured, and then as many as there is time for, at least two."""
-    stage.barrier()
-    free = _free_bytes(stage)
-    way = make()
+    context.barrier()
+    free = _free_bytes(context)
+    method = make()
     spent = 0.0
     for turn in range(options.repeats + 1):
-        seconds, extra = _once(stage, way)
+        seconds, extra = _once(context, method)
         if turn == 0:
-            way.check()
+            method.check()
             continue
         result.seconds.append(seconds)
         result.extra_bytes = max(result.extra_bytes, extra)
-        result.sent_bytes = way.sent_bytes
+        result.sent_bytes = method.sent_bytes
         spent += seconds  # The slowest rank's, so that all end together.
         if turn >= 2 and spent > options.way_seconds:
             break
-    way.check()
-    held = torch.tensor(free - _free_bytes(stage))
+    method.check()
+    held = torch.tensor(free - _free_bytes(context))
     dist.all_reduce(held, op=dist.ReduceOp.MAX)
     result.held_bytes = max(result.held_bytes, int(held))
-    stage.barrier()
-    way.close()
-    del way
+    context.barrier()
+    method.close()
+    del method
     gc.collect()
-    if stage.device.type == "cuda":
+    if context.device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def _once(stage: Stage, way: Method) -> tuple[float, int]:
+def _once(context: Context, method: Method) -> tuple[float, int]:
     """Seconds until the last rank was done, and bytes that torch took on the GPU of the rank that took most."""
-    gpu = stage.device.type == "cuda"
-    way.prepare()
-    stage.barrier()
-    before = torch.cuda.memory_allocated(stage.device) if gpu else 0
+    gpu = context.device.type == "cuda"
+    method.prepare()
+    context.barrier()
+    before = torch.cuda.memory_allocated(context.device) if gpu else 0
     if gpu:
-        torch.cuda.reset_peak_memory_stats(stage.device)
+        torch.cuda.reset_peak_memory_stats(context.device)
     begin = time.perf_counter()
-    way.once()
+    method.once()
     if gpu:
-        torch.cuda.synchronize(stage.device)
+        torch.cuda.synchronize(context.device)
     seconds = time.perf_counter() - begin
-    extra = torch.cuda.max_memory_allocated(stage.device) - before if gpu else 0
+    extra = torch.cuda.max_memory_allocated(context.device) - before if gpu else 0
     worst = torch.tensor([seconds, float(extra)], dtype=torch.float64)
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
     return float(worst[0]), int(worst[1])
 
 
-def _free_bytes(stage: Stage) -> int:
+def _free_bytes(context: Context) -> int:
     """Of the GPU, by its driver; 0 on a CPU."""
-    if stage.device.type != "cuda":
+    if context.device.type != "cuda":
         return 0
-    torch.cuda.synchronize(stage.device)
+    torch.cuda.synchronize(context.device)
     torch.cuda.empty_cache()
-    free, _total = torch.cuda.mem_get_info(stage.device)
+    free, _total = torch.cuda.mem_get_info(context.device)
     return free
 
 
-def _load_kernels(stage: Stage) -> None:
-    """Has the driver load what every way's preparation and check use: its memory is no way's."""
-    spec = stage.model.tensors()[0]
-    value = weight(spec, stage.device)
+def _load_kernels(context: Context) -> None:
+    """Has the driver load what every method's preparation and check use: its memory is no method's."""
+    spec = context.model.tensors()[0]
+    value = weight(spec, context.device)
     value.view(-1)[:1].fill_(1.0)
     assert torch.equal(value, value.clone())
-    assert int(torch.ones(8, dtype=torch.int64, device=stage.device).sum()) == 8
+    assert int(torch.ones(8, dtype=torch.int64, device=context.device).sum()) == 8

@@ -1,4 +1,4 @@
-"""What every way of moving weights gets: this rank's tensors, and the group of all ranks."""
+"""What every method that moves weights gets: this rank's tensors, and the group of all ranks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import distributed as dist
 
 from launcher.bridge.plan import TensorSpec
 from launcher.bridge.trainer.rank_group import RankGroup
-from launcher.testing.paper.models import Model
+from launcher.testing.bench.models import Model
 
 SENDER = 0
 
 
 @dataclass(kw_only=True)
-class Stage:
+class Context:
     """One rank's part. Rank 0 is the trainer; the others are the workers of one engine."""
 
     rank: int
@@ -37,11 +37,11 @@ class Stage:
 
     model: Model
     tensors: dict[str, torch.Tensor]
-    """The trainer's: its weights. A worker's: where whole tensors are received, for the ways that move whole ones."""
+    """The trainer's: its weights. A worker's: where methods that move whole tensors receive them."""
 
     round_bytes: int | None
     density: float
-    """Share of the elements that differ from the version before, for the ways that send what has changed."""
+    """Share of the elements that differ from the version before, for the methods that send what has changed."""
 
     @property
     def is_sender(self) -> bool:
@@ -56,7 +56,7 @@ class Stage:
 
 
 class Method(ABC):
-    """One way of moving an update."""
+    """Moves an update."""
 
     name: str
     sent_bytes: int | None = None
@@ -89,15 +89,15 @@ def weight(spec: TensorSpec, device: torch.device) -> torch.Tensor:
 class Baseline(Method):
     """Whole tensors, received in place."""
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.tensors = list(stage.tensors.values())
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.tensors = list(context.tensors.values())
 
     def prepare(self) -> None:
-        if not self.stage.is_sender:
+        if not self.context.is_sender:
             self.tensors[-1].zero_()
 
     def check(self) -> None:
-        for name, tensor in self.stage.tensors.items():
+        for name, tensor in self.context.tensors.items():
             spec = TensorSpec(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
             assert torch.equal(tensor, weight(spec, tensor.device)), f"{self.name}: {name} did not arrive"

@@ -1,6 +1,6 @@
 """A plan's traffic and time on paper.
 
-Run ``python -m launcher.testing.paper.simulate --model llama-70b --trainers 16 --engines 2xtp8``.
+Run ``python -m tests.unit.bridge.plan_simulator --model llama-70b --trainers 16 --engines 2xtp8``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,21 @@ from launcher.bridge.plan.requirements import WHOLE, Slice
 from launcher.bridge.plan.sharding import Sharding, fsdp, hsdp, place, replicated
 from launcher.bridge.plan.split import Location
 from launcher.common.errors import BridgeError, LauncherError
-from launcher.testing.paper.models import MODELS, Model
+from launcher.testing.bench.models import LLAMA_8B, Latent, Model
+
+LLAMA_70B = replace(LLAMA_8B, hidden_size=8192, num_layers=80, num_heads=64, intermediate_size=28672)
+QWEN3_235B = Model(
+    hidden_size=4096, num_layers=94, num_heads=64, num_kv_heads=4, head_dim=128, intermediate_size=12288,
+    vocab_size=151936, qk_norm=True, num_experts=128, moe_intermediate_size=1536,
+)  # fmt: skip
+KIMI_1T = Model(
+    hidden_size=7168, num_layers=61, num_heads=64, num_kv_heads=64, head_dim=192, intermediate_size=18432,
+    vocab_size=163840, num_experts=384, moe_intermediate_size=2048, num_shared_experts=1, first_dense_layers=1,
+    latent=Latent(q_lora_rank=1536, kv_lora_rank=512, nope_head_dim=128, rope_head_dim=64, value_head_dim=128),
+)  # fmt: skip
+
+MODELS = {"llama-8b": LLAMA_8B, "llama-70b": LLAMA_70B, "qwen3-235b": QWEN3_235B, "kimi-1t": KIMI_1T}
+"""By the name that `--model` takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +205,7 @@ def _sharding(text: str, trainers: int) -> Sharding:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m launcher.testing.paper.simulate", description="A plan's traffic and time on paper."
+        prog="python -m tests.unit.bridge.plan_simulator", description="A plan's traffic and time on paper."
     )
     parser.add_argument("--model", choices=sorted(MODELS), default="llama-70b")
     parser.add_argument("--dtype", choices=sorted(ITEMSIZE), default="bfloat16", help="of all tensors")

@@ -180,16 +180,33 @@ LLAMA_8B = Model(
     intermediate_size=14336,
     vocab_size=128256,
 )
-LLAMA_70B = replace(LLAMA_8B, hidden_size=8192, num_layers=80, num_heads=64, intermediate_size=28672)
-QWEN3_235B = Model(
-    hidden_size=4096, num_layers=94, num_heads=64, num_kv_heads=4, head_dim=128, intermediate_size=12288,
-    vocab_size=151936, qk_norm=True, num_experts=128, moe_intermediate_size=1536,
-)  # fmt: skip
-KIMI_1T = Model(
-    hidden_size=7168, num_layers=61, num_heads=64, num_kv_heads=64, head_dim=192, intermediate_size=18432,
-    vocab_size=163840, num_experts=384, moe_intermediate_size=2048, num_shared_experts=1, first_dense_layers=1,
-    latent=Latent(q_lora_rank=1536, kv_lora_rank=512, nope_head_dim=128, rope_head_dim=64, value_head_dim=128),
-)  # fmt: skip
 
-MODELS = {"llama-8b": LLAMA_8B, "llama-70b": LLAMA_70B, "qwen3-235b": QWEN3_235B, "kimi-1t": KIMI_1T}
-"""By the name that the simulator takes."""
+MODELS = {
+    "micro": Model(
+        hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, intermediate_size=128, vocab_size=256
+    ),
+    "small": replace(
+        LLAMA_8B,
+        hidden_size=1024,
+        num_layers=6,
+        num_heads=16,
+        num_kv_heads=4,
+        head_dim=64,
+        intermediate_size=4096,
+        vocab_size=16384,
+    ),
+    "llama-8b": LLAMA_8B,
+    # 20,000 tensors of a few KiB each, as of many small experts.
+    "tiny-tensors": Model(
+        hidden_size=64,
+        num_layers=52,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        intermediate_size=64,
+        vocab_size=1024,
+        num_experts=128,
+        moe_intermediate_size=32,
+    ),
+}
+"""By the name that the bench takes."""
