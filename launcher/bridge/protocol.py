@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
-from launcher.bridge.plan.sharding import Sharding
+from launcher.bridge.plan.sharding import Placement
 from launcher.bridge.plan.split import Location
 from launcher.bridge.transport.choose import Place
 from launcher.common.codec import from_builtins
@@ -51,7 +51,7 @@ class TrainerSpec:
     """What the trainer holds, and where."""
 
     manifest: Manifest
-    placements: tuple[Sharding, ...]
+    placements: tuple[Placement, ...]
     """How tensors lie on the trainer's ranks; each way once."""
 
     placement_of: dict[str, int]
@@ -71,18 +71,17 @@ class TrainerSpec:
         cls,
         *,
         manifest: Manifest,
-        shardings: Mapping[str, Sharding],
+        placements: Mapping[str, Placement],
         locations: tuple[Location, ...],
         round_bytes: int,
         adapter: Mapping[str, Any] | None = None,
     ) -> TrainerSpec:
-        """From the sharding of each tensor that has bytes of its own, by name."""
-        placements = tuple(dict.fromkeys(shardings.values()))
-        number = {sharding: index for index, sharding in enumerate(placements)}
+        """From the placement of each tensor that has bytes of its own, by name."""
+        number = {placement: index for index, placement in enumerate(dict.fromkeys(placements.values()))}
         return cls(
             manifest=manifest,
-            placements=placements,
-            placement_of={name: number[sharding] for name, sharding in shardings.items()},
+            placements=tuple(number),
+            placement_of={name: number[placement] for name, placement in placements.items()},
             locations=locations,
             round_bytes=round_bytes,
             adapter=None if adapter is None else dict(adapter),

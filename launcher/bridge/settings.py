@@ -79,6 +79,10 @@ class BridgeSettings:
     timeout_s: float = 300.0
     """Deadline in seconds of connecting to a replica, of sending a version, and of a commit."""
 
+    rank_timeout_s: float = 60.0
+    """How long a trainer rank waits for the others to make the same call, such as ``publish``. Those that are missing
+    are named after 5 s in the log, and by an error on every rank that came once the time is over."""
+
     verify: bool = True
     """Compare a checksum of what was sent with one of what arrived before any engine commits."""
 

@@ -75,6 +75,7 @@ def settings_from_environment() -> BridgeSettings:
         mode=config.bridge.mode,
         update=config.bridge.update,
         timeout_s=config.bridge.timeout_s,
+        rank_timeout_s=config.bridge.rank_timeout_s,
         verify=config.bridge.verify,
         reset_prefix_cache=config.bridge.reset_prefix_cache,
         location=(int(os.environ.get(LAUNCHER_NODE_RANK, "0")), int(os.environ.get("LOCAL_RANK", "0"))),

@@ -8,7 +8,7 @@ from launcher.bridge.plan.plan_digest import fingerprints, first_difference
 from launcher.bridge.plan.planner import ROUND_BYTES, reshard
 from launcher.bridge.plan.relay import Relays
 from launcher.bridge.plan.requirements import Parameter, Part, Slice
-from launcher.bridge.plan.sharding import Shard, Sharding, Source, TensorSpec, collect, place
+from launcher.bridge.plan.sharding import Placement, Shard, Sharding, Source, TensorSpec, place
 from launcher.bridge.plan.split import Location
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Message",
     "Parameter",
     "Part",
+    "Placement",
     "Plan",
     "Receiver",
     "Relays",
@@ -29,7 +30,6 @@ __all__ = [
     "Source",
     "TensorSpec",
     "Transfer",
-    "collect",
     "fingerprints",
     "first_difference",
     "place",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from math import prod
 
-from launcher.bridge.plan.boxes import Box, chunk, tiling_problem
+from launcher.bridge.plan.boxes import Box, chunk
 from launcher.common.errors import BridgeError
 
 
@@ -42,10 +43,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharding:
-    """How one tensor lies on a mesh of ranks in row-major order."""
+    """How one tensor lies on a mesh of ranks."""
 
     mesh: tuple[int, ...]
-    """Sizes of the mesh dimensions; rank 0 is at the origin and the last dimension varies fastest."""
+    """Sizes of the mesh dimensions; the last one varies fastest."""
 
     dims: tuple[int | None, ...]
     """For each mesh dimension the tensor dimension that it shards, or None where it replicates."""
@@ -53,11 +54,17 @@ class Sharding:
     order: tuple[int, ...]
     """Mesh dimensions in the order in which they cut: each chunks what the ones before it left."""
 
+    ranks: tuple[int, ...] = ()
+    """The trainer ranks in the mesh, row-major; empty for those from 0 on, in order."""
+
     @classmethod
-    def parse(cls, mesh: Sequence[int], placements: Sequence[str]) -> Sharding:
+    def parse(cls, mesh: Sequence[int], placements: Sequence[str], ranks: Sequence[int] = ()) -> Sharding:
         """Reads placements as DTensor prints them: ``R``, ``S(0)``, ``_S(0, 4)``.
 
         FSDP over tensor parallelism prints ``(_S(0, tp), S(0))``: the tensor-parallel dimension cut first.
+
+        Args:
+            ranks: that are in the mesh, row-major; empty for those from 0 on.
 
         Raises:
             BridgeError: A placement is partial or unknown, or a strided one does not follow the cuts to its right.
@@ -85,16 +92,31 @@ class Sharding:
                     f"`placement` ({placements[axis]}) on mesh {tuple(mesh)} must have split factor {after}, the "
                     "shards that the mesh dimensions after it make of the same tensor dimension."
                 )
-        return cls(mesh=tuple(mesh), dims=tuple(dims), order=(*plain, *strided))
+        named = tuple(ranks)
+        return cls(
+            mesh=tuple(mesh),
+            dims=tuple(dims),
+            order=(*plain, *strided),
+            ranks=() if named == tuple(range(len(named))) else named,
+        )
 
     @property
     def world_size(self) -> int:
         """Ranks in the mesh."""
         return prod(self.mesh)
 
+    @property
+    def members(self) -> Sequence[int]:
+        """The trainer ranks in the mesh, in its order."""
+        return self.ranks or range(self.world_size)
+
     def boxes(self, shape: Sequence[int]) -> tuple[Box, ...]:
-        """What each rank holds of a tensor of ``shape``; empty boxes where a chunk is empty."""
-        return tuple(self._box(shape, rank) for rank in range(self.world_size))
+        """What each rank of the mesh, in its order, holds of a tensor of ``shape``; empty where a chunk is empty."""
+        return tuple(self._box(shape, place) for place in range(self.world_size))
+
+    def held(self, shape: Sequence[int]) -> Iterator[tuple[int, Box]]:
+        """Each trainer rank of the mesh with what it holds of a tensor of ``shape``."""
+        return zip(self.members, self.boxes(shape), strict=True)
 
     def _box(self, shape: Sequence[int], rank: int) -> Box:
         coordinate: list[int] = []
@@ -137,10 +159,22 @@ def fsdp_tp(shards: int, tp: int, dim: int | None) -> Sharding:
     return Sharding.parse((shards, tp), ("S(0)", "R" if dim is None else f"S({dim})"))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a tensor lies, over all trainer ranks: on one mesh or several, which hold the same, or part by part."""
+
+    shardings: tuple[Sharding, ...] = ()
+    shards: tuple[Shard, ...] = ()
+    """Parts that no mesh describes."""
+
+
 @lru_cache(maxsize=4096)
-def shards_of(sharding: Sharding, shape: tuple[int, ...]) -> tuple[Shard, ...]:
+def shards_of(placement: Sharding | Placement, shape: tuple[int, ...]) -> tuple[Shard, ...]:
     """The distinct parts of a tensor and their holders; the same object for equal arguments."""
-    return _group(enumerate(sharding.boxes(shape)))
+    if isinstance(placement, Sharding):
+        return group(placement.held(shape))
+    named = ((rank, shard.box) for shard in placement.shards for rank in shard.ranks)
+    return group(chain(*(sharding.held(shape) for sharding in placement.shardings), named))
 
 
 def place(tensors: Iterable[TensorSpec], rules: Sequence[tuple[str, Sharding]]) -> dict[str, Source]:
@@ -164,35 +198,11 @@ def place(tensors: Iterable[TensorSpec], rules: Sequence[tuple[str, Sharding]]) 
     return sources
 
 
-def collect(announced: Sequence[Mapping[str, tuple[TensorSpec, Box]]]) -> dict[str, Source]:
-    """Sources from what every trainer rank says it holds (index = rank).
-
-    Raises:
-        BridgeError: Two ranks disagree about a tensor, or the parts do not make up the whole.
-    """
-    specs: dict[str, TensorSpec] = {}
-    held: dict[str, list[tuple[int, Box]]] = {}
-    for rank, tensors in enumerate(announced):
-        for name, (spec, box) in tensors.items():
-            if specs.setdefault(name, spec) != spec:
-                raise BridgeError(f"`{name}` is {specs[name]} on one trainer rank and {spec} on rank {rank}.")
-            held.setdefault(name, []).append((rank, box))
-    interned: dict[tuple[tuple[int, ...], tuple[Shard, ...]], tuple[Shard, ...]] = {}
-    sources = {}
-    for name in sorted(specs):
-        spec, shards = specs[name], _group(held[name])
-        key = (spec.shape, shards)
-        if key not in interned and (problem := tiling_problem(Box.full(spec.shape), (s.box for s in shards))):
-            raise BridgeError(f"The trainer's parts of `{name}` do not make up the tensor: {problem}.")
-        shards = interned.setdefault(key, shards)
-        sources[name] = Source(name=name, shape=spec.shape, dtype=spec.dtype, shards=shards)
-    return sources
-
-
-def _group(held: Iterable[tuple[int, Box]]) -> tuple[Shard, ...]:
+def group(held: Iterable[tuple[int, Box]]) -> tuple[Shard, ...]:
+    """The distinct parts that some ranks hold, each with all of its holders."""
     ranks: dict[Box, list[int]] = {}
     for rank, box in held:
         if box.volume:
             ranks.setdefault(box, []).append(rank)
     ordered = sorted(ranks, key=lambda box: box.start)
-    return tuple(Shard(box=box, ranks=tuple(ranks[box])) for box in ordered)
+    return tuple(Shard(box=box, ranks=tuple(dict.fromkeys(ranks[box]))) for box in ordered)

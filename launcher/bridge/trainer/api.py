@@ -13,7 +13,7 @@ from launcher.bridge.adapter import adapter_of, adapter_weights
 from launcher.bridge.protocol import ReplicaStatus
 from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer.discovery import FixedReplicas, ReplicaDiscovery
-from launcher.bridge.trainer.module_state import Weight, weights
+from launcher.bridge.trainer.module_state import weights
 from launcher.bridge.trainer.publisher import OnPhase, WeightPublisher, device_of
 from launcher.bridge.trainer.rank_group import RankGroup
 from launcher.bridge.trainer.update import Update, UpdateQueue, UpdateReport
@@ -76,7 +76,7 @@ class Bridge:
     ) -> None:
         self._settings = settings
         self._discovery = discovery or FixedReplicas(settings.urls, settings.journal)
-        self._ranks = RankGroup(settings.address, settings.timeout_s)
+        self._ranks = RankGroup(settings.address, settings.timeout_s, settings.rank_timeout_s)
         self._queue = UpdateQueue()
         self._weights = WeightPublisher(settings, self._ranks, self._discovery, on_phase=on_phase)
         self._adapters: dict[str, WeightPublisher] = {}
@@ -92,11 +92,12 @@ class Bridge:
         On GPUs it reads what the current stream has enqueued so far, and no tensor after it returns.
 
         Args:
-            model: plain, or sharded with FSDP2 or tensor parallelism over a mesh of all ranks. The names of its
-                parameters and persistent buffers must be those of the checkpoint that the engine was started with, and
-                each whole tensor must have the checkpoint's shape. Types may differ: each is cast on this rank to the
-                engine's, so float32 master weights are sent as bfloat16. Tensors that are not DTensors are taken to be
-                the same on all ranks.
+            model: plain, or sharded with FSDP2 or tensor parallelism over a mesh of all ranks or of some. The names of
+                its parameters and persistent buffers must be those of the checkpoint that the engine was started with,
+                and each whole tensor must have the checkpoint's shape. Types may differ: each is cast on this rank to
+                the engine's, so float32 master weights are sent as bfloat16. Ranks may hold different tensors, as
+                pipeline stages do. What several ranks hold must be the same on each; that is compared by checksum
+                when it is published for the first time.
             version: larger than every one published before; the same on every rank.
             names: only these weights, under their names in the module's state dict; all of them if None. The first
                 version of a replica is always whole.
@@ -105,15 +106,17 @@ class Bridge:
             What the update took; the same on every rank.
 
         Raises:
-            BridgeError: a DTensor's mesh is not all ranks in order, or an engine has no use for a tensor.
+            BridgeError: on every rank: the ranks disagree about a tensor, hold other values of one that should be the
+                same, or an engine has no use for one.
             ControlError: in a run, its control service does not answer.
             TransferError: fewer replicas than ``min_replicas`` took the version; the others serve it all the same. A
                 replica that did not take it goes on serving what it had, and is asked to join again the next time.
-            ValueError: a name is not in the module.
+                Or not every rank made this call within ``rank_timeout_s``: those are named on the ranks that did, and
+                the next call that all of them make works.
+            ValueError: no rank holds one of ``names``.
         """
         self._queue.drain()
-        held = weights(model)
-        return self._weights.publish(held, _owners(held, names), version)
+        return self._weights.publish(weights(model), names, version)
 
     def publish_async(self, model: nn.Module, version: int, *, names: Sequence[str] | None = None) -> Update:
         """Begins to send the module's weights in a thread, and returns; the next forward and backward may go on.
@@ -131,10 +134,8 @@ class Bridge:
 
         Raises:
             TransferError: the update before has failed, and its :meth:`Update.result` was not called.
-            ValueError: a name is not in the module.
         """
         held = weights(model)
-        only = _owners(held, names)
         # What the optimizer has enqueued comes before what the thread reads.
         device = device_of(held)
         written = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
@@ -142,7 +143,7 @@ class Bridge:
         def publish(read: Callable[[], None]) -> UpdateReport:
             if written is not None:
                 written.synchronize()
-            return self._weights.publish(held, only, version, read)
+            return self._weights.publish(held, names, version, read)
 
         return self._queue.submit(version, publish)
 
@@ -229,15 +230,5 @@ class Bridge:
         self._queue.close()
         for channel in (self._weights, *self._adapters.values()):
             channel.close()
+        self._ranks.leave()
         self._discovery.close()
-
-
-def _owners(held: Sequence[Weight], names: Sequence[str] | None) -> frozenset[str] | None:
-    """The names under which the storages of some weights travel: a tied weight's owner."""
-    if names is None:
-        return None
-    by_name = {weight.name: weight for weight in held}
-    unknown = [name for name in names if name not in by_name]
-    if unknown:
-        raise ValueError(f"The module has no weight named {unknown[0]!r}; it has {len(held)}, first: {held[0].name!r}.")
-    return frozenset(by_name[name].alias_of or name for name in names)

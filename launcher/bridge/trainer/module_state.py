@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from launcher.bridge.plan.sharding import Sharding, replicated
-from launcher.bridge.protocol import Manifest, TensorEntry
+from launcher.bridge.codec.checksum import MASK, partial
+from launcher.bridge.plan.sharding import Sharding
+from launcher.bridge.trainer.description import Description, HeldTensor, Union, named_ranks, replicated_shards
+from launcher.bridge.trainer.rank_group import RankGroup
 from launcher.common.errors import BridgeError
 
 
@@ -53,8 +55,8 @@ def weights(module: nn.Module) -> list[Weight]:
 
 
 def described(held: Sequence[Weight]) -> tuple[object, ...]:
-    """Equal for modules whose tensors have the same names, shapes, types and places; quicker than :func:`manifest` and
-    :func:`shardings`, which then are equal, too.
+    """Equal for modules whose tensors have the same names, shapes, types and places; quicker than :func:`description`,
+    which then is equal, too.
     """
     return tuple(
         (
@@ -68,34 +70,63 @@ def described(held: Sequence[Weight]) -> tuple[object, ...]:
     )
 
 
-def manifest(held: Sequence[Weight]) -> Manifest:
-    """What the weights are, whole."""
+def description(held: Sequence[Weight]) -> Description:
+    """What this rank holds, for the others.
+
+    Raises:
+        BridgeError: a tensor's placement is partial, or not one that the bridge knows.
+    """
     return tuple(
-        TensorEntry(name=weight.name, shape=tuple(weight.tensor.shape), dtype=weight.dtype, alias_of=weight.alias_of)
+        HeldTensor(
+            name=weight.name,
+            shape=tuple(weight.tensor.shape),
+            dtype=weight.dtype,
+            alias_of=weight.alias_of,
+            sharding=_sharding(weight.name, weight.tensor) if isinstance(weight.tensor, DTensor) else None,
+        )
         for weight in held
     )
 
 
-def shardings(held: Sequence[Weight], world_size: int) -> dict[str, Sharding]:
-    """How each weight with a storage of its own lies on the trainer's ranks; every rank computes the same.
+def _sharding(name: str, tensor: DTensor) -> Sharding:
+    mesh, placements = tensor.device_mesh, [str(placement) for placement in tensor.placements]
+    try:
+        return Sharding.parse(mesh.shape, placements, mesh.mesh.flatten().tolist())
+    except BridgeError as error:
+        raise BridgeError(f"`{name}`: {error}") from error
+
+
+def compare_replicas(held: Sequence[Weight], found: Union, ranks: RankGroup) -> None:
+    """Compares by checksum what several ranks hold alike; every rank calls it. Reads each such tensor once.
 
     Raises:
-        BridgeError: a tensor's mesh is not all ranks in order.
+        BridgeError: on every rank: two ranks hold other values; with the tensor, both ranks and their checksums.
     """
-    whole = replicated(world_size)
-    return {
-        weight.name: _sharding(weight, world_size) if isinstance(weight.tensor, DTensor) else whole
-        for weight in held
-        if weight.alias_of is None
-    }
-
-
-def _sharding(weight: Weight, world_size: int) -> Sharding:
-    mesh = weight.tensor.device_mesh  # type: ignore[attr-defined]
-    ranks = mesh.mesh.flatten().tolist()
-    if ranks != list(range(world_size)):
-        raise BridgeError(
-            f"`{weight.name}` lies on the ranks {ranks}, but the bridge needs a mesh of all {world_size} in order."
-        )
-    placements = weight.tensor.placements  # type: ignore[attr-defined]
-    return Sharding.parse(mesh.shape, [str(placement) for placement in placements])
+    shards = list(replicated_shards(found))
+    if not shards:
+        return
+    by_name = {weight.name: weight.local for weight in held}
+    # Each part's checksum from the first rank that holds it, on every rank.
+    first, own = torch.zeros(len(shards), dtype=torch.int64), torch.zeros(len(shards), dtype=torch.int64)
+    for index, (name, shape, shard) in enumerate(shards):
+        if ranks.rank in shard.ranks:
+            own[index] = partial(by_name[name], box=shard.box, shape=shape)
+            if ranks.rank == shard.ranks[0]:
+                first[index] = own[index]
+    ranks.all_reduce_sum(first)
+    held_here = torch.tensor([ranks.rank in shard.ranks for _name, _shape, shard in shards])
+    wrong = ((first != own) & held_here).nonzero().flatten()
+    pairs = ranks.all_gather((len(wrong), int(wrong[0]) if len(wrong) else 0))
+    odd = [rank for rank, (count, _index) in enumerate(pairs) if count]
+    if not odd:
+        return
+    count, index = pairs[odd[0]]
+    name, _shape, shard = shards[index]
+    sums = [value & MASK for value, _ in ranks.all_gather((int(own[index]), 0))]
+    a, b = shard.ranks[0], odd[0]
+    raise BridgeError(
+        f"`{name}`{f' and {count - 1} more' if count > 1 else ''} should be the same on trainer"
+        f" {named_ranks(shard.ranks)}, but is not: its checksum is {sums[a]:016x} on rank {a} and {sums[b]:016x} on"
+        f" rank {b} ({named_ranks(odd)} of {ranks.size} {'differs' if len(odd) == 1 else 'differ'}). HINT: a replica"
+        " drifted, or was never synchronised; broadcast one rank's weights, and check that every rank steps alike."
+    )

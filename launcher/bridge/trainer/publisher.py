@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 
 import torch
 
@@ -12,12 +13,15 @@ from launcher.bridge.adapter import Adapter
 from launcher.bridge.plan import Location
 from launcher.bridge.protocol import TrainerSpec
 from launcher.bridge.settings import ROUND_BYTES, BridgeSettings
+from launcher.bridge.trainer.agreement import Call
+from launcher.bridge.trainer.description import Description, Union, decoded, digest_of, encoded, union
 from launcher.bridge.trainer.discovery import CommitRecord, ReplicaDiscovery
-from launcher.bridge.trainer.module_state import Weight, described, manifest, shardings
+from launcher.bridge.trainer.module_state import Weight, compare_replicas, described, description
 from launcher.bridge.trainer.rank_group import RankGroup
 from launcher.bridge.trainer.replica_set import ReplicaSet
 from launcher.bridge.trainer.transaction import UpdateTransaction
 from launcher.bridge.trainer.update import UpdateReport
+from launcher.common.errors import BridgeError
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +51,11 @@ class WeightPublisher:
         self._on_phase = on_phase
         self.adapter = adapter
         self._replicas = ReplicaSet(settings, ranks, discovery, None if adapter is None else adapter.name)
+        self._described: tuple[object, Description, str] | None = None
+        """What this rank sent last: in a form that is quick to compare, for the other ranks, and the digest of that."""
+
         self._spec: tuple[object, TrainerSpec] | None = None
-        """What was sent last, in a form that is quick to compare, and its spec."""
+        """What all ranks sent last, in a form that is quick to compare, and its spec."""
 
         self._locations: tuple[Location, ...] | None = None
         self.held: Sequence[Weight] = ()
@@ -65,7 +72,7 @@ class WeightPublisher:
     def publish(
         self,
         held: Sequence[Weight],
-        only: frozenset[str] | None,
+        names: Sequence[str] | None,
         version: int,
         read: Callable[[], None] = lambda: None,
         *,
@@ -75,17 +82,25 @@ class WeightPublisher:
 
         Args:
             held: what this rank holds.
-            only: names of the storages that are sent; None for all.
+            names: of the tensors that are sent; None for all.
             version: larger than every one before.
             read: called once the trainer may write its tensors again.
             releases: a restarted engine that waits for weights need not wait for others after these.
 
         Raises:
-            TransferError: fewer replicas than wanted serve it.
+            BridgeError, TransferError: as for :meth:`_agree`; or fewer replicas than wanted serve it.
+            ValueError: no rank holds a tensor of that name.
         """
+        called = f"publish(version={version})"
+        if self.adapter is not None:
+            called = f"publish_adapter({self.adapter.name!r}, version={version})"
+        elif names is not None:
+            called = f"publish(version={version}, names={sorted(names)})"
+        spec = self._agree(called, held)
+        only = None if names is None else _owners(spec, names)
         self._replicas.begin_version()
         self.held = held
-        report = self._deliver(held, only, version, releases)
+        report = self._deliver(held, only, version, releases, spec)
         self._mark("first sync", "end")
         self.version = version
         # Not before: a replica that comes back is sent the weights once more.
@@ -100,11 +115,12 @@ class WeightPublisher:
         """
         if self.version is None:
             return 0
+        spec = self._agree(f"rejoin() at version {self.version}", held)
         replicas = self._replicas
         before = dict(replicas.serving)
         replicas.refresh()
         if replicas.lacking() or len(replicas.serving) < self._settings.wanted_replicas:
-            self._deliver(held, None, self.version, releases)
+            self._deliver(held, None, self.version, releases, spec)
         return sum(before.get(index) != count for index, count in replicas.serving.items())
 
     def close(self) -> None:
@@ -112,7 +128,12 @@ class WeightPublisher:
         self._replicas.leave()
 
     def _deliver(
-        self, held: Sequence[Weight], only: frozenset[str] | None, version: int, releases: bool
+        self,
+        held: Sequence[Weight],
+        only: frozenset[str] | None,
+        version: int,
+        releases: bool,
+        spec: TrainerSpec,
     ) -> UpdateReport:
         begin = time.monotonic()
         device = device_of(held)
@@ -121,7 +142,7 @@ class WeightPublisher:
             held=held,
             only=only,
             releases=releases,
-            spec=self._spec_of(held, device),
+            spec=spec,
             device=device,
             replicas=self._replicas,
             ranks=self._ranks,
@@ -159,22 +180,58 @@ class WeightPublisher:
         if self._on_phase is not None and self.adapter is None and self.version is None:
             self._on_phase(phase, state)
 
-    def _spec_of(self, held: Sequence[Weight], device: torch.device) -> TrainerSpec:
-        """What the engines must know; the same object as long as the tensors are, and lie, as before."""
-        description = (device, described(held))
-        if self._spec is None or self._spec[0] != description:
-            if self._locations is None:
-                pairs = self._ranks.all_gather(self._settings.location)
-                self._locations = tuple(Location(node=node, gpu=gpu) for node, gpu in pairs)
-            spec = TrainerSpec.of(
-                manifest=manifest(held),
-                shardings=shardings(held, self._ranks.size),
-                locations=self._locations,
-                round_bytes=self._settings.round_bytes or ROUND_BYTES[device.type],
-                adapter=None if self.adapter is None else self.adapter.config,
-            )
-            self._spec = (description, spec)
+    def _agree(self, call: str, held: Sequence[Weight]) -> TrainerSpec:
+        """What the engines must know, once all ranks make the same call; the same object as long as the tensors are,
+        and lie, as before on every rank.
+
+        Raises:
+            BridgeError: on every rank: ranks disagree about a tensor, or hold other values of one.
+            TransferError: on every rank: ranks are missing, or make another call.
+        """
+        error, digest = "", ""
+        own: Description = ()
+        try:
+            own, digest = self._describe(held)
+        except BridgeError as problem:
+            error = str(problem)
+        contents = self._ranks.meet(Call(name=call, content=digest, error=error))
+        device = device_of(held)
+        key = (device, contents)
+        if self._spec is None or self._spec[0] != key:
+            self._spec = None
+            shared = self._ranks.exchange(encoded(own), contents)
+            found = union([(decoded(shared[digest]), ranks) for digest, ranks in contents.items()], self._ranks.size)
+            compare_replicas(held, found, self._ranks)
+            self._spec = (key, self._spec_of(found, device))
         return self._spec[1]
+
+    def _describe(self, held: Sequence[Weight]) -> tuple[Description, str]:
+        key = described(held)
+        if self._described is None or self._described[0] != key:
+            own = description(held)
+            self._described = (key, own, digest_of(own))
+        return self._described[1:]
+
+    def _spec_of(self, found: Union, device: torch.device) -> TrainerSpec:
+        if self._locations is None:
+            pairs = self._ranks.all_gather(self._settings.location)
+            self._locations = tuple(Location(node=node, gpu=gpu) for node, gpu in pairs)
+        return TrainerSpec.of(
+            manifest=found.manifest,
+            placements=found.placements,
+            locations=self._locations,
+            round_bytes=self._settings.round_bytes or ROUND_BYTES[device.type],
+            adapter=None if self.adapter is None else self.adapter.config,
+        )
+
+
+def _owners(spec: TrainerSpec, names: Sequence[str]) -> frozenset[str]:
+    """The names under which some tensors travel: a tied weight's owner."""
+    owners = {entry.name: entry.alias_of or entry.name for entry in spec.manifest}
+    if unknown := [name for name in names if name not in owners]:
+        near = get_close_matches(unknown[0], owners, 1) or list(owners)[:1]
+        raise ValueError(f"No trainer rank has a weight named {unknown[0]!r}; there are {len(owners)}, such as {near}.")
+    return frozenset(owners[name] for name in names)
 
 
 def device_of(held: Sequence[Weight]) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ import torch
 from torch import distributed as dist
 
 from launcher.bridge.groups import init_process_group
+from launcher.bridge.trainer.agreement import Agreement, Call
 from launcher.common.codec import from_json, to_json
 from launcher.common.errors import TransferError
 
@@ -31,15 +33,17 @@ class RankGroup:
         address: of this host, as the other ranks reach it.
         timeout_s: deadline of each step of an update. While rank 0 takes two steps with the engines, such as to vote
             and to commit, the other ranks wait; so a call here takes up to three times as long.
+        rank_timeout_s: how long a rank waits for the others to make the same call.
 
     Raises:
         RendezvousTimeout: not every rank came in time.
     """
 
-    def __init__(self, address: str, timeout_s: float) -> None:
+    def __init__(self, address: str, timeout_s: float, rank_timeout_s: float = 60.0) -> None:
         self.rank, self.size = world()
         self._timeout_s = 3 * timeout_s
         self._group: Any = None
+        self._agreement: Agreement | None = None
         if self.size == 1:
             return
         timeout = timedelta(seconds=self._timeout_s)
@@ -48,6 +52,7 @@ class RankGroup:
             served = dist.TCPStore(address, 0, is_master=True, timeout=timeout, wait_for_workers=False)
         host, port = _from_rank_0(None if served is None else [address, served.port])
         store = served or dist.TCPStore(host, port, is_master=False, timeout=timeout)
+        self._agreement = Agreement(store, self.rank, self.size, rank_timeout_s)
         self._group = init_process_group(
             "gloo",
             timeout=timeout,
@@ -57,6 +62,37 @@ class RankGroup:
             group_name="bridge",
             address=address,
         )
+
+    def meet(self, call: Call) -> dict[str, list[int]]:
+        """Returns once every rank makes the same call; the digest of what each holds, with the ranks that hold this.
+
+        Raises:
+            TransferError: on every rank: some are missing after ``rank_timeout_s``, call something else, or cannot.
+        """
+        if self._agreement is not None:
+            return self._agreement.meet(call)
+        if call.error:
+            raise TransferError(call.error)
+        return {call.content: [0]}
+
+    def exchange(self, own: bytes, contents: Mapping[str, list[int]]) -> dict[str, bytes]:
+        """What the ranks hold, by its digest.
+
+        Args:
+            own: what this rank holds.
+            contents: as :meth:`meet` has returned it.
+
+        Raises:
+            TransferError: a rank did not take part in time.
+        """
+        if self._agreement is None or len(contents) == 1:
+            return dict.fromkeys(contents, own)
+        return self._agreement.exchange(own.decode(), contents)
+
+    def leave(self) -> None:
+        """This rank makes no further call."""
+        if self._agreement is not None:
+            self._agreement.leave()
 
     def broadcast_json(self, value: Any) -> Any:
         """Rank 0's JSON value, on every rank; the others' argument is ignored.

@@ -259,7 +259,7 @@ class UpdateTransaction:
         return self.ranks.broadcast(decision, _Decision)
 
     def _shards(self) -> dict[str, torch.Tensor]:
-        return {weight.name: weight.local for weight in self.held if weight.alias_of is None}
+        return {weight.name: weight.local for weight in self.held if weight.name in self.spec.placement_of}
 
 
 def differences(votes: Mapping[int, VoteReply], sums: Mapping[int, Sequence[int]]) -> Failures:

@@ -63,6 +63,7 @@ POSITIVE = (
     "inference.ready_timeout_s",
     "inference.gpu_memory_utilization",
     "bridge.timeout_s",
+    "bridge.rank_timeout_s",
     "checkpoint.stop_timeout_s",
     "checkpoint.write_timeout_s",
     "restart.engine_health_timeout_s",

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from launcher.bridge.negotiation import replica_plan
-from launcher.bridge.plan import Box, Location, Sharding, fingerprints, first_difference
+from launcher.bridge.plan import Box, Location, Placement, Sharding, fingerprints, first_difference
 from launcher.bridge.plan.sharding import fsdp, replicated
 from launcher.bridge.protocol import Connect, ConnectReply, TensorEntry, TrainerSpec, WorkerConnected, WorkerSpec
 from launcher.bridge.trainer.connect import ConnectSettings, connect_replicas, serve_store
@@ -220,7 +220,7 @@ def facts(shardings: dict[str, Sharding]) -> TrainerSpec:
     """Three tensors on two trainer ranks."""
     return TrainerSpec.of(
         manifest=tuple(TensorEntry(name=name, shape=(8, 4), dtype="float32") for name in NAMES),
-        shardings=shardings,
+        placements={name: Placement(shardings=(sharding,)) for name, sharding in shardings.items()},
         locations=(Location(node=0, gpu=0), Location(node=0, gpu=1)),
         round_bytes=1 << 20,
     )

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from launcher.bridge.plan import Box, Sharding, TensorSpec, collect, place
+from launcher.bridge.plan import Box, Sharding, TensorSpec, place
 from launcher.bridge.plan.sharding import fsdp, fsdp_tp, hsdp
 from launcher.common.errors import BridgeError
 
@@ -125,14 +125,3 @@ def test_placements_that_cannot_be_right_are_refused(
 def test_a_tensor_without_a_rule_is_named() -> None:
     with pytest.raises(BridgeError, match="other"):
         place([TensorSpec(name="other", shape=(4,))], [("weight", fsdp(2))])
-
-
-def test_ranks_that_say_what_they_hold_make_up_sources() -> None:
-    spec = TensorSpec(name="w", shape=(7, 2))
-    boxes = hsdp(2, 3).boxes(spec.shape)
-    sources = collect([{"w": (spec, box)} for box in boxes])
-    assert sources == place([spec], [(".*", hsdp(2, 3))])
-    with pytest.raises(BridgeError, match="written by nobody"):
-        collect([{"w": (spec, box)} for box in boxes[:2]])
-    with pytest.raises(BridgeError, match="rank 1"):
-        collect([{"w": (spec, boxes[0])}, {"w": (TensorSpec(name="w", shape=(8, 2)), boxes[1])}])

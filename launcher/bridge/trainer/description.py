@@ -1,0 +1,184 @@
+"""What each trainer rank says that it holds, and what that makes over all ranks, or where they disagree."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from launcher.bridge.plan.boxes import Box, tiling_problem
+from launcher.bridge.plan.sharding import Placement, Shard, Sharding, group, shards_of
+from launcher.bridge.protocol import Manifest, TensorEntry, TrainerSpec
+from launcher.common.codec import from_json, to_json
+from launcher.common.errors import BridgeError
+
+MOST_NAMED = 8
+"""Ranks or tensors that a message lists; it counts the rest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldTensor:
+    """One tensor of which a rank holds something; equal on ranks of one mesh."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+
+    dtype: str
+    """torch's name without the module: ``bfloat16``."""
+
+    alias_of: str | None = None
+    """An earlier tensor that shares its storage on this rank."""
+
+    sharding: Sharding | None = None
+    """How it lies on a mesh that this rank is in; None for what the rank holds on its own."""
+
+    boxes: tuple[Box, ...] | None = None
+    """What this rank holds on its own; the whole tensor if None."""
+
+
+Description = tuple[HeldTensor, ...]
+"""Of one rank, sorted by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Union:
+    """The tensors of all ranks."""
+
+    manifest: Manifest
+    placements: Mapping[str, Placement]
+    """Of each tensor that has bytes of its own."""
+
+
+def digest_of(description: Description) -> str:
+    """Equal for equal descriptions."""
+    return sha256(to_json(description)).hexdigest()
+
+
+def encoded(description: Description) -> bytes:
+    """For another rank."""
+    return to_json(description)
+
+
+def decoded(data: bytes) -> Description:
+    """A description that another rank encoded."""
+    return from_json(data, Description)
+
+
+def union(descriptions: Sequence[tuple[Description, Sequence[int]]], world_size: int) -> Union:
+    """What all ranks hold together.
+
+    Args:
+        descriptions: each distinct one with the ranks whose it is.
+
+    Raises:
+        BridgeError: ranks disagree about a tensor, a rank lacks one that its mesh places there, or the parts do not
+            make up the whole; with names, ranks and values.
+    """
+    found: dict[str, list[tuple[HeldTensor, Sequence[int]]]] = {}
+    for description, ranks in descriptions:
+        for held in description:
+            found.setdefault(held.name, []).append((held, ranks))
+    entries, placements = [], {}
+    whole: dict[tuple[Placement, tuple[int, ...]], str | None] = {}
+    for name in sorted(found):
+        holders = found[name]
+        first = holders[0][0]
+        _agree(name, "shape", holders, lambda held: held.shape)
+        _agree(name, "type", holders, lambda held: held.dtype)
+        aliases = {held.alias_of for held, _ranks in holders}
+        # Tied on some ranks only: sent as a tensor of its own.
+        alias = aliases.pop() if len(aliases) == 1 else None
+        entries.append(TensorEntry(name=name, shape=first.shape, dtype=first.dtype, alias_of=alias))
+        if alias is None:
+            placement = placements[name] = _placement(name, holders, world_size)
+            key = (placement, first.shape)
+            if key not in whole:
+                shards = shards_of(placement, first.shape)
+                whole[key] = tiling_problem(Box.full(first.shape), (shard.box for shard in shards))
+            if whole[key]:
+                held_by = named_ranks(sorted(rank for _held, ranks in holders for rank in ranks), world_size)
+                raise BridgeError(
+                    f"What the trainer's ranks hold of `{name}` {first.shape} does not make up the tensor: {whole[key]}"
+                    f" (held on {held_by})."
+                )
+    return Union(manifest=tuple(entries), placements=placements)
+
+
+def named_ranks(ranks: Sequence[int], world_size: int | None = None) -> str:
+    """``rank 3``, ``ranks 0-2, 5``, ``all 8 ranks``."""
+    if world_size is not None and len(set(ranks)) == world_size > 1:
+        return f"all {world_size} ranks"
+    spans: list[list[int]] = []
+    for rank in sorted(set(ranks)):
+        if spans and spans[-1][1] == rank - 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    texts = [str(a) if a == b else f"{a}-{b}" for a, b in spans]
+    more = f" and {len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else ""
+    return f"rank{'' if len(set(ranks)) == 1 else 's'} {', '.join(texts[:MOST_NAMED])}{more}"
+
+
+def _agree(
+    name: str,
+    what: str,
+    holders: Sequence[tuple[HeldTensor, Sequence[int]]],
+    value: Callable[[HeldTensor], Any],
+) -> None:
+    by_value: dict[Any, list[int]] = {}
+    for held, ranks in holders:
+        by_value.setdefault(value(held), []).extend(ranks)
+    if len(by_value) > 1:
+        # The most common value first: the others are the odd ones.
+        counts = Counter({found: len(ranks) for found, ranks in by_value.items()})
+        texts = [f"{found} on {named_ranks(by_value[found])}" for found, _count in counts.most_common()]
+        raise BridgeError(f"The trainer's ranks disagree about the {what} of `{name}`: {'; '.join(texts)}.")
+
+
+def _placement(name: str, holders: Sequence[tuple[HeldTensor, Sequence[int]]], world_size: int) -> Placement:
+    shardings: dict[Sharding, set[int]] = {}
+    alone: list[tuple[int, Box]] = []
+    plain: list[int] = []
+    for held, ranks in holders:
+        if held.sharding is not None:
+            shardings.setdefault(held.sharding, set()).update(ranks)
+        elif held.boxes is None:
+            plain += ranks
+        else:
+            alone += [(rank, box) for rank in ranks for box in held.boxes]
+    for sharding, known in shardings.items():
+        if lacking := set(sharding.members) - known:
+            raise BridgeError(
+                f"`{name}` lies on {named_ranks(sharding.members)} by its mesh on {named_ranks(sorted(known))}, but"
+                f" {named_ranks(sorted(lacking))} {'does' if len(lacking) == 1 else 'do'} not hold it that way."
+            )
+    if plain:
+        shardings.setdefault(Sharding.parse((len(plain),), ("R",), sorted(plain)), set())
+    return Placement(shardings=tuple(sorted(shardings, key=repr)), shards=group(alone))
+
+
+def replicated_shards(found: Union) -> Iterator[tuple[str, tuple[int, ...], Shard]]:
+    """Each part of a tensor that several ranks hold, with the tensor's name and shape; the same order on all ranks."""
+    for entry in found.manifest:
+        if entry.alias_of is None:
+            for shard in shards_of(found.placements[entry.name], entry.shape):
+                if len(shard.ranks) > 1:
+                    yield entry.name, entry.shape, shard
+
+
+def with_holders(reason: str, spec: TrainerSpec) -> str:
+    """An engine's reason, with the ranks that hold the tensors that it names, where that are not all of them."""
+    size = len(spec.locations)
+    shapes = {entry.name: entry.shape for entry in spec.manifest}
+    notes: list[str] = []
+    for name in dict.fromkeys(re.findall(r"`([^`]+)`", reason)):
+        if name in spec.placement_of and len(notes) < MOST_NAMED:
+            shards = shards_of(spec.placements[spec.placement_of[name]], shapes[name])
+            ranks = {rank for shard in shards for rank in shard.ranks}
+            if len(ranks) < size:
+                notes.append(f"`{name}` is held by trainer {named_ranks(sorted(ranks))} of {size} only.")
+    return " ".join([reason, *notes])
