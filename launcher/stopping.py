@@ -17,7 +17,7 @@ from pathlib import Path
 
 from launcher.common.env import LAUNCHER_CONTROL, LAUNCHER_STOP_FILE
 from launcher.control.client import ControlClient
-from launcher.control.values import STOP_ACKNOWLEDGED
+from launcher.control.model import STOP_ACKNOWLEDGED
 
 
 def is_asked() -> bool:

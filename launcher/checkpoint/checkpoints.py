@@ -171,7 +171,7 @@ class Checkpoints:
 
     def _write(self, step: int, version: int, path: Path) -> int:
         group = self._group
-        owner = f"{os.environ.get('LAUNCHER_ATTEMPT', '0')}.{os.environ.get('LAUNCHER_RESTART', '0')}"
+        owner = f"{os.environ.get('LAUNCHER_ATTEMPT', '0')}.{os.environ.get('LAUNCHER_RESTART_COUNT', '0')}"
         draft = store.draft_path(self.directory, step, owner)
 
         def begin() -> None:

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from launcher.cli.commands import COMMANDS
+from launcher.cli.commands import COMMANDS, OLD_NAMES, show_help, show_version
 from launcher.common import gc_tuning
 from launcher.common.errors import LauncherError, UsageError
 from launcher.common.utf8 import escape_unprintable, is_text, use_utf8
@@ -53,9 +53,10 @@ def _check_text(arguments: Sequence[str]) -> None:
 def _dispatch(arguments: Sequence[str]) -> int:
     first = arguments[0] if arguments else ""
     if first in ("--help", "-h", "help", "--version"):
-        from launcher.cli.help import show_help, show_version
-
         return show_version() if first == "--version" else show_help()
+    if first in OLD_NAMES:
+        print(f"launcher: `launcher {first}` is now called `launcher {OLD_NAMES[first]}`", file=sys.stderr)
+        first = OLD_NAMES[first]
     # Words that are no command are the overrides of a run.
     command, rest = (COMMANDS[first], arguments[1:]) if first in COMMANDS else (COMMANDS["submit"], arguments)
     main_of = command.load()

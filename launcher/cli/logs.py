@@ -13,8 +13,8 @@ from launcher.cli.parser import CommandParser
 from launcher.common.errors import UsageError
 from launcher.observe.find import add_run_argument, find_run
 from launcher.observe.logs import JOB, ROLES, Choice, Log, LogReader, job_logs, logs_of
+from launcher.observe.run_status import RunWatch
 from launcher.observe.run_summary import newest_attempt
-from launcher.observe.watch import RunWatch
 
 MOST_UNASKED = 16
 """Up to so many logs are shown to who did not choose; of more, one of each role."""

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.cli.parser import CommandParser
-from launcher.events.loading import RunFollower
+from launcher.events.reader import RunFollower
 from launcher.events.run_state import RunState
 from launcher.observe.find import LAST, add_run_argument, find_run
+from launcher.observe.run_status import RunWatch
 from launcher.observe.terminal.status_lines import replica_states, status_lines
-from launcher.observe.watch import RunWatch
 
 INTERVAL_S = 0.25
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
-from launcher.cli.help import show_help
+from launcher.cli.commands import show_help
 from launcher.common.errors import ConfigError, LauncherError, UsageError
 from launcher.common.paths import conf_dir
 from launcher.submit.composing import HYDRA_FULL_ERROR, explained, hydra_full_error

@@ -17,7 +17,7 @@ NOTHING = 1
 
 def main(arguments: Sequence[str]) -> int:
     """Explains one run."""
-    from launcher.observe.root_cause.explain import explain
+    from launcher.observe.root_cause.diagnosis import explain
     from launcher.observe.root_cause.render import render
 
     parser = CommandParser(

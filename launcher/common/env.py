@@ -32,9 +32,6 @@ LAUNCHER_ENGINE_MASTER = "LAUNCHER_ENGINE_MASTER"
 LAUNCHER_EXIT_FILE = "LAUNCHER_EXIT_FILE"
 """File in which node 0 leaves the run's exit code for the job script; beside it lie the script's requests."""
 
-LAUNCHER_GENERATION = "LAUNCHER_GENERATION"
-"""How often this replica has been started before."""
-
 LAUNCHER_HOSTNAME = "LAUNCHER_HOSTNAME"
 """Name of this node in the nodelist."""
 
@@ -65,8 +62,8 @@ LAUNCHER_PORT = "LAUNCHER_PORT"
 LAUNCHER_PROCESS = "LAUNCHER_PROCESS"
 """Name of this process in the layout, such as ``trainer-0000``; its log has the same name."""
 
-LAUNCHER_RESTART = "LAUNCHER_RESTART"
-"""How often the trainers of this attempt have been started before."""
+LAUNCHER_RESTART_COUNT = "LAUNCHER_RESTART_COUNT"
+"""How often this replica, or all trainer ranks together, were restarted in this attempt."""
 
 LAUNCHER_ROLE = "LAUNCHER_ROLE"
 """``trainer``, ``inference`` or ``helper``."""

@@ -196,7 +196,7 @@ class PreflightConfig:
     """What a bad node leads to: ``fail`` ends the run, ``warn`` only reports it, ``off`` does not look."""
 
     skip: list[str] = field(default_factory=list)
-    """Checks to leave out, by name; see ``launcher.preflight.model``."""
+    """Checks to leave out, by name; see ``launcher.preflight.context``."""
 
     timeout_s: float = 20.0
     """Longest time that a check may take; one that hangs for longer has failed."""

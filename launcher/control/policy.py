@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from launcher.control.values import STORE_HELPER
+from launcher.control.model import STORE_HELPER
 from launcher.layout.model import Role
 
 

@@ -205,7 +205,7 @@ class CancelRequest(ControlRequest[Reply]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PutRequest(ControlRequest[Reply]):
-    """Publishes a value to the whole run; see :mod:`launcher.control.values`."""
+    """Publishes a value to the whole run; see :mod:`launcher.control.model`."""
 
     key: str
     value: Any

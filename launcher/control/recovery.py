@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from launcher.control.effects import Effects, LogEvent
 from launcher.control.ending import enter, fail, mark_dirty, mark_nodes_dirty
-from launcher.control.model import ENDED, Phase, StopStage
+from launcher.control.model import ENDED, TRAINER_RESTART_COUNT, Phase, StopStage, replica_key
 from launcher.control.policy import (
     REFUSED,
     Decision,
@@ -27,7 +27,6 @@ from launcher.control.replicas import (
     restarts_that_count,
 )
 from launcher.control.state import ControlState, ReplicaRecord
-from launcher.control.values import TRAINER_RESTART_COUNT, replica_key
 from launcher.control.views import everybody_left, free_spares, kept_replicas, replicas_on, role_of
 from launcher.events.failure_kinds import FailureKind
 from launcher.events.schema import FailureReported, NodeLost, ReplicaChanged, RestartScheduled, SpareAssigned

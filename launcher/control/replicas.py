@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from launcher.control.effects import Effects, LogEvent, NotifyPool
 from launcher.control.ending import mark_dirty
+from launcher.control.model import ALL_URLS, replica_key
 from launcher.control.policy import backoff_s, counted_restarts
 from launcher.control.protocol import EngineMasterRequest, EngineReadyRequest, PublishedRequest
 from launcher.control.state import ControlState, ReplicaRecord, ReplicaState
-from launcher.control.values import ALL_URLS, replica_key
 from launcher.control.views import kept_replicas, serves
 from launcher.events.schema import EngineReady, ReplicaChanged, RestartScheduled
 from launcher.events.serialize import make_event

@@ -11,9 +11,8 @@ from enum import StrEnum
 from typing import Any
 
 from launcher.config.schema import RestartConfig
-from launcher.control.model import Phase, StopReason, StopStage
+from launcher.control.model import TRAINER_RESTART_COUNT, Phase, StopReason, StopStage
 from launcher.control.preflight_report import BadNode, PreflightReport
-from launcher.control.values import TRAINER_RESTART_COUNT
 from launcher.events.schema import FailureReported
 from launcher.layout.model import Layout, Node, Replica, Role
 

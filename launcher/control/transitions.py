@@ -21,7 +21,16 @@ from launcher.control.ending import (
     mark_dirty,
     request_stop,
 )
-from launcher.control.model import ENDED, Phase, StopStage
+from launcher.control.model import (
+    ENDED,
+    MODEL_READY,
+    REPLICA_PREFIX,
+    STOP_ACKNOWLEDGED,
+    Phase,
+    StopStage,
+    replica_key,
+    store_key,
+)
 from launcher.control.preflight_report import PreflightResult
 from launcher.control.protocol import (
     CancelRequest,
@@ -45,7 +54,6 @@ from launcher.control.recovery import HOLD_S, node_left, node_lost, process_ende
 from launcher.control.replicas import engine_master, engine_ready, start_due_replicas, url_published, weights_published
 from launcher.control.starting import advance, hello, lose_missing_nodes, preflight_compared
 from launcher.control.state import ControlState
-from launcher.control.values import MODEL_READY, REPLICA_PREFIX, STOP_ACKNOWLEDGED, replica_key, store_key
 from launcher.control.views import is_step_overdue, role_of, silent_nodes, trainer_nodes_reported_since
 from launcher.events.failure_kinds import FailureKind
 from launcher.events.schema import CheckpointChanged, EnginesDraining, FailureReported, StepFinished

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from launcher.control.model import Assignment, Phase, PoolMember, ReplicaAssignment, TrainerAssignment
+from launcher.control.model import (
+    ALL_URLS,
+    CONNECTED,
+    MODEL_READY,
+    Assignment,
+    Phase,
+    PoolMember,
+    ReplicaAssignment,
+    TrainerAssignment,
+    store_key,
+)
 from launcher.control.state import ControlState, ReplicaRecord, ReplicaState
-from launcher.control.values import ALL_URLS, CONNECTED, MODEL_READY, store_key
 from launcher.layout.model import Role
 
 

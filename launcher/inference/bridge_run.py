@@ -15,15 +15,14 @@ from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer.api import Bridge
 from launcher.bridge.trainer.discovery import CommitRecord, ReplicaInfo
 from launcher.bridge.trainer.rank_group import world
-from launcher.common.env import LAUNCHER_ADDRESS, LAUNCHER_NODE_RANK, LAUNCHER_RESTART, LAUNCHER_RUN_DIR
+from launcher.common.env import LAUNCHER_ADDRESS, LAUNCHER_NODE_RANK, LAUNCHER_RESTART_COUNT, LAUNCHER_RUN_DIR
 from launcher.common.errors import ControlError, LauncherError
 from launcher.common.keys import token_from_environment
 from launcher.config import load_run_config
 from launcher.control import emit as events
 from launcher.control.client import ControlClient
-from launcher.control.model import PoolMember
+from launcher.control.model import CONNECTED, PoolMember
 from launcher.control.protocol import EventRequest, PublishedRequest
-from launcher.control.values import CONNECTED
 from launcher.inference.client import wait_ready
 from launcher.inference.pool import Pool
 
@@ -65,7 +64,7 @@ def settings_from_environment() -> BridgeSettings:
     run_dir = Path(path)
     config = load_run_config(run_dir)
     return BridgeSettings(
-        restart_count=int(os.environ.get(LAUNCHER_RESTART, "0")),
+        restart_count=int(os.environ.get(LAUNCHER_RESTART_COUNT, "0")),
         min_replicas=config.inference.min_replicas,
         token=token_from_environment(),
         address=os.environ.get(LAUNCHER_ADDRESS, "127.0.0.1"),

@@ -28,10 +28,9 @@ from launcher.events.log import EventLog, EventWriter, has_finished
 from launcher.events.schema import AttemptStarted
 from launcher.events.serialize import make_event
 from launcher.layout import Layout, layout_to_json, plan
-from launcher.node.compile_cache.keeper import keeper_of
-from launcher.node.context import NodeContext
+from launcher.node.compile_caches import keeper_of
+from launcher.node.context import NodeContext, NodeEnvironment, check_allocation, node_environment, own_address
 from launcher.node.heartbeat import Heartbeat
-from launcher.node.node_environment import NodeEnvironment, check_allocation, node_environment, own_address
 from launcher.node.outcome import check_limits, finalize, run_has_exit_code
 from launcher.node.reporter import Outbox
 from launcher.node.signal_policy import SignalPolicy
@@ -39,8 +38,8 @@ from launcher.node.signals import StopRequest
 from launcher.node.supervisor import NodeSupervisor
 from launcher.preflight.aggregate import compare_reports
 from launcher.preflight.bad_nodes import remember
+from launcher.preflight.context import CheckContext
 from launcher.preflight.runner import Preflight
-from launcher.preflight.site import CheckContext
 
 logger = logging.getLogger(__name__)
 

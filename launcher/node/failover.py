@@ -23,7 +23,7 @@ from launcher.config.schema import Config
 from launcher.control.client import ControlClient
 from launcher.events.failure_kinds import FailureKind
 from launcher.events.log import has_finished
-from launcher.node.node_environment import NodeEnvironment, node_environment
+from launcher.node.context import NodeEnvironment, node_environment
 from launcher.node.outcome import close_log, events_of, requeue_job, run_has_exit_code
 from launcher.slurm.job_signals import cancel_own_job, node_removed_from_job
 

@@ -28,8 +28,7 @@ from launcher.events.log import EventLog
 from launcher.events.log_rules import EXIT_CODES
 from launcher.events.schema import AttemptFinished, FailureReported, JobRequeued
 from launcher.events.serialize import make_event
-from launcher.node.context import NodeContext
-from launcher.node.node_environment import NodeEnvironment, node_environment
+from launcher.node.context import NodeContext, NodeEnvironment, node_environment
 from launcher.node.signal_policy import end_of
 from launcher.slurm.job_signals import cancel_own_job, node_removed_from_job, requeue, signal_cause
 

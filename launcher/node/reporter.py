@@ -11,6 +11,7 @@ from typing import Literal
 
 from launcher.common.errors import ControlError, ControlRefusal, EngineTimeout, ProcessFailure
 from launcher.control.client import ControlClient
+from launcher.control.model import MODEL_READY
 from launcher.control.protocol import (
     ControlRequest,
     EngineMasterRequest,
@@ -23,7 +24,6 @@ from launcher.control.protocol import (
     SignalRequest,
     TrainersDoneRequest,
 )
-from launcher.control.values import MODEL_READY
 from launcher.events.failure_kinds import FailureKind
 from launcher.events.log_tail import analyze_failure, failure_line
 from launcher.events.schema import Event, FailureReported, PhaseChanged, ProcessChanged

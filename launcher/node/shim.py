@@ -28,8 +28,8 @@ from launcher.common.utf8 import use_utf8
 from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.events.failure_kinds import FailureKind
+from launcher.node.context import NodeEnvironment, node_environment
 from launcher.node.failover import node_0_killed, run_node0_failover
-from launcher.node.node_environment import NodeEnvironment, node_environment
 from launcher.node.outcome import report_failure, write_exit_code
 from launcher.node.process import tail
 from launcher.node.signals import FORWARDED_SIGNALS, SignalBuffer

@@ -15,7 +15,7 @@ from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.control.client import ControlClient
 from launcher.control.model import StopReason
 from launcher.control.protocol import CancelRequest, StopRunRequest
-from launcher.node.node_environment import NodeEnvironment
+from launcher.node.context import NodeEnvironment
 from launcher.slurm.job_signals import SignalCause, signal_cause
 
 logger = logging.getLogger(__name__)

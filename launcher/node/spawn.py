@@ -15,7 +15,6 @@ from launcher.common.env import (
     LAUNCHER_CONTROL,
     LAUNCHER_ENGINE_MASTER,
     LAUNCHER_EXIT_FILE,
-    LAUNCHER_GENERATION,
     LAUNCHER_HOSTNAME,
     LAUNCHER_INFERENCE_API_KEY,
     LAUNCHER_INFERENCE_URLS,
@@ -24,7 +23,7 @@ from launcher.common.env import (
     LAUNCHER_MODEL_PATH,
     LAUNCHER_PORT,
     LAUNCHER_PROCESS,
-    LAUNCHER_RESTART,
+    LAUNCHER_RESTART_COUNT,
     LAUNCHER_ROLE,
     LAUNCHER_RUN_DIR,
     LAUNCHER_SCRATCH,
@@ -33,8 +32,7 @@ from launcher.common.env import (
 )
 from launcher.common.keys import api_key
 from launcher.common.ports import hold_free_port, port_of
-from launcher.control.model import ReplicaAssignment, TrainerAssignment
-from launcher.control.values import STORE_HELPER
+from launcher.control.model import STORE_HELPER, ReplicaAssignment, TrainerAssignment
 from launcher.layout import Process, Role
 from launcher.node.context import NodeContext
 from launcher.node.devices import CUDA, visible_devices
@@ -127,7 +125,7 @@ class Spawner:
         replica = self._context.layout.replicas[process.rank]
         runtime = {
             LAUNCHER_PORT: str(replica.port),
-            LAUNCHER_GENERATION: str(order.restart_count),
+            LAUNCHER_RESTART_COUNT: str(order.restart_count),
             LAUNCHER_AWAITS_WEIGHTS: str(int(order.awaits_weights)),
         }
         if len(replica.node_ranks) > 1:
@@ -153,7 +151,7 @@ class Spawner:
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "TORCHELASTIC_RUN_ID": self._context.run_dir.name,
             "TORCHELASTIC_RESTART_COUNT": str(order.restart_count),
-            LAUNCHER_RESTART: str(order.restart_count),
+            LAUNCHER_RESTART_COUNT: str(order.restart_count),
             LAUNCHER_INFERENCE_URLS: ",".join(order.urls),
         }
         unit.started(

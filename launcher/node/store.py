@@ -17,7 +17,7 @@ from launcher.common.env import LAUNCHER_ADDRESS
 from launcher.common.errors import ControlError
 from launcher.common.ports import hold_free_port, port_of
 from launcher.control.client import ControlClient
-from launcher.control.values import TRAINER_RESTART_COUNT, store_key
+from launcher.control.model import TRAINER_RESTART_COUNT, store_key
 from launcher.stopping import survive_sigterm
 
 if TYPE_CHECKING:

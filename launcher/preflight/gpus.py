@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.control.preflight_report import Finding
-from launcher.preflight.site import CheckContext
+from launcher.preflight.context import CheckContext
 
 TOOL = "nvidia-smi"
 GPU_FIELDS = (

@@ -13,8 +13,6 @@ from launcher.control.client import ControlClient
 from launcher.control.model import Phase
 from launcher.control.preflight_report import Finding, PeerReport, PreflightReport
 from launcher.control.protocol import PreflightRequest
-from launcher.preflight import canary as canaries
-from launcher.preflight.canary import Canary
 from launcher.preflight.checks import (
     WARNING,
     check_cpus,
@@ -26,11 +24,22 @@ from launcher.preflight.checks import (
     check_ptrace,
     check_shm,
     check_slurm,
+    facts,
 )
-from launcher.preflight.facts import facts
+from launcher.preflight.context import CheckContext, network_stack, peers_of
 from launcher.preflight.gpus import check_gpus, hardware_facts
-from launcher.preflight.network import Peer, Probe, clock_offset, clock_skew, connect, peer_from_json, resolve
-from launcher.preflight.site import CheckContext, network_stack, peers_of
+from launcher.preflight.peers import (
+    Canary,
+    Peer,
+    Probe,
+    clock_offset,
+    clock_skew,
+    connect,
+    list_canaries,
+    peer_from_json,
+    read_canaries,
+    resolve,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +59,7 @@ CHECKS: Mapping[str, Callable[[CheckContext], Finding]] = {
 
 
 def peer_key(node_rank: int) -> str:
-    """Key under which a node publishes its :class:`~launcher.preflight.network.Peer`."""
+    """Key under which a node publishes its :class:`~launcher.preflight.peers.Peer`."""
     return f"preflight/{node_rank}"
 
 
@@ -153,11 +162,11 @@ class Preflight:
                 tasks.append(("names", peer.node_rank, _Task(partial(resolve, peer, self._stack))))
         if self._has("canary"):
             words = {peer.node_rank: peer.canary for peer in peers if peer.canary}
-            look = _Task(partial(canaries.read, self._site.attempt_dir, words, timeout_s=timeout_s / 2))
+            look = _Task(partial(read_canaries, self._site.attempt_dir, words, timeout_s=timeout_s / 2))
             tasks.append(("canary", 0, look))
             if me == 0:
                 everybody = {rank: peer.canary for rank, peer in known.items() if peer.canary}
-                listing = _Task(partial(canaries.list_all, self._site.attempt_dir, everybody, timeout_s=timeout_s / 2))
+                listing = _Task(partial(list_canaries, self._site.attempt_dir, everybody, timeout_s=timeout_s / 2))
                 tasks.append(("canary", 0, listing))
         complaints = _collect(tasks, timeout_s)
         if self._has("clock") and (skew := clock_skew(*clock, self._settings.max_clock_skew_s)) is not None:

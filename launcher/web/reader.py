@@ -6,15 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.events.loading import RunFollower
-from launcher.events.run_state import PhaseGroup, RunState
+from launcher.events.reader import RunFollower
+from launcher.events.run_state import PhaseGroup, ProcessStatus, RunState
 from launcher.layout.model import Layout
 from launcher.observe.layouts import layout_of
 from launcher.observe.run_status import RunStatus, statuses
 from launcher.observe.run_summary import summarize
 from launcher.observe.terminal.plain import failure_text
 from launcher.observe.terminal.status_lines import replica_states, status_lines
-from launcher.web.processes import process_letters
 
 FIGURES = ("reward", "loss", "tokens_per_s", "sync_s", "mismatch")
 MOST_BARS = 24
@@ -182,3 +181,29 @@ def timeline(state: RunState) -> list[list[Any]]:
     if state.finished_at is not None:
         found.append([state.finished_at, "finished", state.ending(), state.outcome == "failed"])
     return sorted(found, key=lambda item: item[0])
+
+
+LETTERS = {
+    ProcessStatus.WAITING: "w",
+    ProcessStatus.STARTING: "s",
+    ProcessStatus.RUNNING: "r",
+    ProcessStatus.ENDED: "e",
+    ProcessStatus.FAILED: "f",
+    ProcessStatus.VICTIM: "v",
+    ProcessStatus.LOST: "l",
+}
+"""One letter each: a page of thousands of processes gets one text a second."""
+
+
+def process_letters(layout: Layout, state: RunState) -> str:
+    """A letter for every process, in the order of the layout."""
+    lost = set(state.node_losses) - set(state.spares)
+    letters = []
+    for node in layout.nodes:
+        missing = ProcessStatus.LOST if node.node_rank in lost else ProcessStatus.WAITING
+        if missing is ProcessStatus.WAITING and state.outcome is not None:
+            missing = ProcessStatus.ENDED
+        for process in node.processes:
+            record = state.processes.get(process.name)
+            letters.append(LETTERS[missing if record is None else record.status])
+    return "".join(letters)

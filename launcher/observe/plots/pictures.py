@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.events.loading import load_state
+from launcher.events.reader import load_state
 from launcher.events.run_state import RunState
 from launcher.observe.layouts import layout_of_attempt
 

@@ -17,7 +17,6 @@ from launcher.events.run_state import RunState
 from launcher.events.schema import FailureReported, JobRequeued, NodeLost
 from launcher.layout.model import Process
 from launcher.observe.layouts import layout_of_attempt
-from launcher.observe.root_cause.candidates import FailureCandidate
 
 MOST_LOGS = 512
 """Logs that are read at most; beyond that only those of processes that are known to have failed."""
@@ -35,6 +34,62 @@ _STOPPED = frozenset({-signal.SIGTERM, 128 + signal.SIGTERM, 0})
 """Exit codes of processes that the launcher itself stopped."""
 
 _CERTAIN = (FailureKind.KILLED, FailureKind.NODE_LOST, FailureKind.PREFLIGHT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureCandidate:
+    """One process, or one node, that failed; times are by node 0's clock."""
+
+    who: str
+    """``trainer-0003``, ``inference-1``, ``node 2``, ``job``."""
+
+    kind: FailureKind
+    is_symptom: bool
+    """It failed because something else did, by what its log says."""
+
+    line: str
+    is_reported: bool = True
+    """Its agent reported it; else only its log shows it, and the time is not well known."""
+
+    time: float | None = None
+    """When it failed, as unix seconds; None if unknown."""
+
+    error_s: float = 0.2
+    """The time may be wrong by so much."""
+
+    role: str | None = None
+    rank: int | None = None
+    node_rank: int | None = None
+    hostname: str | None = None
+    how: str | None = None
+    """``exit code 1``, ``signal 9 (SIGKILL)``."""
+
+    message: str | None = None
+    """The agent's own sentence about it; None if only its log shows it."""
+
+    lines: tuple[str, ...] = ()
+    """The end of its traceback."""
+
+    log: str | None = None
+
+    @property
+    def where(self) -> str:
+        """``trainer 3 on node 1 (gpu-02)``, with what is known."""
+        named = " ".join(str(x) for x in (self.role, self.rank) if x is not None)
+        parts = [named or self.who]
+        if self.node_rank is not None and named:
+            parts.append(f"on node {self.node_rank}")
+        if self.hostname is not None:
+            parts.append(f"({self.hostname})")
+        return " ".join(parts)
+
+    @property
+    def sentence(self) -> str:
+        """What happened to whom, in one line."""
+        if self.message:
+            return self.message
+        how = f" ended with {self.how}" if self.how else ""
+        return f"{self.where}{how}: {self.line}"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 
 from launcher.common.text import duration
-from launcher.observe.root_cause.candidates import FailureCandidate
-from launcher.observe.root_cause.explain import Explained, Explanation
+from launcher.observe.root_cause.diagnosis import Explained, Explanation
+from launcher.observe.root_cause.evidence import FailureCandidate
 
 MOST_VICTIMS = 8
 MOST_LINES = 20

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from launcher.events.fold import apply_event
-from launcher.events.loading import new_state
-from launcher.events.reader import EventReader
+from launcher.events.reader import EventReader, new_state
 from launcher.events.run_state import RunState
-from launcher.observe.terminal.display import Display, display_for
+
+
+class Display(Protocol):
+    """Shows a run while it goes on."""
+
+    def update(self, state: RunState) -> None:
+        """Shows the state as it is now; called about four times a second, also when nothing has happened."""
+
+    def close(self) -> None:
+        """Leaves the last picture standing and gives the terminal back."""
+
+
+def display_for(stream: TextIO) -> Display:
+    """The live display when ``stream`` is a terminal that can move its cursor, plain lines otherwise."""
+    if stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown"):
+        from launcher.observe.terminal.live import LiveDisplay
+
+        return LiveDisplay(stream)
+    from launcher.observe.terminal.plain import PlainDisplay
+
+    return PlainDisplay(stream)
+
 
 REQUEUED = "requeued"
 """Outcome of an attempt after which the job is queued again."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.common.text import command_line, counted, duration, number
-from launcher.events.loading import load_state
+from launcher.events.reader import load_state
 from launcher.events.run_state import RunState
 from launcher.events.schema import FailureReported
 from launcher.events.serialize import event_fields
@@ -183,7 +183,7 @@ def _cause(run_dir: Path, slurm: JobState | None) -> Iterator[str]:
     """What ``launcher why`` says of the last attempt; nothing when somebody ended it on purpose."""
     # Its text uses this package's words in turn.
     from launcher.events.failure_kinds import FailureKind
-    from launcher.observe.root_cause.explain import explain
+    from launcher.observe.root_cause.diagnosis import explain
     from launcher.observe.root_cause.render import cause_block
 
     explained = explain(run_dir, lambda _: slurm).last

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from launcher.config.schema import Config
-from launcher.preflight.model import NAMES
+from launcher.preflight.context import NAMES
 
 
 def problems(config: Config) -> Iterator[str]:

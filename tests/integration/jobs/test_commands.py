@@ -93,7 +93,7 @@ def test_a_job_from_its_submission_to_its_end(slurm: SlurmCluster, tmp_path: Pat
         inside = person.run("attach", now.job_id, "--role", "inference", "--", "sh", "-c", "hostname; env")
         assert inside.stdout.split()[0] == "rack1n01" and "LAUNCHER_ROLE=inference" in inside.stdout
         assert "LAUNCHER_TOKEN" not in inside.stdout
-        assert "node 2 (rack1n01): inference node 0" in person.run("explain", "rack1n01", "--run", "now").stdout
+        assert "node 2 (rack1n01): inference node 0" in person.run("inspect", "rack1n01", "--run", "now").stdout
 
         done = person.run("cancel", "now", later.job_id)
         assert done.returncode == 0, done.stderr

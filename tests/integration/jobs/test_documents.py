@@ -42,7 +42,7 @@ SAYS = {
     LARGE: r"submitted job \d+\n",
     "launcher plan experiment=qwen3_8b layout.nodes=4 layout.inference_nodes=2": r"16 trainer ranks, 16 engines",
     "launcher plan [overrides]": r"2 nodes with 4 CPU slots each",
-    "launcher explain trainer-3 [overrides]": r"trainer-0003\n +runs ",
+    "launcher inspect trainer-3 [overrides]": r"trainer-0003\n +runs ",
     "launcher runs": r"tiny-\S+ +(starting|running) ",
     "launcher status RUN": r"job +\d+: RUNNING",
     LOGS: r"tiny-\S+: cancelled",
@@ -176,7 +176,7 @@ def test_every_example_does_what_it_says(gpus: SlurmCluster, tmp_path: Path, lon
     reader.run_dir = str(run_dir_of(reader.give(TINY)))
     reader.give("launcher plan experiment=qwen3_8b layout.nodes=4 layout.inference_nodes=2")
     reader.give("launcher plan [overrides]")
-    reader.give("launcher explain trainer-3 [overrides]")
+    reader.give("launcher inspect trainer-3 [overrides]")
     reader.give("launcher render +cluster=slurm [overrides]")
     reader.give(COMPLETION)
     look_at_a_run(reader)

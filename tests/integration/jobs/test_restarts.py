@@ -80,7 +80,7 @@ WAITS = """
 import json, os, pathlib, sys, time
 from launcher.inference.client import inference_urls
 folder = pathlib.Path(sys.argv[1])
-name = f"{os.environ['RANK']}-{os.environ['LAUNCHER_RESTART']}"
+name = f"{os.environ['RANK']}-{os.environ['LAUNCHER_RESTART_COUNT']}"
 keys = ("LAUNCHER_HOSTNAME", "LAUNCHER_NODE_RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
 (folder / f"{name}.json").write_text(json.dumps({key: os.environ[key] for key in keys}))
 while not (folder / "go").exists():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.events.loading import load_state
+from launcher.events.reader import load_state
 from launcher.testing.slurm_cluster.cluster import NODES, SlurmCluster
 from tests.integration.jobs.launched import ROOT
 from tests.integration.jobs.submitted import Submitted, submit

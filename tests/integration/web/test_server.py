@@ -14,8 +14,7 @@ from launcher.cli import main
 from launcher.events.run_state import RunState
 from launcher.observe.layouts import layout_of
 from launcher.web.access import is_loopback
-from launcher.web.processes import process_letters
-from launcher.web.reader import RunReader
+from launcher.web.reader import RunReader, process_letters
 from tests.integration.web.recorded_page import add_step, page_run
 from tests.integration.web.served import Served
 from tests.unit import view_events

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.cli.candidates import candidates
-from launcher.cli.completion import SCRIPTS
+from launcher.cli.completion import SCRIPTS, candidates
 from tests.unit.recorded import run_dir
 from tests.unit.terminal import Terminal
 
@@ -104,5 +103,5 @@ def test_a_shell_completes(shell: str, tmp_path: Path) -> None:
     with Terminal(command, tmp_path) as terminal:
         terminal.type(f"{first}\nsource {script}\necho 'set' up\n")
         terminal.wait_for("set up")
-        terminal.type("launcher expl\tlayout=gpu_sp\ttrainer.lr=\t--js\t\n")
-        terminal.wait_for("given: explain layout=gpu_split trainer.lr=0.001 --json.")
+        terminal.type("launcher insp\tlayout=gpu_sp\ttrainer.lr=\t--js\t\n")
+        terminal.wait_for("given: inspect layout=gpu_split trainer.lr=0.001 --json.")

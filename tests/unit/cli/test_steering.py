@@ -191,25 +191,29 @@ def test_a_target_that_is_not_there() -> None:
 
 def test_a_node_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     gpu = ["layout=gpu", "layout.nodes=2", "inference.tensor_parallel_size=4"]
-    assert main(["explain", "1", *gpu]) == 0
+    assert main(["inspect", "1", *gpu]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("node 1 (node-0001): inference node 0\n")
     assert "  inference-1\n    GPUs     4, 5, 6, 7\n    log      logs/inference-1.log\n" in shown
     assert "    serves   http://node-0001:9001\n" in shown
     assert "    CUDA_VISIBLE_DEVICES=4,5,6,7\n" in shown
     assert shown.count("HF_HUB_OFFLINE=1") == 1
-    assert main(["explain", "trainer-5", "--json", *gpu]) == 0
+    assert main(["inspect", "trainer-5", "--json", *gpu]) == 0
     (process,) = json.loads(capsys.readouterr().out)["processes"]
     assert (process["name"], process["env"]["RANK"], process["gpus"]) == ("trainer-0005", "5", [5])
+    # The command's name in an earlier version.
+    assert main(["explain", "1", *gpu]) == 0
+    output = capsys.readouterr()
+    assert output.out == shown and "is now called `launcher inspect`" in output.err
 
 
 def test_a_run_is_explained_as_it_was_laid_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_dir(tmp_path, "a", layout=layout_to_json(LAYOUT))
-    assert main(["explain", "b", "--run", "last", "--output-dir", str(tmp_path)]) == 0
+    assert main(["inspect", "b", "--run", "last", "--output-dir", str(tmp_path)]) == 0
     assert "trainer-0015" in capsys.readouterr().out
     (run / "attempts/1").mkdir(parents=True)
     moved = plan(compose(["layout=gpu", "layout.nodes=3"]), ["x", "y", "z"])
     (run / "attempts/1/layout.json").write_text(layout_to_json(moved))
-    assert main(["explain", "y", "--run", "last", "--output-dir", str(tmp_path)]) == 0
-    assert main(["explain", "y", "--run", "last", "layout.nodes=3", "--output-dir", str(tmp_path)]) == 2
+    assert main(["inspect", "y", "--run", "last", "--output-dir", str(tmp_path)]) == 0
+    assert main(["inspect", "y", "--run", "last", "layout.nodes=3", "--output-dir", str(tmp_path)]) == 2
     assert "takes no overrides (layout.nodes=3)" in capsys.readouterr().err

@@ -40,7 +40,7 @@ def test_a_locale_that_is_not_utf_8_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_output_that_cannot_be_encoded_is_escaped() -> None:
-    words = ("explain", "trainer-0", '+cluster.env.NOTE="é"')
+    words = ("inspect", "trainer-0", '+cluster.env.NOTE="é"')
     done = launcher(*words, env={"PYTHONIOENCODING": "ascii"})
 
     assert done.returncode == 0, done.stderr

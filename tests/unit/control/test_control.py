@@ -17,7 +17,7 @@ from launcher.common.keys import api_key, bridge_key, control_proof, new_token
 from launcher.common.ports import hold_free_port, port_of
 from launcher.config import Config, LayoutConfig
 from launcher.control.client import ControlClient
-from launcher.control.model import Phase
+from launcher.control.model import ALL_URLS, Phase, replica_key
 from launcher.control.preflight_report import Finding, PreflightReport
 from launcher.control.protocol import (
     CancelRequest,
@@ -27,7 +27,6 @@ from launcher.control.protocol import (
 )
 from launcher.control.server import ControlServer
 from launcher.control.state import ControlSettings, ControlState, new_state
-from launcher.control.values import ALL_URLS, replica_key
 from launcher.events.schema import FailureReported
 from launcher.layout import Layout, plan
 from tests.unit.control.driven import DrivenRun

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.config.schema import Config, RestartConfig, SlurmClusterConfig
-from launcher.control.model import ENDED, Phase, StopReason
+from launcher.control.model import ENDED, MODEL_READY, STOP_ACKNOWLEDGED, Phase, StopReason, replica_key
+from launcher.control.model import STORE as STORE_KEY
 from launcher.control.policy import POLICY, STORE, Decision, Loss, PolicyRow, When, decide
 from launcher.control.preflight_report import Finding, PreflightReport
 from launcher.control.protocol import (
@@ -31,8 +32,6 @@ from launcher.control.protocol import (
 )
 from launcher.control.state import ControlSettings, ReplicaState, new_state
 from launcher.control.transitions import ControlEvent, Tick, apply
-from launcher.control.values import MODEL_READY, STOP_ACKNOWLEDGED, replica_key
-from launcher.control.values import STORE as STORE_KEY
 from launcher.control.views import assignment, pool
 from launcher.events.schema import FailureReported
 from launcher.layout import Role

@@ -6,19 +6,22 @@ import pytest
 
 from launcher.common.codec import from_json, to_json
 from launcher.config.schema import Config, InferenceConfig, LayoutConfig, RestartConfig, TrainerConfig
-from launcher.control.model import Assignment, Phase, ReplicaAssignment, TrainerAssignment
-from launcher.control.policy import backoff_s, counted_restarts, is_from_outside
-from launcher.control.preflight_report import Finding, PreflightReport
-from launcher.control.state import ControlSettings
-from launcher.control.values import (
+from launcher.control.model import (
     ALL_URLS,
     CONNECTED,
     MODEL_READY,
     STORE,
     TRAINER_RESTART_COUNT,
+    Assignment,
+    Phase,
+    ReplicaAssignment,
+    TrainerAssignment,
     replica_key,
     store_key,
 )
+from launcher.control.policy import backoff_s, counted_restarts, is_from_outside
+from launcher.control.preflight_report import Finding, PreflightReport
+from launcher.control.state import ControlSettings
 from launcher.control.views import pool
 from launcher.events.schema import FailureReported
 from launcher.layout import Role, plan

@@ -7,9 +7,17 @@ import itertools
 import pytest
 
 from launcher.config import Config, LayoutConfig
-from launcher.control.model import Phase, StopReason, StopStage
+from launcher.control.model import (
+    ALL_URLS,
+    MODEL_READY,
+    STOP_ACKNOWLEDGED,
+    STORE,
+    Phase,
+    StopReason,
+    StopStage,
+    replica_key,
+)
 from launcher.control.state import ControlSettings
-from launcher.control.values import ALL_URLS, MODEL_READY, STOP_ACKNOWLEDGED, STORE, replica_key
 from launcher.events.schema import FailureReported
 from launcher.layout import plan
 from tests.unit.control.driven import DrivenRun

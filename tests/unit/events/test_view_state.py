@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.common.text import duration, listed, sparkline
-from launcher.events.loading import load_state, new_state
+from launcher.events.reader import load_state, new_state
 from launcher.events.run_state import RunState
 from launcher.events.schema import EVENT_KINDS
 from tests.unit import view_events

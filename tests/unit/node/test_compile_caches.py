@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from launcher.config.schema import CompileCacheConfig
-from launcher.node.compile_cache import store
-from launcher.node.compile_cache.keeper import SHARED, CacheKeeper
-from launcher.node.compile_cache.local import (
+from launcher.node import compile_caches as store
+from launcher.node.compile_caches import (
     COUNTED,
+    SHARED,
     VARIABLES,
+    CacheKeeper,
     cache_environment,
     cache_key,
     local_root,

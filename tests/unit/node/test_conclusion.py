@@ -10,7 +10,7 @@ import pytest
 from launcher.common.attempts import End, claim, record_begin, record_end
 from launcher.common.errors import ProcessFailure
 from launcher.config import Config
-from launcher.node.node_environment import NodeEnvironment
+from launcher.node.context import NodeEnvironment
 from launcher.node.outcome import check_limits, passed_limit
 
 

@@ -27,7 +27,7 @@ PROGRAM = """
 import http.server, json, socket, sys, threading
 from launcher.common.ports import hold_free_port, port_of, url_host
 from launcher.node.health import Answer, ask
-from launcher.node.node_environment import node_environment, own_address
+from launcher.node.context import node_environment, own_address
 node = node_environment()
 address = own_address(node)
 class Healthy(http.server.BaseHTTPRequestHandler):

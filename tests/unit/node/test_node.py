@@ -9,7 +9,7 @@ import pytest
 
 from launcher.common.errors import AllocationError
 from launcher.config import LayoutConfig
-from launcher.node.node_environment import NodeEnvironment, check_allocation, node_environment, own_address
+from launcher.node.context import NodeEnvironment, check_allocation, node_environment, own_address
 
 
 @pytest.fixture(autouse=True)

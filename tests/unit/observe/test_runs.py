@@ -15,8 +15,7 @@ import pytest
 from launcher.cli import main
 from launcher.common.recorded_processes import start_of
 from launcher.observe.find import RunNotFound, find_run
-from launcher.observe.job_state_cache import JOB_STATE
-from launcher.observe.run_status import RunStatus, statuses
+from launcher.observe.run_status import JOB_STATE, RunStatus, statuses
 from launcher.observe.run_summary import summarize
 from tests.unit import view_events
 from tests.unit.recorded import add_job, run_dir, started, trained

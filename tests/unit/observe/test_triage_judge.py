@@ -14,8 +14,8 @@ from launcher.config import Config, LayoutConfig
 from launcher.events.failure_kinds import FailureKind as Kind
 from launcher.events.failure_kinds import Retry
 from launcher.layout import layout_to_json, plan
-from launcher.observe.root_cause.candidates import FailureCandidate, find_root_cause
-from launcher.observe.root_cause.explain import Explanation, explain
+from launcher.observe.root_cause.diagnosis import Explanation, explain, find_root_cause
+from launcher.observe.root_cause.evidence import FailureCandidate
 from launcher.observe.root_cause.render import render
 from launcher.slurm.states import JobState
 

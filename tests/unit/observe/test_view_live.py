@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from launcher.events.run_state import RunState
-from launcher.observe.terminal.display import display_for
+from launcher.observe.terminal.follow import display_for
 from launcher.observe.terminal.live import LiveDisplay, picture
 from launcher.observe.terminal.plain import PlainDisplay
 from tests.unit import view_events

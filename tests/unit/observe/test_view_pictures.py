@@ -85,11 +85,10 @@ def test_nothing_heavy_is_imported_before_it_is_used() -> None:
     modules = ", ".join(
         f"launcher.{name}"
         for name in (
-            "observe.terminal.display",
             "observe.terminal.follow",
             "observe.terminal.summary",
             "observe.plots.pictures",
-            "events.loading",
+            "events.reader",
         )
     )
     code = f"import sys, {modules}; print({{'rich', 'matplotlib', 'torch', 'vllm', 'numpy'}} & set(sys.modules))"

@@ -15,8 +15,7 @@ import pytest
 from launcher.common.ports import hold_free_port, port_of
 from launcher.config.schema import Config, LayoutConfig
 from launcher.layout import plan
-from launcher.preflight import canary
-from launcher.preflight.canary import Canary
+from launcher.preflight import peers
 from launcher.preflight.checks import (
     check_cpus,
     check_disk,
@@ -25,11 +24,13 @@ from launcher.preflight.checks import (
     check_nofile,
     check_ports,
     check_shm,
+    code_digest,
+    facts,
     home_problem,
     ptrace_finding,
     write_problem,
 )
-from launcher.preflight.facts import code_digest, facts
+from launcher.preflight.context import ALONE, CheckContext
 from launcher.preflight.gpus import (
     count_trouble,
     error_troubles,
@@ -39,10 +40,8 @@ from launcher.preflight.gpus import (
     parse_processes,
     visible,
 )
-from launcher.preflight.model import ALONE
-from launcher.preflight.network import Peer, Probe, clock_offset, clock_skew, connect, peer_from_json, resolve
+from launcher.preflight.peers import Canary, Peer, Probe, clock_offset, clock_skew, connect, peer_from_json, resolve
 from launcher.preflight.runner import CHECKS
-from launcher.preflight.site import CheckContext
 
 SMI = """\
 0, GPU-11111111-aaaa, 00000000:1B:00.0, NVIDIA H200, 143771, 0, 0, 570.86.10
@@ -182,8 +181,11 @@ def test_a_canary_is_seen_by_the_others_or_complained_about(tmp_path: Path) -> N
     for written in canaries[:2]:
         written.write()
     words = {rank: item.word for rank, item in enumerate(canaries)}
-    assert canary.read(tmp_path, {0: words[0], 1: words[1]}, timeout_s=0) == []
-    for complaints in (canary.read(tmp_path, words, timeout_s=0), canary.list_all(tmp_path, words, timeout_s=0)):
+    assert peers.read_canaries(tmp_path, {0: words[0], 1: words[1]}, timeout_s=0) == []
+    for complaints in (
+        peers.read_canaries(tmp_path, words, timeout_s=0),
+        peers.list_canaries(tmp_path, words, timeout_s=0),
+    ):
         assert [complaint.about for complaint in complaints] == [2]
     for item in canaries:
         item.remove()
@@ -191,7 +193,7 @@ def test_a_canary_is_seen_by_the_others_or_complained_about(tmp_path: Path) -> N
 
 
 def test_a_canary_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / canary.DIRECTORY).write_text("in the way")
+    (tmp_path / peers.CANARIES).write_text("in the way")
     with pytest.raises(OSError, match="exists"):
         Canary(tmp_path, 0).write()
 

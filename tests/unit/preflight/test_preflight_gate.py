@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from launcher.common.codec import from_json, to_json
 from launcher.control.preflight_report import BadNode, Finding, PeerReport, PreflightReport, headline, table
 from launcher.preflight.aggregate import compare_reports
-from launcher.preflight.site import peers_of
+from launcher.preflight.context import peers_of
 
 HOSTS = ("a", "b", "c", "d", "e")
 

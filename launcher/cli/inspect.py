@@ -1,4 +1,4 @@
-"""``launcher explain NODE|RANK``: what one node, or one process, executes."""
+"""``launcher inspect NODE|RANK``: what one node, or one process, executes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ AT_RUN_TIME = {
 def main(arguments: Sequence[str]) -> int:
     """Prints what is planned, for the configuration given or for a run."""
     parser = CommandParser(
-        "explain",
+        "inspect",
         "Shows what one node or one process executes: command line, environment, GPUs, ports, URL. It is read from the"
         " layout that the nodes themselves follow: of the overrides given, or with --run of a run.",
         examples=[
-            "launcher explain trainer-3 experiment=qwen3_8b layout.nodes=2",
-            "launcher explain gpu-07 --run last",
+            "launcher inspect trainer-3 experiment=qwen3_8b layout.nodes=2",
+            "launcher inspect gpu-07 --run last",
         ],
     )
     parser.add_argument("target", metavar="NODE|RANK", help="node rank, hostname, or process: trainer-3, inference-0")
     parser.add_argument("overrides", nargs="*", help="as for a run")
-    parser.add_argument("--run", metavar="RUN", help="explain a run instead: path, name, beginning, job id, or `last`")
+    parser.add_argument("--run", metavar="RUN", help="inspect a run instead: path, name, beginning, job id, or `last`")
     add_output_dir(parser)
     parser.add_argument("--config-dir", "-cd", type=Path, help="directory of further presets")
     parser.add_json("all of it")

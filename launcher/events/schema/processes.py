@@ -1,4 +1,4 @@
-"""Events of the run, its attempts, nodes and processes, their failures and what followed."""
+"""Events of nodes and processes: what started and ended, what failed, and what followed."""
 
 from __future__ import annotations
 
@@ -8,43 +8,6 @@ from typing import Any, Literal
 
 from launcher.events.failure_kinds import FailureKind
 from launcher.events.schema.base import Event, event_kind
-
-
-@event_kind("submitted")
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSubmitted(Event):
-    """The run was submitted; ``time`` is the submission's. Written by node 0 from ``submission.json``."""
-
-    cluster: str | None = None
-    """``local`` or ``slurm``."""
-
-    run_dir: str | None = None
-    nodes: int | None = None
-    """Nodes requested, with the spares."""
-
-    job_id: str | None = None
-    """SLURM's job id; None for a local run."""
-
-
-@event_kind("attempt")
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptStarted(Event):
-    """An attempt began: node 0's agent runs and knows the layout. Written by node 0's agent."""
-
-    attempt: int = 1
-    """Counts the starts of the run, from 1."""
-
-    job_id: str | None = None
-    nodes: int | None = None
-    """Nodes of the layout, without spares."""
-
-    spares: int | None = None
-    trainer_nodes: int | None = None
-    inference_nodes: int | None = None
-    world_size: int | None = None
-    """Trainer ranks."""
-
-    replicas: int | None = None
 
 
 @event_kind("node_up")
@@ -83,20 +46,6 @@ class PreflightFinished(Event):
 
     checks: list[dict[str, Any]] = field(default_factory=list)
     """One object per check: ``name``, ``ok`` and ``text``."""
-
-
-@event_kind("phase")
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PhaseChanged(Event):
-    """A phase of the start-up began or ended. Written by the process that is in it; rank 0 stands for all trainers."""
-
-    phase: str
-    """``load engine``, ``imports``, ``first sync``, ``first step``, ..."""
-
-    who: str
-    """Name of the process, or ``job``."""
-
-    state: Literal["begin", "end"]
 
 
 @event_kind("process")
@@ -269,56 +218,3 @@ def describe_exit(code: int) -> str:
         return f"exit code {code}"
     names = {int(signum): signum.name for signum in signal.Signals}
     return f"signal {-code} ({names.get(-code, '?')})"
-
-
-@event_kind("stopping")
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StopRequested(Event):
-    """The run is to write a checkpoint and end: a preemption, the time limit, a person. Written by the control
-    service; written once more, with ``overdue``, if it ended without the checkpoint."""
-
-    reason: str | None = None
-    overdue: bool = False
-    after_s: float | None = None
-    """Seconds since the request, when overdue."""
-
-
-@event_kind("cancelled")
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunCancelled(Event):
-    """The run is to end at once. Written by the control service."""
-
-    message: str | None = None
-
-
-@event_kind("draining")
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnginesDraining(Event):
-    """All trainer ranks ended with 0; the engines finish their requests and end. Written by the control service."""
-
-
-@event_kind("requeued")
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobRequeued(Event):
-    """SLURM starts the job again. Written by node 0's agent, or by the node that takes over from it."""
-
-    reason: str | None = None
-    """How this attempt ended: ``preempted``, ``timed out``, ``failed``, ``lost``, ...."""
-
-    attempt: int | None = None
-    """Number of the next attempt."""
-
-
-@event_kind("finished")
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttemptFinished(Event):
-    """The last event of an attempt. Written by node 0's agent; by its shim or another node if the agent was killed."""
-
-    outcome: str = "completed"
-    """``completed``, ``failed``, ``cancelled``, ``stopped`` (with a checkpoint) or ``requeued``."""
-
-    seconds: float | None = None
-    """Since the agent started."""
-
-    reason: str | None = None
-    """Why the job was not queued again, if it should have been."""

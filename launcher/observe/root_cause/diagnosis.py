@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,47 @@ from launcher.common.run_dir import SUBMITIT
 from launcher.events.failure_kinds import ADVICE, Advice, FailureKind, Retry
 from launcher.events.log_rules import SLURM_STATES
 from launcher.events.log_tail import analyze_log, end_of
-from launcher.observe.root_cause.candidates import FailureCandidate, RootCause, find_root_cause
-from launcher.observe.root_cause.evidence import Evidence, attempts_of, gather
+from launcher.observe.root_cause.evidence import Evidence, FailureCandidate, attempts_of, gather
 from launcher.slurm.states import JobState
+
+_VAGUENESS = {
+    FailureKind.UNKNOWN: 2,
+    FailureKind.CONNECTION: 2,
+    FailureKind.KILLED: 1,
+    FailureKind.USER_CODE: 1,
+}
+"""How little a kind explains by itself; the others explain everything."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootCause:
+    """The cause, and what followed."""
+
+    cause: FailureCandidate
+    victims: tuple[FailureCandidate, ...]
+    """In the order of time."""
+
+
+def find_root_cause(candidates: Sequence[FailureCandidate]) -> RootCause | None:
+    """Finds the cause; None if nothing failed.
+
+    A failure that blames something else is a cause only if there is no other: a rank that is killed writes nothing,
+    while its peers write ``Connection reset by peer`` at once. Of the rest the earliest counts. Two whose times cannot
+    be told apart, because clocks and polls are only so exact, are ordered by how much they explain.
+    """
+    if not candidates:
+        return None
+    causes = [candidate for candidate in candidates if not candidate.is_symptom] or list(candidates)
+    bound = min(_time(candidate) + candidate.error_s for candidate in causes)
+    tied = [candidate for candidate in causes if _time(candidate) - candidate.error_s <= bound]
+    cause = min(tied, key=lambda found: (not found.is_reported, _VAGUENESS.get(found.kind, 0), _time(found)))
+    victims = sorted((candidate for candidate in candidates if candidate is not cause), key=_time)
+    return RootCause(cause=cause, victims=tuple(victims))
+
+
+def _time(candidate: FailureCandidate) -> float:
+    return candidate.time if candidate.time is not None else float("inf")
+
 
 SlurmWord = Callable[[Path], JobState | None]
 """Asks SLURM for the state of a run's job; None if it is not a job, or SLURM does not say."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from launcher.common.ports import hold_free_port, port_of
@@ -55,7 +57,7 @@ class Peer:
     """Where its probe answers."""
 
     stack: str
-    """See :func:`launcher.preflight.site.network_stack`."""
+    """See :func:`launcher.preflight.context.network_stack`."""
 
     canary: str
     """Word in its canary file; empty if it could not write one."""
@@ -126,3 +128,80 @@ def resolve(peer: Peer, my_stack: str) -> PeerReport | None:
 
 def _unresolved(peer: Peer, what: str) -> PeerReport:
     return PeerReport(name="names", about=peer.node_rank, text=f"its name {what}")
+
+
+CANARIES = "preflight"
+LOOK_AGAIN_S = 0.05
+
+
+class Canary:
+    """A node's own file. Its name holds a word that nobody can know in advance, so no cache can answer for it."""
+
+    def __init__(self, attempt_dir: Path, node_rank: int) -> None:
+        self.word = secrets.token_hex(8)
+        self._directory = attempt_dir / CANARIES
+        self._path = self._directory / _canary_name(node_rank, self.word)
+
+    def write(self) -> None:
+        """Writes it.
+
+        Raises:
+            OSError: the filesystem does not take it.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(self.word, encoding="utf-8")
+
+    def remove(self) -> None:
+        """Takes it away, and the directory with it once that is empty."""
+        try:
+            self._path.unlink(missing_ok=True)
+            self._directory.rmdir()
+        except OSError:
+            return  # the others' are still there
+
+
+def _canary_name(node_rank: int, word: str) -> str:
+    """File name of a node's canary."""
+    return f"{node_rank:05d}-{word}"
+
+
+def read_canaries(attempt_dir: Path, wanted: dict[int, str], *, timeout_s: float) -> list[PeerReport]:
+    """Reads the canaries of a few nodes; what a slow filesystem shows late is waited for.
+
+    Args:
+        wanted: the word of each node to read, by node rank.
+    """
+    directory = attempt_dir / CANARIES
+    deadline = time.monotonic() + timeout_s
+    missing = dict(wanted)
+    while True:
+        for rank, word in list(missing.items()):
+            if _content(directory / _canary_name(rank, word)) == word:
+                del missing[rank]
+        if not missing or time.monotonic() > deadline:
+            return [_unseen(rank, timeout_s) for rank in missing]
+        time.sleep(LOOK_AGAIN_S)
+
+
+def list_canaries(attempt_dir: Path, wanted: dict[int, str], *, timeout_s: float) -> list[PeerReport]:
+    """Looks for the canary of every node by listing their directory, which costs the same for any number of nodes."""
+    directory = attempt_dir / CANARIES
+    deadline = time.monotonic() + timeout_s
+    while True:
+        there = {path.name for path in directory.iterdir()}
+        missing = [rank for rank, word in wanted.items() if _canary_name(rank, word) not in there]
+        if not missing or time.monotonic() > deadline:
+            return [_unseen(rank, timeout_s) for rank in missing]
+        time.sleep(LOOK_AGAIN_S)
+
+
+def _content(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+
+
+def _unseen(rank: int, timeout_s: float) -> PeerReport:
+    text = f"what it writes into the run directory is not seen after {timeout_s:g} s: is `output_dir` shared?"
+    return PeerReport(name="canary", about=rank, text=text)

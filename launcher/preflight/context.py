@@ -48,3 +48,13 @@ def network_stack() -> str:
         return f"{boot}:{Path('/proc/self/ns/net').stat().st_ino}"
     except OSError:
         return f"unknown:{os.uname().nodename}"
+
+
+ALONE = ("gpus", "cpus", "shm", "memlock", "nofile", "disk", "model", "ports", "ptrace", "slurm")
+"""Checks that a node makes by itself."""
+
+BETWEEN = ("names", "connect", "canary", "clock", "versions")
+"""Checks that take two nodes."""
+
+NAMES = (*ALONE, *BETWEEN)
+"""What ``preflight.skip`` may hold, and what tables and events call the checks."""

@@ -1,1 +1,0 @@
-"""Compile caches: on the node's own disk while a run uses them, kept between runs on the shared filesystem."""
