@@ -16,8 +16,8 @@ from launcher.submit.composing import explained
 
 if TYPE_CHECKING:
     from launcher.config.schema import Config
-    from launcher.snapshot.compare import Differences
-    from launcher.snapshot.keep import Code
+    from launcher.snapshot.record import Code
+    from launcher.snapshot.replay import Differences
 
 SNAPSHOT, CURRENT = "snapshot", "current"
 
@@ -81,15 +81,14 @@ def prepare(earlier: Path, overrides: Sequence[str], code: str) -> ReplayRequest
     Raises:
         LauncherError: it cannot be submitted again like that.
     """
-    from launcher.snapshot.anchor import anchored_settings
-    from launcher.snapshot.compare import differences
-    from launcher.snapshot.place import read_record
-    from launcher.snapshot.replay import recorded_environment, replayed, replayed_config, submitted_from
-    from launcher.submit.run import take_code
+    from launcher.snapshot.record import read_record
+    from launcher.snapshot.replay import differences, recorded_environment, replayed, replayed_config, submitted_from
+    from launcher.snapshot.resolve_paths import resolve_paths
+    from launcher.submit.run import snapshot_code
     from launcher.submit.validate import check
 
     with explained():
-        config = anchored_settings(replayed_config(earlier, overrides), Path.cwd())
+        config = resolve_paths(replayed_config(earlier, overrides), Path.cwd())
     check(config)
     then = replayed(earlier) if code == SNAPSHOT else None
     found = differences(read_record(earlier), recorded_environment(earlier), Path(config.output_dir))
@@ -97,6 +96,6 @@ def prepare(earlier: Path, overrides: Sequence[str], code: str) -> ReplayRequest
         print(f"code {then.text()}")
         return ReplayRequest(config=config, code=then, differences=found)
     config = dataclasses.replace(config, snapshot=True)
-    now = take_code(config, submitted_from(earlier))
+    now = snapshot_code(config, submitted_from(earlier))
     now = dataclasses.replace(now, replay_of=earlier.name) if now is not None else None
     return ReplayRequest(config=config, code=now, differences=found)

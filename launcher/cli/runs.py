@@ -14,7 +14,7 @@ from launcher.common.text import age, aligned
 from launcher.observe.find import add_output_dir, run_dirs, submitted_at
 from launcher.observe.run_status import RunStatus, open_first, statuses
 from launcher.observe.run_summary import summarize
-from launcher.snapshot.prune import prune
+from launcher.snapshot.store import prune
 
 SHOWN = 20
 HEADER = ("run", "state", "age", "nodes", "step", "reward", "job")

@@ -34,7 +34,7 @@ from launcher.node.outcome import report_failure, write_exit_code
 from launcher.node.process import tail
 from launcher.node.signals import FORWARDED_SIGNALS, SignalBuffer
 from launcher.node.stale_resources import SharedMemory, inodes, make_scratch, record, remove_stale
-from launcher.snapshot.place import CodeLocation, place_of
+from launcher.snapshot.record import CodeLocation, code_location
 
 LEFTOVER_GRACE_S = 0.5
 PATIENCE_S = 10.0
@@ -72,7 +72,7 @@ def run_shim(run_dir: Path, buffer: SignalBuffer | None = None) -> int:
             log,
             {**os.environ, LAUNCHER_SCRATCH: str(scratch)},
             _patience(config, is_local=node.is_local),
-            place_of(run_dir),
+            code_location(run_dir),
             config.lease_timeout_s + AFTER_LEASE_S,
             buffer,
             scratch,

@@ -13,7 +13,7 @@ import launcher
 from launcher.layout.environment import is_protected
 from launcher.slurm.client import KEPT as SLURM_KEPT
 from launcher.slurm.client import is_slurm_variable
-from launcher.snapshot.place import place_of
+from launcher.snapshot.record import code_location
 
 KEPT = frozenset({*SLURM_KEPT, "CUDA_VISIBLE_DEVICES"})
 """Where SLURM is and who calls it; and which GPUs of this machine may be used."""
@@ -88,7 +88,7 @@ def job_environment(run_dir: Path | None = None) -> dict[str, str]:
     directory.
     """
     environ = {name: value for name, value in os.environ.items() if name in KEPT or not _is_foreign(name)}
-    place = place_of(run_dir) if run_dir is not None else None
+    place = code_location(run_dir) if run_dir is not None else None
     if place is not None:
         return place.environment(environ)
     home = str(Path(launcher.__file__).parent.parent)

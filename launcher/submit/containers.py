@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.config.schema import Config
-from launcher.snapshot.take import launcher_home
+from launcher.snapshot.create import launcher_home
 from launcher.submit.resources import slurm_config
 
 

@@ -18,7 +18,7 @@ from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.slurm.client import noticed
 from launcher.slurm.jobs import JobId
-from launcher.snapshot.place import place_of
+from launcher.snapshot.record import code_location
 from launcher.submit.job_script import JobScript, job_script, node_python
 from launcher.submit.resources import ARRAY, is_heterogeneous, slurm_config
 from launcher.submit.slurm import SlurmJob, nothing_left_queued, submission_environment
@@ -118,7 +118,7 @@ def array_script(
         command: what each node runs, as shell text.
     """
     throttle = "" if parallel is None else f"%{parallel}"
-    place = place_of(first)
+    place = code_location(first)
     environment = {"SUBMITIT_EXECUTOR": "slurm"}
     if place is not None:
         path = place.python_path.split(os.pathsep)
@@ -172,6 +172,6 @@ def _common(run_dir: Path) -> dict[str, str]:
         for name in (group, f"{group}.{line.partition(':')[0].strip()}"):
             if name in parts:
                 parts[name] += f"{line}\n"
-    place = place_of(run_dir)
+    place = code_location(run_dir)
     code = "" if place is None else _in_run(str(place.directory), run_dir) + place.python_path
     return {**parts, "snapshot": code.replace(str(run_dir.absolute()), "")}

@@ -17,7 +17,7 @@ from launcher.common.errors import LauncherError
 from launcher.common.keys import new_token
 from launcher.common.recorded_processes import start_of
 from launcher.config.schema import Config
-from launcher.snapshot.place import place_of
+from launcher.snapshot.record import code_location
 from launcher.submit.cluster import Cluster, Job, JobOutcome, job_environment
 
 KILL_AFTER_S = 60.0
@@ -37,7 +37,7 @@ class LocalCluster(Cluster):
     def submit(self, run_dir: Path) -> LocalJob:
         """Starts one guard per node, all with one fresh token, which is nowhere but in their environment."""
         nodes = self._config.layout.nodes + self._config.layout.spares
-        place = place_of(run_dir)
+        place = code_location(run_dir)
         shared = {
             **job_environment(run_dir),
             LAUNCHER_TOKEN: new_token(),

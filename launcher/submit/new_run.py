@@ -21,7 +21,7 @@ from launcher.config import from_yaml
 from launcher.config.schema import Config
 from launcher.layout import plan
 from launcher.slurm.jobs import JobId
-from launcher.snapshot.again import KeptCode
+from launcher.snapshot.record import SavedCode
 from launcher.submit.composing import explained
 from launcher.submit.resources import CLUSTER_OPTIONS, requests, slurm_config
 from launcher.submit.run_dir import create
@@ -58,7 +58,7 @@ def new_run(
     if int(environ.get("SLURM_RESTART_COUNT", "0")) and (found := _earlier(config, job_id)) is not None:
         return found
     run_dir = create(
-        config, plan(config), None if code is None else KeptCode.read(code), Path(config.output_dir).absolute() / name
+        config, plan(config), None if code is None else SavedCode.load(code), Path(config.output_dir).absolute() / name
     )
     if script is not None:
         shutil.copyfile(script, run_dir / "job.sh")

@@ -19,10 +19,10 @@ from launcher.layout import Layout, plan
 from launcher.layout.table import render_table
 from launcher.node.signals import StopRequest
 from launcher.slurm.states import JobState
-from launcher.snapshot.anchor import anchored_settings, anchored_words
-from launcher.snapshot.keep import Code
-from launcher.snapshot.take import Taken, take
-from launcher.snapshot.tree import STORE
+from launcher.snapshot.create import Snapshot, create_snapshot
+from launcher.snapshot.record import Code
+from launcher.snapshot.resolve_paths import resolve_command_paths, resolve_paths
+from launcher.snapshot.store import STORE
 from launcher.submit.cluster import Cluster, Job, JobOutcome
 from launcher.submit.prepare import cluster_of, cpu_line, ready
 from launcher.submit.run_dir import create as create_run_dir
@@ -103,18 +103,18 @@ def _listening() -> Iterator[StopRequest]:
         stop.restore()
 
 
-def create_and_submit(config: Config, cluster: Cluster, path: Path, taken: Code | None) -> tuple[Layout, Job]:
+def create_and_submit(config: Config, cluster: Cluster, path: Path, snapshot: Code | None) -> tuple[Layout, Job]:
     """Makes the run directory ``path`` and hands it over.
 
     Args:
-        taken: what :func:`take_code` gave.
+        snapshot: what :func:`snapshot_code` gave.
 
     Raises:
         ConfigError: the directory cannot be written.
         SubmissionError: the cluster refused the job; nothing was left behind.
     """
     new = missing_directories(path.parent)
-    layout = create(config, path, taken)
+    layout = create(config, path, snapshot)
     try:
         job = cluster.submit(path)
     except SubmissionError:
@@ -124,7 +124,7 @@ def create_and_submit(config: Config, cluster: Cluster, path: Path, taken: Code 
     return layout, job
 
 
-def take_code(config: Config, directory_of_code: Path | None = None) -> Taken | None:
+def snapshot_code(config: Config, directory_of_code: Path | None = None) -> Snapshot | None:
     """The code as it is now, below ``output_dir``; None if it is not wanted. Runs may share it.
 
     Args:
@@ -135,16 +135,16 @@ def take_code(config: Config, directory_of_code: Path | None = None) -> Taken | 
     """
     if not config.snapshot:
         return None
-    output_dir = Path(anchored_settings(config, Path.cwd()).output_dir)
+    output_dir = Path(resolve_paths(config, Path.cwd()).output_dir)
     with writing(config, output_dir / STORE):
-        taken = take(directory_of_code or Path.cwd(), output_dir, secret_values(config.secrets))
-    print(f"code {taken.text()}")
-    return taken
+        snapshot = create_snapshot(directory_of_code or Path.cwd(), output_dir, secret_values(config.secrets))
+    print(f"code {snapshot.text()}")
+    return snapshot
 
 
 def _submit(config: Config, cluster: Cluster, path: Path | None, code: Code | None) -> tuple[Path, Job]:
     path = path or new_run_dir(config)
-    layout, job = create_and_submit(config, cluster, path, code or take_code(config))
+    layout, job = create_and_submit(config, cluster, path, code or snapshot_code(config))
     print(render_table(layout))
     if (line := cpu_line(config)) is not None:
         print(line)
@@ -154,17 +154,17 @@ def _submit(config: Config, cluster: Cluster, path: Path | None, code: Code | No
     return path, job
 
 
-def create(config: Config, path: Path, taken: Code | None) -> Layout:
+def create(config: Config, path: Path, snapshot: Code | None) -> Layout:
     """A run directory with the configuration, the layout, the code and the environment of the run.
 
     Raises:
         ConfigError: it cannot be written.
     """
-    config = anchored_settings(config, Path.cwd())
-    if isinstance(taken, Taken):
-        config = anchored_words(config, taken)
+    config = resolve_paths(config, Path.cwd())
+    if isinstance(snapshot, Snapshot):
+        config = resolve_command_paths(config, snapshot)
     layout = plan(config)
-    create_run_dir(config, layout, taken, path)
+    create_run_dir(config, layout, snapshot, path)
     return layout
 
 

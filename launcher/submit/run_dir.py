@@ -16,7 +16,7 @@ from launcher.common.run_dir import CONFIG, LAYOUT, SUBMISSION, write_atomically
 from launcher.config import to_yaml
 from launcher.config.schema import Config
 from launcher.layout import Layout, layout_to_json
-from launcher.snapshot.keep import Code, keep
+from launcher.snapshot.record import Code, save
 from launcher.snapshot.replay import Replayed
 
 
@@ -26,11 +26,11 @@ def new_run_dir(config: Config) -> Path:
     return Path(config.output_dir).absolute() / f"{config.name}-{stamp}-{secrets.token_hex(2)}"
 
 
-def create(config: Config, layout: Layout, taken: Code | None = None, run_dir: Path | None = None) -> Path:
+def create(config: Config, layout: Layout, snapshot: Code | None = None, run_dir: Path | None = None) -> Path:
     """Makes a run directory and freezes the configuration and the layout in it. Nodes read it; they compose nothing.
 
     Args:
-        taken: the snapshot of the code that the run's processes use; None for the code as it is when they start.
+        snapshot: the snapshot of the code that the run's processes use; None for the code as it is when they start.
         run_dir: where; a new path if None.
 
     Raises:
@@ -39,15 +39,15 @@ def create(config: Config, layout: Layout, taken: Code | None = None, run_dir: P
     run_dir = new_run_dir(config) if run_dir is None else run_dir
     with writing(config, run_dir):
         run_dir.mkdir(parents=True)
-        (run_dir / CONFIG).write_text(_config_text(config, taken), encoding="utf-8")
+        (run_dir / CONFIG).write_text(_config_text(config, snapshot), encoding="utf-8")
         (run_dir / LAYOUT).write_text(layout_to_json(layout) + "\n", encoding="utf-8")
-        keep(run_dir, taken)
+        save(run_dir, snapshot)
         submission = {
             "time": time.time(),
             "cluster": config.cluster.kind,
             "run_dir": str(run_dir),
             "nodes": config.layout.nodes + config.layout.spares,
-            **({"replay_of": taken.replay_of} if taken is not None and taken.replay_of else {}),
+            **({"replay_of": snapshot.replay_of} if snapshot is not None and snapshot.replay_of else {}),
         }
         write_atomically(run_dir / SUBMISSION, submission)
     return run_dir
@@ -90,17 +90,17 @@ def remove(run_dir: Path, new: Sequence[Path]) -> None:
             path.rmdir()
 
 
-def _config_text(config: Config, taken: Code | None) -> str:
+def _config_text(config: Config, snapshot: Code | None) -> str:
     """The frozen configuration, in the words of the launcher that is going to read it.
 
     The launcher of an earlier run does not know settings that came later: those that have their default value are left
     out.
     """
-    if not isinstance(taken, Replayed):
+    if not isinstance(snapshot, Replayed):
         return to_yaml(config)
     from omegaconf import OmegaConf
 
-    then = OmegaConf.to_container(OmegaConf.create((taken.directory / CONFIG).read_text(encoding="utf-8")))
+    then = OmegaConf.to_container(OmegaConf.create((snapshot.directory / CONFIG).read_text(encoding="utf-8")))
     now = OmegaConf.to_container(OmegaConf.structured(config))
     default = OmegaConf.to_container(OmegaConf.structured(Config(cluster=type(config.cluster)())))
     return OmegaConf.to_yaml(OmegaConf.create(_without_news(now, then, default)))

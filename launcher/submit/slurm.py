@@ -20,7 +20,7 @@ from launcher.config.schema import Config
 from launcher.slurm.client import noticed
 from launcher.slurm.jobs import JobId, cancel_jobs, logs_of_own_jobs
 from launcher.slurm.watch import StateWatch
-from launcher.snapshot.place import place_of
+from launcher.snapshot.record import code_location
 from launcher.submit.cluster import Cluster, Job, JobOutcome, job_environment
 from launcher.submit.job_script import JobScript, job_script, node_python, set_run_dir
 from launcher.submit.resources import slurm_config
@@ -90,7 +90,7 @@ class SbatchCluster(Cluster):
     def script(self, run_dir: Path, command: str = "true") -> JobScript:
         """The job script of a run directory that exists; submitit puts its own command in."""
         folder = run_dir / SUBMITIT
-        place = place_of(run_dir)
+        place = code_location(run_dir)
         return job_script(
             self._config,
             run_dir=set_run_dir(run_dir),

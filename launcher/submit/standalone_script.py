@@ -13,10 +13,9 @@ from pathlib import Path
 from launcher.common.run_dir import SUBMITIT
 from launcher.config import to_yaml
 from launcher.config.schema import Config
-from launcher.snapshot.anchor import anchored_settings, anchored_words
-from launcher.snapshot.keep import keep
-from launcher.snapshot.place import RENDERED, place_of
-from launcher.snapshot.take import launcher_home
+from launcher.snapshot.create import launcher_home
+from launcher.snapshot.record import RENDERED, code_location, save
+from launcher.snapshot.resolve_paths import resolve_command_paths, resolve_paths
 from launcher.submit.job_script import job_script, node_python
 from launcher.submit.resources import slurm_config
 from launcher.submit.templates import render, template_path
@@ -39,11 +38,11 @@ def render_script(config: Config, file: Path | None, *, with_submitit: bool) -> 
         TypeError: the run is not for SLURM.
     """
     here = Path.cwd()
-    config = anchored_settings(config, here)
+    config = resolve_paths(config, here)
     code: Path | None = None
     if config.snapshot:
         config, code = _keep_code(config)
-    place = None if code is None else place_of(code)
+    place = None if code is None else code_location(code)
     path = _python_path() if place is None else place.python_path
     exports = [f"export PYTHONPATH={shlex.quote(path)}"] if path else []
     folder = here if place is None else place.directory
@@ -85,17 +84,17 @@ def render_script(config: Config, file: Path | None, *, with_submitit: bool) -> 
 
 def _keep_code(config: Config) -> tuple[Config, Path]:
     """Keeps the code as it is now, in the form in which a run keeps it."""
-    from launcher.submit.run import take_code
+    from launcher.submit.run import snapshot_code
 
     # Standard output is for the script.
     with contextlib.redirect_stdout(sys.stderr):
-        taken = take_code(config)
-    assert taken is not None
+        snapshot = snapshot_code(config)
+    assert snapshot is not None
     stamp = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     code = Path(config.output_dir) / RENDERED / stamp
     code.mkdir(parents=True)
-    keep(code, taken)
-    return anchored_words(config, taken), code
+    save(code, snapshot)
+    return resolve_command_paths(config, snapshot), code
 
 
 def _commented(text: str) -> list[str]:

@@ -11,11 +11,11 @@ from typing import Any
 from launcher.common.errors import LauncherError
 from launcher.common.run_dir import record_job
 from launcher.config.schema import Config
-from launcher.snapshot.take import Taken
+from launcher.snapshot.create import Snapshot
 from launcher.submit.cluster import Job
 from launcher.submit.job_array import submit_array, with_dependency
 from launcher.submit.prepare import cluster_of
-from launcher.submit.run import create, create_and_submit, take_code
+from launcher.submit.run import create, create_and_submit, snapshot_code
 from launcher.submit.run_dir import new_run_dir, remove
 from launcher.sweep.candidates import Combination
 from launcher.sweep.ledger import Ledger
@@ -53,11 +53,11 @@ def concurrency_after(active: Sequence[str], parallel: int | None) -> Concurrenc
 
 
 class RunStarter:
-    """Starts runs; call it with the lock of the sweep held. The code is taken once for all of them."""
+    """Starts runs; call it with the lock of the sweep held. The code is copied once for all of them."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._taken: dict[tuple[object, ...], Taken | None] = {}
+        self._snapshots: dict[tuple[object, ...], Snapshot | None] = {}
 
     def start(self, candidate: Combination, dependency: str | None = None) -> tuple[Path, Job]:
         """The run directory and the job.
@@ -69,10 +69,10 @@ class RunStarter:
             LauncherError: it was refused; the ledger says so.
         """
         config = candidate.config
-        taken = self._code(config)
+        snapshot = self._code(config)
         submitted_as = config if dependency is None else with_dependency(config, dependency)
         with self._intended([candidate]) as (run_dir,):
-            _, job = create_and_submit(config, cluster_of(submitted_as), run_dir, taken)
+            _, job = create_and_submit(config, cluster_of(submitted_as), run_dir, snapshot)
         if job.job_id is not None:
             self._submitted([candidate], [run_dir], [job.job_id])
         return run_dir, job
@@ -85,11 +85,11 @@ class RunStarter:
         Raises:
             LauncherError: it was refused, as a whole; the ledger says so.
         """
-        taken = self._code(candidates[0].config)
+        snapshot = self._code(candidates[0].config)
         with self._intended(candidates) as run_dirs:
             try:
                 for candidate, run_dir in zip(candidates, run_dirs, strict=True):
-                    create(candidate.config, run_dir, taken)
+                    create(candidate.config, run_dir, snapshot)
                 jobs = submit_array(run_dirs, parallel=parallel, dependency=dependency)
             except LauncherError:
                 for run_dir in run_dirs:
@@ -123,11 +123,11 @@ class RunStarter:
             )
         )
 
-    def _code(self, config: Config) -> Taken | None:
+    def _code(self, config: Config) -> Snapshot | None:
         key = (config.snapshot, config.output_dir, *config.secrets)
-        if key not in self._taken:
-            self._taken[key] = take_code(config)
-        return self._taken[key]
+        if key not in self._snapshots:
+            self._snapshots[key] = snapshot_code(config)
+        return self._snapshots[key]
 
 
 def _entry(candidate: Combination, run_dir: Path) -> dict[str, Any]:

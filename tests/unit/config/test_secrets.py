@@ -9,7 +9,7 @@ import pytest
 from launcher.cli import main
 from launcher.config import compose
 from launcher.config.secrets import is_secret, is_secret_file, unset_secrets
-from launcher.snapshot.take import take
+from launcher.snapshot.create import create_snapshot
 from launcher.submit.validate import problems
 from tests.unit.repository import Repository
 
@@ -94,13 +94,13 @@ def test_files_with_secrets_are_linked_and_not_in_the_patch(tmp_path: Path) -> N
     repository = Repository(tmp_path / "project", {"train.py": "", ".env": "A=1", "settings.py": "", "b.env": ""})
     repository.write({"train.py": "x = 1\n", ".env": f"A={VALUE}", "settings.py": f"token = '{VALUE}'\n"})
     repository.write({"new.py": f"'{VALUE}'"})
-    taken = take(repository.path, tmp_path / "runs", {"MY_PASS": VALUE})
-    assert taken.code is not None
-    top = Path(taken.code.tree)
+    snapshot = create_snapshot(repository.path, tmp_path / "runs", {"MY_PASS": VALUE})
+    assert snapshot.code is not None
+    top = Path(snapshot.code.tree)
     for name in (".env", "settings.py", "new.py"):
         assert (top / name).readlink() == repository.path / name
-    assert b"x = 1" in taken.patch
-    assert "files with secrets are linked, not copied: .env, new.py, settings.py" in taken.text()
+    assert b"x = 1" in snapshot.patch
+    assert "files with secrets are linked, not copied: .env, new.py, settings.py" in snapshot.text()
     assert not [
         path
         for path in (tmp_path / "runs").rglob("*")
@@ -110,6 +110,6 @@ def test_files_with_secrets_are_linked_and_not_in_the_patch(tmp_path: Path) -> N
     repository.write({"settings.py": f"token = '{VALUE}'\n"})
     repository.commit("a secret")
     repository.write({"settings.py": ""})
-    taken = take(repository.path, tmp_path / "runs", {"MY_PASS": VALUE})
-    assert taken.patch == b""
-    assert "the patch holds a secret and is not kept" in taken.text()
+    snapshot = create_snapshot(repository.path, tmp_path / "runs", {"MY_PASS": VALUE})
+    assert snapshot.patch == b""
+    assert "the patch holds a secret and is not kept" in snapshot.text()

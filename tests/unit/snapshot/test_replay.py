@@ -12,9 +12,8 @@ import pytest
 from launcher.cli import main
 from launcher.cli.replay import CURRENT, SNAPSHOT, prepare
 from launcher.config import compose, load_run_config
-from launcher.snapshot.fingerprint import ENVIRONMENT
-from launcher.snapshot.place import CODE, GIT, PATCH, place_of, read_record
-from launcher.submit.run import create, take_code
+from launcher.snapshot.record import CODE, ENVIRONMENT, GIT, PATCH, code_location, read_record
+from launcher.submit.run import create, snapshot_code
 from launcher.submit.run_dir import _without_news, new_run_dir
 from tests.unit.repository import Repository
 
@@ -33,7 +32,7 @@ def submitted(*overrides: str) -> Path:
     """A run that was made ready and not started."""
     config = compose(["trainer.command=[python,train.py]", "trainer.steps=3", "output_dir=../runs", *overrides])
     path = new_run_dir(config)
-    create(config, path, take_code(config))
+    create(config, path, snapshot_code(config))
     return path
 
 
@@ -61,7 +60,7 @@ def test_the_same_code_and_configuration_run_again(repository: Repository, run: 
     assert (now.trainer.seed, now.trainer.options["x"], now.trainer.steps) == (7, 1, 3)
     assert now.trainer.command == then.trainer.command
     assert now.output_dir == then.output_dir
-    place, record, earlier = place_of(new), read_record(new), read_record(run)
+    place, record, earlier = code_location(new), read_record(new), read_record(run)
     assert place is not None and record is not None and earlier is not None
     assert place.directory == new / CODE / "work"
     assert (place.directory / "train.py").read_text() == "changed\n"
@@ -77,7 +76,7 @@ def test_todays_code_runs_on_request(repository: Repository, run: Path) -> None:
     new, found = again(run, code=CURRENT)
 
     assert found["code"]["changed"] == ["work/train.py"]
-    place = place_of(new)
+    place = code_location(new)
     assert place is not None
     assert place.directory == new / CODE / "work"
     assert (place.directory / "train.py").read_text() == "edited\n"
@@ -117,7 +116,7 @@ def test_a_run_without_a_snapshot_has_todays_code_only(
     repository: Repository, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = submitted("snapshot=false")
-    assert place_of(run) is None
+    assert code_location(run) is None
     assert not (run / CODE).exists()
     assert main(["replay", str(run)]) == 2
     assert "has no snapshot of its code (`snapshot=false`)" in capsys.readouterr().err

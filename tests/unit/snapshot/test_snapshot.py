@@ -17,12 +17,11 @@ from launcher.cli import main
 from launcher.common.errors import ConfigError
 from launcher.config import compose, load_run_config
 from launcher.layout import plan
-from launcher.snapshot import tree
-from launcher.snapshot.anchor import anchored_settings, anchored_words
-from launcher.snapshot.place import CODE, GIT, PATCH, place_of, read_record
-from launcher.snapshot.prune import prune
-from launcher.snapshot.take import Taken, take
-from launcher.snapshot.tree import STORE
+from launcher.snapshot import store
+from launcher.snapshot.create import Snapshot, create_snapshot
+from launcher.snapshot.record import CODE, GIT, PATCH, code_location, read_record
+from launcher.snapshot.resolve_paths import resolve_command_paths, resolve_paths
+from launcher.snapshot.store import STORE, prune
 from launcher.submit.run_dir import create
 from tests.unit.repository import Repository
 
@@ -43,15 +42,15 @@ def repository(tmp_path: Path) -> Repository:
     return Repository(tmp_path / "project", FILES)
 
 
-def names(taken: Taken) -> set[str]:
-    assert taken.code is not None
-    top = Path(taken.code.tree)
+def names(snapshot: Snapshot) -> set[str]:
+    assert snapshot.code is not None
+    top = Path(snapshot.code.tree)
     return {str(path.relative_to(top)) for path in top.rglob("*") if path.is_symlink() or not path.is_dir()}
 
 
-def run_of(taken: Taken, output_dir: Path) -> Path:
+def run_of(snapshot: Snapshot, output_dir: Path) -> Path:
     config = compose([f"output_dir={output_dir}"])
-    return create(config, plan(config), taken)
+    return create(config, plan(config), snapshot)
 
 
 def test_it_holds_the_working_tree_as_it_is(repository: Repository, tmp_path: Path) -> None:
@@ -61,12 +60,12 @@ def test_it_holds_the_working_tree_as_it_is(repository: Repository, tmp_path: Pa
     (repository.path / "absolute.py").symlink_to(repository.path / "package" / "__init__.py")
     (repository.path / "outside").symlink_to("../elsewhere")
 
-    taken = take(repository.path, tmp_path / "runs", {})
+    snapshot = create_snapshot(repository.path, tmp_path / "runs", {})
 
-    assert taken.code is not None
-    top = Path(taken.code.tree)
+    assert snapshot.code is not None
+    top = Path(snapshot.code.tree)
     assert top.parent.parent == tmp_path / "runs" / ".snapshots"
-    assert names(taken) == {
+    assert names(snapshot) == {
         *(".gitignore", "train.py", "new.py", "package/__init__.py", "scripts/run.sh"),
         *("link.py", "absolute.py", "outside", "data", "package/_c.so", "outputs"),
     }
@@ -85,7 +84,7 @@ def test_it_holds_the_working_tree_as_it_is(repository: Repository, tmp_path: Pa
 def test_its_git_state_is_readable_in_the_run_directory(repository: Repository, tmp_path: Path) -> None:
     commit = repository.git("rev-parse", "HEAD").strip()
     repository.write({"train.py": "changed\n"})
-    run_dir = run_of(take(repository.path, tmp_path / "runs", {}), tmp_path / "runs")
+    run_dir = run_of(create_snapshot(repository.path, tmp_path / "runs", {}), tmp_path / "runs")
 
     assert json.loads((run_dir / GIT).read_text()) == {
         "root": str(repository.path), "commit": commit, "branch": "main", "is_changed": True,
@@ -104,12 +103,12 @@ def test_a_run_sees_what_was_there_at_submission(repository: Repository, tmp_pat
     )
     os.environ["PYTHONPATH"] = os.pathsep.join([str(repository.path), str(repository.path / "lib"), "/elsewhere"])
     try:
-        run_dir = run_of(take(here, tmp_path / "runs", {}), tmp_path / "runs")
+        run_dir = run_of(create_snapshot(here, tmp_path / "runs", {}), tmp_path / "runs")
     finally:
         del os.environ["PYTHONPATH"]
     repository.write({"package/__init__.py": "value = 'edited'\n", "lib/helper.py": "", "scripts/main.py": ""})
 
-    place = place_of(run_dir)
+    place = code_location(run_dir)
     assert place is not None
     assert place.directory == run_dir / CODE / "scripts"
     assert place.python_path.endswith("/elsewhere")
@@ -134,7 +133,7 @@ def test_a_run_sees_what_was_there_at_submission(repository: Repository, tmp_pat
 def test_an_output_directory_behind_a_link_works(repository: Repository, tmp_path: Path) -> None:
     (tmp_path / "some" / "where" / "deep").mkdir(parents=True)
     (tmp_path / "runs").symlink_to(tmp_path / "some" / "where" / "deep")
-    run_dir = run_of(take(repository.path, tmp_path / "runs", {}), tmp_path / "runs")
+    run_dir = run_of(create_snapshot(repository.path, tmp_path / "runs", {}), tmp_path / "runs")
     assert (run_dir / CODE / "train.py").read_text() == FILES["train.py"]
 
 
@@ -145,22 +144,23 @@ def test_a_draft_of_another_submission_that_is_gone_in_a_moment_is_no_problem(
     store.mkdir(parents=True)
     # It is listed, and when it is looked at it is not there.
     (store / ".draft-0123456789ab").symlink_to("nowhere")
-    assert take(repository.path, tmp_path / "runs", {}).code is not None
+    assert create_snapshot(repository.path, tmp_path / "runs", {}).code is not None
 
 
 def test_runs_with_the_same_code_share_one_copy(repository: Repository, tmp_path: Path) -> None:
-    found: list[Taken] = []
+    found: list[Snapshot] = []
     threads = [
-        threading.Thread(target=lambda: found.append(take(repository.path, tmp_path / "runs", {}))) for _ in range(8)
+        threading.Thread(target=lambda: found.append(create_snapshot(repository.path, tmp_path / "runs", {})))
+        for _ in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    (digest,) = {taken.code.digest for taken in found if taken.code is not None}
+    (digest,) = {snapshot.code.digest for snapshot in found if snapshot.code is not None}
     assert len(found) == len(threads)
     repository.write({"package/__init__.py": "value = 'edited'\n"})
-    edited = take(repository.path, tmp_path / "runs", {}).code
+    edited = create_snapshot(repository.path, tmp_path / "runs", {}).code
     assert edited is not None
     # The launcher's checkout is one, too; no draft is left.
     own = found[0].launcher
@@ -175,9 +175,9 @@ def test_a_snapshot_that_no_run_uses_is_pruned_a_day_later(repository: Repositor
     used, unused, new = [], [], []
     for number, which in enumerate((used, unused, new)):
         (repository.path / "train.py").write_text(f"print({number})\n")
-        taken = take(repository.path, output_dir, {})
-        assert taken.code is not None and taken.launcher is not None
-        which += [taken.code.digest, run_of(taken, output_dir), taken.launcher.digest]
+        snapshot = create_snapshot(repository.path, output_dir, {})
+        assert snapshot.code is not None and snapshot.launcher is not None
+        which += [snapshot.code.digest, run_of(snapshot, output_dir), snapshot.launcher.digest]
     for path in (output_dir / STORE).iterdir():
         if path.name != new[0]:
             os.utime(path, (0, 0))
@@ -188,27 +188,27 @@ def test_a_snapshot_that_no_run_uses_is_pruned_a_day_later(repository: Repositor
     assert (used[1] / CODE / "train.py").read_text() == "print(0)\n"
     # A submission with the code of then makes it new again.
     (repository.path / "train.py").write_text("print(0)\n")
-    take(repository.path, output_dir, {})
+    create_snapshot(repository.path, output_dir, {})
     shutil.rmtree(used[1])
     assert used[0] in prune(output_dir).kept
 
 
 def test_the_launcher_is_taken_along_unless_it_is_in_the_repository(repository: Repository, tmp_path: Path) -> None:
-    own = take(repository.path, tmp_path / "runs", {}).launcher
+    own = create_snapshot(repository.path, tmp_path / "runs", {}).launcher
     assert own is not None
     assert (Path(own.tree) / "launcher" / "node" / "shim.py").exists()
     assert (Path(own.tree) / "conf" / "config.yaml").exists()
     assert not list(Path(own.tree).rglob("*.pyc"))
-    run_dir = run_of(take(repository.path, tmp_path / "runs", {}), tmp_path / "runs")
-    place = place_of(run_dir)
+    run_dir = run_of(create_snapshot(repository.path, tmp_path / "runs", {}), tmp_path / "runs")
+    place = code_location(run_dir)
     assert place is not None
     assert place.python_path.split(os.pathsep)[0] == own.tree
 
     home = Path(launcher.__file__).parent.parent
-    inside = take(home, tmp_path / "runs", {})
+    inside = create_snapshot(home, tmp_path / "runs", {})
     if inside.git is not None:
         assert inside.launcher is None
-        place = place_of(run_of(inside, tmp_path / "runs"))
+        place = code_location(run_of(inside, tmp_path / "runs"))
         assert place is not None
         assert (Path(place.python_path.split(os.pathsep)[0]) / "launcher" / "node").is_dir()
         assert place.directory.name == CODE
@@ -223,13 +223,13 @@ def test_submodules_and_repositories_inside_are_part_of_it(repository: Repositor
     repository.write({"vendor/other/lib.py": "changed\n", "vendor/other/new.py": "", "vendor/other/x.bin": ""})
     Repository(repository.path / "clone", {"inner.py": ""})
 
-    taken = take(repository.path, tmp_path / "runs", {})
+    snapshot = create_snapshot(repository.path, tmp_path / "runs", {})
 
-    assert {"vendor/other/lib.py", "vendor/other/new.py", "vendor/other/x.bin", "clone/inner.py"} <= names(taken)
-    assert not any(name.startswith("vendor/unused") or ".git/" in name for name in names(taken))
-    assert taken.code is not None
-    assert (Path(taken.code.tree) / "vendor/other/lib.py").read_text() == "changed\n"
-    assert b"+changed" in taken.patch
+    assert {"vendor/other/lib.py", "vendor/other/new.py", "vendor/other/x.bin", "clone/inner.py"} <= names(snapshot)
+    assert not any(name.startswith("vendor/unused") or ".git/" in name for name in names(snapshot))
+    assert snapshot.code is not None
+    assert (Path(snapshot.code.tree) / "vendor/other/lib.py").read_text() == "changed\n"
+    assert b"+changed" in snapshot.patch
 
 
 @pytest.mark.parametrize("ignored", [True, False])
@@ -237,9 +237,9 @@ def test_the_output_directory_is_never_part_of_it(repository: Repository, tmp_pa
     output_dir = repository.path / "my runs*"
     if ignored:
         repository.write({".gitignore": "my runs*/\n"})
-    first = take(repository.path, output_dir, {})
+    first = create_snapshot(repository.path, output_dir, {})
     run_of(first, output_dir)
-    second = take(repository.path, output_dir, {})
+    second = create_snapshot(repository.path, output_dir, {})
     assert not any(name.startswith("my runs") for name in names(second))
     assert first.code == second.code
 
@@ -248,17 +248,17 @@ def test_before_the_first_commit_and_on_a_detached_head(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     subprocess.run(["git", "init", "--quiet", str(tmp_path / "new")], check=True)
     (tmp_path / "new" / "train.py").write_text("x")
-    taken = take(tmp_path / "new", tmp_path / "runs", {})
-    assert taken.git is not None
-    assert (taken.git.commit, names(taken)) == (None, {"train.py"})
-    assert taken.text().startswith("no commit")
+    snapshot = create_snapshot(tmp_path / "new", tmp_path / "runs", {})
+    assert snapshot.git is not None
+    assert (snapshot.git.commit, names(snapshot)) == (None, {"train.py"})
+    assert snapshot.text().startswith("no commit")
 
     detached = Repository(tmp_path / "detached", {"train.py": "x"})
     detached.git("checkout", "--quiet", "--detach")
-    taken = take(detached.path, tmp_path / "runs", {})
-    assert taken.git is not None and taken.git.commit is not None
-    assert taken.git.branch is None
-    assert taken.text().startswith(f"commit {taken.git.commit[:10]}: 1 files")
+    snapshot = create_snapshot(detached.path, tmp_path / "runs", {})
+    assert snapshot.git is not None and snapshot.git.commit is not None
+    assert snapshot.git.branch is None
+    assert snapshot.text().startswith(f"commit {snapshot.git.commit[:10]}: 1 files")
 
 
 @pytest.mark.parametrize("kind", ["none", "ignored"])
@@ -268,14 +268,14 @@ def test_without_a_repository_only_the_launcher_is_kept(tmp_path: Path, kind: st
         directory = Repository(tmp_path / "home", {".gitignore": "*\n"}).path / "plain"
     directory.mkdir()
     (directory / "train.py").write_text("x")
-    taken = take(directory, tmp_path / "runs", {})
-    assert taken.code is None
-    assert taken.launcher is not None
-    assert taken.text() == (
+    snapshot = create_snapshot(directory, tmp_path / "runs", {})
+    assert snapshot.code is None
+    assert snapshot.launcher is not None
+    assert snapshot.text() == (
         f"{directory} is in no git repository: only the launcher is snapshotted, and the job runs the files that it"
         " finds there"
     )
-    place = place_of(run_of(taken, tmp_path / "runs"))
+    place = code_location(run_of(snapshot, tmp_path / "runs"))
     assert place is not None
     assert place.directory == directory
 
@@ -283,18 +283,18 @@ def test_without_a_repository_only_the_launcher_is_kept(tmp_path: Path, kind: st
 def test_a_repository_that_git_cannot_read_is_a_problem(repository: Repository, tmp_path: Path) -> None:
     (repository.path / ".git" / "HEAD").write_text("nonsense")
     with pytest.raises(ConfigError, match=r"`snapshot` \(true\) needs git: .* HINT: repair that, or set `snapshot=fa"):
-        take(repository.path, tmp_path / "runs", {})
+        create_snapshot(repository.path, tmp_path / "runs", {})
 
 
 def test_what_is_too_large_is_named(repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository.write({"weights.bin": "x" * 3000, "data/ignored.bin": "x" * 9000})
-    monkeypatch.setattr(tree, "MAX_BYTES", 2000)
+    monkeypatch.setattr(store, "MAX_BYTES", 2000)
     with pytest.raises(ConfigError, match=r"would copy 0\.0 MiB, more than .*largest: weights\.bin \(.*\.gitignore"):
-        take(repository.path, tmp_path / "runs", {})
-    monkeypatch.setattr(tree, "MAX_BYTES", 10**9)
-    monkeypatch.setattr(tree, "MAX_FILES", 4)
+        create_snapshot(repository.path, tmp_path / "runs", {})
+    monkeypatch.setattr(store, "MAX_BYTES", 10**9)
+    monkeypatch.setattr(store, "MAX_FILES", 4)
     with pytest.raises(ConfigError, match=r"would copy \d+ files, more than 4, .*most in: \./ \(\d\)"):
-        take(repository.path, tmp_path / "runs", {})
+        create_snapshot(repository.path, tmp_path / "runs", {})
     assert not (tmp_path / "runs").exists()
 
 
@@ -302,14 +302,14 @@ def test_paths_mean_what_they_meant_at_submission(repository: Repository, tmp_pa
     repository.write({"data/train.jsonl": "x", "my/config.json": "x", "runs/old/weights": "x"})
     (tmp_path / "shared").mkdir()
     here, runs = repository.path / "scripts", repository.path / "runs"
-    taken = take(here, runs, {})
+    snapshot = create_snapshot(here, runs, {})
     command = [
         *("./run.sh", str(here / "run.sh"), "--config=../my/config.json", str(repository.path / "my/config.json")),
         *("../data/train.jsonl", "--init=../runs/old/weights", "../../shared", "../missing", "runs", "a=b/c"),
     ]
     config = compose(["output_dir=runs", "model.path=../data"])
     config.trainer.command = command
-    frozen = anchored_words(anchored_settings(config, here), taken)
+    frozen = resolve_command_paths(resolve_paths(config, here), snapshot)
 
     assert Path(frozen.output_dir) == here / "runs"
     assert frozen.model.path is not None
@@ -318,5 +318,5 @@ def test_paths_mean_what_they_meant_at_submission(repository: Repository, tmp_pa
         *("./run.sh", "./run.sh", "--config=../my/config.json", "../my/config.json"),
         *("../data/train.jsonl", f"--init={runs}/old/weights", str(tmp_path / "shared"), "../missing", "runs", "a=b/c"),
     ]
-    run_dir = create(frozen, plan(frozen), taken)
+    run_dir = create(frozen, plan(frozen), snapshot)
     assert load_run_config(run_dir) == frozen

@@ -10,7 +10,7 @@ import pytest
 from launcher.common.errors import AllocationError, ConfigError, LauncherError
 from launcher.common.run_dir import last_job
 from launcher.config import compose, load_run_config, to_yaml
-from launcher.snapshot.place import place_of, read_record
+from launcher.snapshot.record import code_location, read_record
 from launcher.submit.new_run import new_run
 from launcher.submit.standalone_script import render_script
 from tests.unit.repository import Repository
@@ -83,7 +83,7 @@ def test_a_rendered_script_runs_the_code_of_its_rendering(tmp_path: Path, monkey
 
     run_dir = new_run(to_yaml(config), environ(7), code=code)
 
-    place, record = place_of(run_dir), read_record(run_dir)
+    place, record = code_location(run_dir), read_record(run_dir)
     assert place is not None and record is not None
     assert place.directory == run_dir / "code"
     assert (place.directory / "train.py").read_text() == "old\n"

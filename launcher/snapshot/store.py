@@ -1,4 +1,4 @@
-"""A copy of files under the hash of their names and contents: made once, shared by every run with the same code."""
+"""Copies of files under the hash of their names and contents: made once, shared by all runs with the same code."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.common.errors import ConfigError
+from launcher.observe.find import is_run
+from launcher.snapshot.record import RENDERED, SNAPSHOT, read_record
 
 STORE = ".snapshots"
 DRAFT = ".draft-"
@@ -208,3 +210,56 @@ def read_manifest(tree: Path) -> dict[str, tuple[str, str]]:
     """
     recorded: Mapping[str, list[str]] = json.loads((tree.parent / MANIFEST).read_text(encoding="utf-8"))
     return {path: (kind, content) for path, (kind, content) in recorded.items()}
+
+
+_DEPTHS = ("*", "*/*", "*/*/*")
+"""Runs lie right below the output directory; a person may have sorted them into folders."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneResult:
+    """What was done."""
+
+    removed: tuple[str, ...]
+    """Names of snapshots."""
+
+    kept: tuple[str, ...]
+    size: int
+    """Bytes that were freed."""
+
+    def text(self) -> str:
+        """For people."""
+        kept = f"{len(self.kept)} in use or from today"
+        what = "1 snapshot" if len(self.removed) == 1 else f"{len(self.removed)} snapshots"
+        return f"removed {what} that no run uses, {self.size / 2**20:.1f} MiB; kept {kept}"
+
+
+def prune(output_dir: Path) -> PruneResult:
+    """Removes them. Those of the last day stay: a submission that is under way may be about to use one.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    used = set(_used(output_dir))
+    removed, kept, size = [], [], 0
+    for home in sorted(output_dir.glob(f"{STORE}*")):
+        for path in sorted(path for path in home.iterdir() if not path.name.startswith(DRAFT)):
+            if path.resolve() in used or time.time() - path.stat().st_mtime < STALE_DRAFT_S:
+                kept.append(path.name)
+                continue
+            # First out of sight, so that nobody takes half of it for the whole.
+            draft = home / f"{DRAFT}{secrets.token_hex(6)}"
+            path.rename(draft)
+            size += sum(file.lstat().st_size for file in draft.rglob("*") if not file.is_dir())
+            shutil.rmtree(draft)
+            removed.append(path.name)
+    return PruneResult(removed=tuple(removed), kept=tuple(kept), size=size)
+
+
+def _used(output_dir: Path) -> Iterator[Path]:
+    runs = [path.parent for depth in _DEPTHS for path in output_dir.glob(f"{depth}/{SNAPSHOT}") if is_run(path.parent)]
+    for directory in (*runs, *(output_dir / RENDERED).glob("*/")):
+        record = read_record(directory)
+        for tree in (record.code, record.launcher) if record is not None else ():
+            if tree is not None:
+                yield Path(os.path.realpath(tree.tree)).parent

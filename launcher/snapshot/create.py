@@ -1,25 +1,26 @@
-"""Takes the code of a run at its submission: the repository that one stands in, and the launcher itself."""
+"""Copies the code of a run at its submission: the repository that one stands in, and the launcher itself."""
 
 from __future__ import annotations
 
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
 
 import launcher
 from launcher.common.errors import ConfigError
-from launcher.snapshot.git import GitError, GitState, changes, git_state
-from launcher.snapshot.look import is_below, look, look_at_launcher
-from launcher.snapshot.place import CODE, SnapshotRecord, Tree
-from launcher.snapshot.tree import store
+from launcher.config.secrets import is_secret_file
+from launcher.snapshot.git import GitError, GitState, changes, git_state, list_files
+from launcher.snapshot.record import CODE, SnapshotRecord, Tree
+from launcher.snapshot.store import TreeEntry, check_size, link, read_entries, store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
-    """A snapshot that was taken."""
+class Snapshot:
+    """The code of a submission, copied."""
 
     directory: Path
     """Working directory of the submission."""
@@ -87,11 +88,11 @@ class Taken:
         return path if is_below(str(name), self.linked) else os.path.normpath(run_dir / CODE / name)
 
 
-def take(directory: Path, output_dir: Path, secrets: Mapping[str, str]) -> Taken:
+def create_snapshot(directory: Path, output_dir: Path, secrets: Mapping[str, str]) -> Snapshot:
     """Copies the code that a run submitted from ``directory`` needs, unless it is there already.
 
     Args:
-        directory: absolute; the repository that it is in is taken as it is: commit, changes and untracked files.
+        directory: absolute; the repository that it is in is copied as it is: commit, changes and untracked files.
         output_dir: absolute; snapshots are kept there, and it is never part of one.
         secrets: values of secrets by name; no file that holds one is copied.
 
@@ -103,19 +104,19 @@ def take(directory: Path, output_dir: Path, secrets: Mapping[str, str]) -> Taken
     try:
         git = git_state(directory)
         if git is None:
-            own = _take_launcher(output_dir)
+            own = _copy_launcher(output_dir)
             what = "only the launcher is snapshotted" if own else "nothing is snapshotted"
             note = f"{directory} is in no git repository: {what}, and the job runs the files that it finds there"
-            return Taken(directory=directory, git=None, patch=b"", code=None, launcher=own, notes=(note,))
-        return _take_repository(git, directory, output_dir, secrets)
+            return Snapshot(directory=directory, git=None, patch=b"", code=None, launcher=own, notes=(note,))
+        return _copy_repository(git, directory, output_dir, secrets)
     except GitError as error:
         raise ConfigError(
             [f"`snapshot` (true) needs git: {error} HINT: repair that, or set `snapshot=false`."]
         ) from error
 
 
-def _take_repository(git: GitState, directory: Path, output_dir: Path, secrets: Mapping[str, str]) -> Taken:
-    found = look(git.root, output_dir, secrets)
+def _copy_repository(git: GitState, directory: Path, output_dir: Path, secrets: Mapping[str, str]) -> Snapshot:
+    found = scan(git.root, output_dir, secrets)
     digest, tree = store(git.root, found.entries, output_dir)
     patch = changes(git, sorted(found.hidden))
     notes = []
@@ -128,12 +129,12 @@ def _take_repository(git: GitState, directory: Path, output_dir: Path, secrets: 
         notes.append("the patch holds a secret and is not kept")
     home = launcher_home()
     inside = home is not None and home.is_relative_to(git.root) and not is_below(_name(home, git.root), found.linked)
-    return Taken(
+    return Snapshot(
         directory=directory,
         git=git,
         patch=patch,
         code=Tree(root=str(git.root), digest=digest, tree=str(tree)),
-        launcher=None if inside else _take_launcher(output_dir),
+        launcher=None if inside else _copy_launcher(output_dir),
         copied=found.copied,
         linked=found.linked,
         size=sum(entry.size for entry in found.entries),
@@ -151,11 +152,11 @@ def launcher_home() -> Path | None:
     return None if str(home) in sysconfig.get_paths().values() else home
 
 
-def _take_launcher(output_dir: Path) -> Tree | None:
+def _copy_launcher(output_dir: Path) -> Tree | None:
     home = launcher_home()
     if home is None:
         return None
-    digest, tree = store(home, look_at_launcher(home), output_dir)
+    digest, tree = store(home, scan_launcher(home), output_dir)
     return Tree(root=str(home), digest=digest, tree=str(tree))
 
 
@@ -168,3 +169,93 @@ def _editable_folders() -> list[str]:
             mapping: Mapping[str, str] = getattr(module, "MAPPING", {})
             folders += [str(Path(package).parent) for package in mapping.values()]
     return folders
+
+
+PLACEHOLDERS = frozenset({".gitkeep", ".gitignore", ".keep"})
+_CACHES = frozenset({"__pycache__", ".git", ".hypothesis", ".pytest_cache", ".mypy_cache", ".ruff_cache"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """A working tree as it is now."""
+
+    entries: tuple[TreeEntry, ...]
+    copied: frozenset[str]
+    """Names of the entries that are copied."""
+
+    linked: frozenset[str]
+    """Names that lead back into the original: what git ignores, folders for results, files with secrets."""
+
+    hidden: frozenset[str]
+    """The files with secrets."""
+
+
+def scan(root: Path, output_dir: Path, secrets: Mapping[str, str]) -> Scan:
+    """What a snapshot of the repository at ``root`` is made of.
+
+    Args:
+        output_dir: never part of it.
+        secrets: values by name; a file that holds one is not copied.
+
+    Raises:
+        GitError: git cannot read it.
+        ConfigError: it is too large.
+    """
+    is_inside = output_dir != root and output_dir.is_relative_to(root)
+    runs = {output_dir.relative_to(root).as_posix()} if is_inside else set()
+    listing = list_files(root, ignore=next(iter(runs), None))
+    names = [name for name in listing.files if not is_below(name, runs)]
+    ignored = {name for name in listing.ignored if _is_wanted(name) and not is_below(name, runs)}
+    folders = _placeholder_folders(names)
+    names = [name for name in names if not is_below(name, folders)]
+    check_size(root, names, ignored)
+    values = [value.encode() for value in secrets.values()]
+    hidden = {name for name in names if is_secret_file(name.rpartition("/")[2]) or _holds(root / name, values)}
+    linked = {name for name in ignored | folders | hidden if os.path.lexists(root / name)}
+    copies = list(read_entries(root, [name for name in names if name not in hidden]))
+    links = [link(name, str(root / name)) for name in sorted(linked) if not is_below(name, linked - {name})]
+    return Scan(
+        entries=(*copies, *links),
+        copied=frozenset(entry.path for entry in copies),
+        linked=frozenset(linked),
+        hidden=frozenset(hidden),
+    )
+
+
+def scan_launcher(home: Path) -> tuple[TreeEntry, ...]:
+    """What a snapshot of the launcher's own checkout is made of."""
+    paths = [path for part in ("launcher", "conf", "sbatch_templates") for path in (home / part).rglob("*")]
+    names = sorted(path.relative_to(home).as_posix() for path in paths if not path.is_dir())
+    return tuple(read_entries(home, [name for name in names if _is_wanted(name)]))
+
+
+def is_below(name: str, folders: Collection[str]) -> bool:
+    """Whether ``name`` is one of ``folders``, or in one of them."""
+    if not folders or name in folders:
+        return bool(folders)
+    return "." in folders or any(name[:end] in folders for end, letter in enumerate(name) if letter == "/" and end)
+
+
+def _is_wanted(name: str) -> bool:
+    """Whether a name that git ignores is linked: data and environments are, caches are not."""
+    return not (_CACHES & set(PurePosixPath(name).parts) or name.endswith(".pyc"))
+
+
+def _placeholder_folders(names: list[str]) -> set[str]:
+    """Directories that are kept in git only to exist. Results go there, so they are the original ones in a snapshot."""
+    inside: dict[str, set[str]] = {}
+    for name in names:
+        *folders, file = name.split("/")
+        for folder in accumulate(folders, "{}/{}".format):
+            inside.setdefault(folder, set()).add(file)
+    return {folder for folder, files in inside.items() if files <= PLACEHOLDERS}
+
+
+def _holds(path: Path, values: list[bytes]) -> bool:
+    if not values:
+        return False
+    try:
+        data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+    except OSError:
+        return False
+    return any(value in data for value in values)
