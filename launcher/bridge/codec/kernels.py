@@ -35,7 +35,9 @@ def _mixed(x):  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _pointer(address, UNIT: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    if UNIT == 4:
+    if UNIT == 8:
+        found = address.to(tl.pointer_type(tl.int64))
+    elif UNIT == 4:
         found = address.to(tl.pointer_type(tl.int32))
     elif UNIT == 2:
         found = address.to(tl.pointer_type(tl.int16))
@@ -77,6 +79,15 @@ def _copy(  # type: ignore[no-untyped-def]
             tl.store(theirs + row * columns + column, tl.load(ours + row * stride + column, mask=inside), mask=inside)
         else:
             tl.store(ours + row * stride + column, tl.load(theirs + row * columns + column, mask=inside), mask=inside)
+
+
+@triton.jit(do_not_specialize=["count"])  # type: ignore[untyped-decorator, unused-ignore]
+def _scatter(addresses, values, count, UNIT: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    address = tl.load(addresses + index, mask=index < count, other=0)
+    # Nothing is written to where no span is.
+    inside = (index < count) & (address != 0)
+    tl.store(_pointer(address, UNIT, False), tl.load(values + index, mask=inside, other=0), mask=inside)
 
 
 @triton.jit(do_not_specialize=["count"])  # type: ignore[untyped-decorator, unused-ignore]
@@ -172,6 +183,49 @@ class CopyTable:
                 _copy[(len(group.tiles),)](
                     group.table, group.tiles, message.data_ptr(), TO_MESSAGE=to_message, **group.launched_with
                 )
+
+
+class OverwriteTable:
+    """Single words of a message, written to where its segments were unpacked to, in tensors of one GPU."""
+
+    def __init__(self, spans: Sequence[Copied], device: torch.device) -> None:
+        self._device = device
+        ordered = sorted(spans, key=lambda span: span.offset)
+        numbers = [(s.offset, s.offset + s.rows * s.nbytes, s.address, s.stride, s.nbytes) for s in ordered]
+        self._spans = torch.tensor(numbers, dtype=torch.int64).view(-1, 5).T.contiguous().to(device)
+
+    def find(self, positions: torch.Tensor, size: int) -> tuple[torch.Tensor, int]:
+        """Where words of a message belong.
+
+        Args:
+            positions: int64, shape (count,): indices of words of the message.
+            size: bytes of a word.
+
+        Returns:
+            int64 addresses, shape (count,), 0 for what lies in no span; and how many lie in one.
+        """
+        starts, ends, addresses, strides, widths = self._spans
+        if not starts.numel():
+            return torch.zeros_like(positions), 0
+        with torch.cuda.device(self._device):
+            place = positions * size
+            span = (torch.searchsorted(starts, place, right=True) - 1).clamp_(min=0)
+            offset = place - starts[span]
+            is_inside = (offset >= 0) & (place < ends[span])
+            row = offset // widths[span]
+            address = addresses[span] + row * strides[span] + offset - row * widths[span]
+            return torch.where(is_inside, address, 0), int(is_inside.sum())
+
+    def write(self, addresses: torch.Tensor, values: torch.Tensor) -> None:
+        """Enqueues it.
+
+        Args:
+            addresses: of :meth:`find`.
+            values: shape (count,): the words, as integers of their width.
+        """
+        count, block = values.numel(), 1024
+        with torch.cuda.device(self._device):
+            _scatter[(-(-count // block),)](addresses, values, count, UNIT=values.element_size(), BLOCK=block)
 
 
 class SumTable:

@@ -23,7 +23,10 @@ from launcher.bridge.codec.spans import Copied, Summed, copied, summed
 from launcher.bridge.plan import Message, Plan, Segment
 
 if TYPE_CHECKING:
-    from launcher.bridge.codec.kernels import CopyTable, SumTable
+    from launcher.bridge.codec.kernels import CopyTable, OverwriteTable, SumTable
+
+SENDING = ("pack", "base", "sent")
+"""What a trainer rank's tables are for; the others are of an engine's parameters."""
 
 Span = TypeVar("Span", Copied, Summed)
 Tensors = Mapping[str, torch.Tensor]
@@ -34,7 +37,7 @@ class _Kept:
     layouts: list[tuple[int, torch.dtype, tuple[int, ...]]]
     """Where the tensors were, and how they lay."""
 
-    table: CopyTable | SumTable
+    table: CopyTable | OverwriteTable | SumTable
     rest: Message | None
     """Segments that no table can describe."""
 
@@ -54,12 +57,11 @@ class Messages:
 
     def pack(self, message: Message, shards: Tensors, buffer: torch.Tensor) -> None:
         """As :func:`launcher.bridge.codec.pack.pack`."""
-        if not has_kernels(buffer.device):
-            pack(self._plan, message, shards, buffer)
-            return
-        rest = self._copy("pack", message, shards, buffer)
-        if rest is not None:
-            pack(self._plan, rest, shards, buffer)
+        self._pack("pack", message, shards, buffer)
+
+    def pack_base(self, message: Message, base: Tensors, buffer: torch.Tensor) -> None:
+        """As :meth:`pack`, of a second set of shards, whose tables are kept beside those of the first."""
+        self._pack("base", message, base, buffer)
 
     def unpack(self, message: Message, buffer: torch.Tensor, parameters: Tensors) -> None:
         """As :func:`launcher.bridge.codec.pack.unpack`."""
@@ -69,6 +71,32 @@ class Messages:
         rest = self._copy("unpack", message, parameters, buffer)
         if rest is not None:
             unpack(rest, buffer, parameters)
+
+    def overwrite(
+        self, message: Message, positions: torch.Tensor, values: torch.Tensor, parameters: Tensors
+    ) -> tuple[int, Callable[[], None], Message | None]:
+        """Prepares to write single words of a message into the parameters that it was unpacked into before.
+
+        Args:
+            positions: int64, shape (count,), rising: indices of words of the message.
+            values: shape (count,): the words, as integers of their width.
+
+        Returns:
+            How many of the positions the second value, once called, writes; and the segments that are left to the
+            caller, None if there are none.
+        """
+        if not has_kernels(values.device):
+            return 0, lambda: None, message
+        from launcher.bridge.codec.kernels import OverwriteTable
+
+        def span(segment: Segment, tensor: torch.Tensor) -> list[Copied] | None:
+            view = self._view("overwrite", message, segment, tensor, values.device)
+            return None if view is None else copied(view, segment.offset)
+
+        kept = self._table("overwrite", message, parameters, span, partial(OverwriteTable, device=values.device))
+        assert isinstance(kept.table, OverwriteTable)
+        addresses, count = kept.table.find(positions, values.element_size())
+        return count, partial(kept.table.write, addresses, values), kept.rest
 
     def digest_sent(self, message: Message, shards: Tensors, *, is_background: bool = False) -> torch.Tensor:
         """As :func:`launcher.bridge.codec.integrity.digest_sent`.
@@ -82,6 +110,11 @@ class Messages:
         """As :func:`launcher.bridge.codec.integrity.digest_received`; ``is_background`` as for the sender."""
         return self._sum("received", message, parameters, partial(digest_received, self._plan), is_background)
 
+    def _pack(self, what: str, message: Message, shards: Tensors, buffer: torch.Tensor) -> None:
+        rest = self._copy(what, message, shards, buffer) if has_kernels(buffer.device) else message
+        if rest is not None:
+            pack(self._plan, rest, shards, buffer)
+
     def _copy(self, what: str, message: Message, tensors: Tensors, buffer: torch.Tensor) -> Message | None:
         from launcher.bridge.codec.kernels import CopyTable
 
@@ -91,7 +124,7 @@ class Messages:
 
         kept = self._table(what, message, tensors, span, partial(CopyTable, device=buffer.device))
         assert isinstance(kept.table, CopyTable)
-        kept.table.copy(buffer, to_message=what == "pack")
+        kept.table.copy(buffer, to_message=what != "unpack")
         return kept.rest
 
     def _sum(
@@ -129,7 +162,7 @@ class Messages:
         """What of a tensor a segment is, if its bytes are those on the wire, in the same order."""
         if tensor.device != device or tensor.dtype != getattr(torch, segment.wire):
             return None
-        if what in ("pack", "sent"):
+        if what in SENDING:
             assert isinstance(message.sender, int)
             return tensor[segment.box.within(self._plan.held(segment.source, message.sender)).slices()]
         return None if segment.axes is not None else tensor[segment.target.slices()]
@@ -140,7 +173,7 @@ class Messages:
         message: Message,
         tensors: Tensors,
         span: Callable[[Segment, torch.Tensor], list[Span] | None],
-        table: Callable[[list[Span]], CopyTable | SumTable],
+        table: Callable[[list[Span]], CopyTable | OverwriteTable | SumTable],
     ) -> _Kept:
         """The table that was made for a version before, if the tensors are still where they were; else a new one."""
         found = [tensors[_name(what, segment)] for segment in message.segments]
@@ -165,7 +198,7 @@ class Messages:
 
 
 def _name(what: str, segment: Segment) -> str:
-    return segment.source if what in ("pack", "sent") else segment.parameter
+    return segment.source if what in SENDING else segment.parameter
 
 
 @cache

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 
-from launcher.bridge.codec.delta.apply import apply
 from launcher.bridge.codec.delta.head import HEAD_BYTES, Head
 from launcher.bridge.plan import Message
 from launcher.bridge.transport.base import Transfer
@@ -38,6 +37,9 @@ PostWhole = Callable[[Message], Posted]
 Write = Callable[[Mapping[str, torch.Tensor]], None]
 """Writes a message into parameters."""
 
+Apply = Callable[[Message, Head, torch.Tensor, Mapping[str, torch.Tensor]], None]
+"""As :func:`launcher.bridge.codec.delta.apply.apply`."""
+
 Unpack = Callable[[Message, torch.Tensor, Mapping[str, torch.Tensor]], None]
 """As :func:`launcher.bridge.codec.pack.unpack`."""
 
@@ -56,7 +58,7 @@ def whole(rounds: Rounds, post: PostWhole, unpack: Unpack, deadline: float) -> I
             yield message, partial(_unpack, unpack, message, posted, _poll(message, posted.transfer, deadline))
 
 
-def changes(rounds: Rounds, post: Post, deadline: float) -> Iterator[tuple[Message, Write]]:
+def changes(rounds: Rounds, post: Post, apply: Apply, deadline: float) -> Iterator[tuple[Message, Write]]:
     """Messages that carry what has changed, each after its head, which says how much that is.
 
     Raises:

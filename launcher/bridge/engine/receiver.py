@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import torch
 
 from launcher.bridge.codec.beside import SideStream
+from launcher.bridge.codec.delta.apply import apply
 from launcher.bridge.codec.messages import Messages
 from launcher.bridge.codec.regions import Splits, received_regions
 from launcher.bridge.codec.zero_copy import cut, received_into
@@ -197,7 +199,7 @@ class WeightReceiver:
                 sender for sender, wire in wires.items() if isinstance(wire, RegionRecvWire) and not self._relay
             }
             self._splits = Splits(self._plan, [message for message in self._cut if message.sender in is_split])
-            self._messages = Messages(self._plan, [*self._cut, *self._splits.packed])
+            self._messages = Messages(self._plan, [*self._cut, *self._splits.packed, *self._incoming])
             closed = self._closed
         if closed:
             for wire in wires.values():
@@ -232,7 +234,7 @@ class WeightReceiver:
         with checking.work():
             total = torch.zeros((), dtype=torch.int64, device=self._device)
         arriving = (
-            arrivals.changes(rounds, self._post, deadline)
+            arrivals.changes(rounds, self._post, partial(apply, self._messages), deadline)
             if is_changes
             else arrivals.whole(rounds, self._post_whole, self._messages.unpack, deadline)
         )

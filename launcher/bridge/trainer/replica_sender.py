@@ -48,7 +48,7 @@ class ReplicaSender:
         self._scratch = Scratch()
         by_regions = {worker: wire for worker, wire in wires.items() if isinstance(wire, RegionSendWire)}
         self._splits = Splits(plan, [message for message in self._cut if message.receiver.rank in by_regions])
-        self._messages = Messages(plan, [*self._cut, *self._splits.packed])
+        self._messages = Messages(plan, [*self._cut, *self._splits.packed, *self._outgoing])
         self._checking = SideStream(next((w.device for w in by_regions.values()), torch.device("cpu")))
         self.workers = len(plan.engines[0].locations)
         self.committed: int | None = None
@@ -113,7 +113,7 @@ class ReplicaSender:
             return [
                 (message.nbytes, partial(_post, wire, message.nbytes, partial(self._messages.pack, message, shards)))
             ]
-        changes = encode(self.plan, message, shards, base, self._scratch)
+        changes = encode(self._messages, message, shards, base, self._scratch)
         sent.compared += changes.compared
         sent.changed += changes.changed
         head: Piece = (HEAD_BYTES, partial(_post, wire, HEAD_BYTES, changes.head.write))

@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from launcher.bridge.codec.delta.apply import apply
+from launcher.bridge.codec.delta.encode import Scratch, encode
+from launcher.bridge.codec.delta.head import Encoding, Head, body_bytes, words
 from launcher.bridge.codec.integrity import digest_received, digest_sent
 from launcher.bridge.codec.messages import Messages
 from launcher.bridge.codec.pack import pack, unpack
 from launcher.bridge.plan import Engine, Location, Plan, Receiver, Slice, place, reshard
 from launcher.bridge.plan.sharding import fsdp_tp
+from launcher.common.errors import TransferError
 from launcher.testing.bench.models import Model
 from tests.integration.bridge.transfer_case import TransferCase
 
@@ -92,3 +96,56 @@ def test_a_tensor_that_has_moved_is_found() -> None:
         pack(case.plan, message, shards, expected)
         kernels.pack(message, kept, packed)
         assert torch.equal(packed.cpu(), expected)
+
+
+@pytest.mark.parametrize("placement", ["plain", "fsdp", "tp", "fsdp+tp"])
+@pytest.mark.parametrize("density", [0.01, 0.2])
+def test_changes_are_found_and_written_as_on_a_cpu(placement: str, density: float) -> None:
+    """Contiguous, strided, cast and turned tensors; the second version with tables that the first one made."""
+    case = TransferCase(trainers=2, workers=2, placement=placement)
+    old, random = case.state(1), torch.Generator().manual_seed(0)
+    whole_version = [message for rank in range(2) for message in case.plan.outgoing(rank)]
+    kernels, plain = Messages(case.plan, whole_version), Messages(case.plan, [])
+    needs = case.plan.engines[0].parameters
+    parameters = [{p.name: torch.zeros(p.shape, dtype=getattr(torch, p.dtype)) for p in of} for of in needs]
+    for message in whole_version:
+        buffer = torch.zeros(message.nbytes, dtype=torch.uint8)
+        pack(case.plan, message, case.shards(old, message.sender), buffer)
+        unpack(message, buffer, parameters[message.receiver.rank])
+    on_gpu = [{name: tensor.cuda() for name, tensor in of.items()} for of in parameters]
+    for _ in range(2):
+        new = {
+            name: torch.where(torch.rand(tensor.shape, generator=random) < density, -tensor, tensor)
+            for name, tensor in old.items()
+        }
+        for message in whole_version:
+            shards = [case.shards(state, message.sender) for state in (new, old)]
+            expected = encode(plain, message, *shards, Scratch())
+            shards_on_gpu = [{name: tensor.cuda() for name, tensor in of.items()} for of in shards]
+            changes = encode(kernels, message, *shards_on_gpu, Scratch())
+            assert changes.changed == expected.changed
+            body = torch.empty(changes.head.nbytes, dtype=torch.uint8, device="cuda")
+            changes.write(body)
+            apply(kernels, message, changes.head, body, on_gpu[message.receiver.rank])
+            apply(plain, message, changes.head, body.cpu(), parameters[message.receiver.rank])
+        for here, there in zip(parameters, on_gpu, strict=True):
+            for name, tensor in here.items():
+                here_bytes = there[name].cpu().view(-1).view(torch.uint8)
+                assert torch.equal(here_bytes, tensor.view(-1).view(torch.uint8)), name
+        old = new
+
+
+def test_a_change_outside_of_every_tensor_is_refused_and_writes_nothing() -> None:
+    case = TransferCase(trainers=1, workers=1)
+    message = next(iter(case.plan.outgoing(0)))
+    parameters = {
+        p.name: torch.zeros(p.shape, dtype=getattr(torch, p.dtype), device="cuda")
+        for p in case.plan.engines[0].parameters[0]
+    }
+    nbytes = body_bytes(message, Encoding.INDEX, 2)
+    body = torch.ones(nbytes, dtype=torch.uint8, device="cuda")
+    body[:8].view(torch.int32).copy_(torch.tensor([0, words(message)]))
+    head = Head(encoding=Encoding.INDEX, count=2, nbytes=nbytes)
+    with pytest.raises(TransferError, match="outside"):
+        apply(Messages(case.plan, [message]), message, head, body, parameters)
+    assert not any(tensor.any() for tensor in parameters.values())

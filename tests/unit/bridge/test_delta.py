@@ -15,6 +15,7 @@ from launcher.bridge.codec.delta.bits import mask_of, packed, positions_of, unpa
 from launcher.bridge.codec.delta.encode import WHOLE_ABOVE, Changes, Scratch, encode
 from launcher.bridge.codec.delta.head import HEAD_BYTES, Encoding, Head, body_bytes, word_bytes, words
 from launcher.bridge.codec.integrity import digest_received, digest_sent
+from launcher.bridge.codec.messages import Messages
 from launcher.bridge.codec.pack import unpack
 from launcher.bridge.plan import Engine, Location, Plan, Receiver, TensorSpec, place, reshard
 from launcher.bridge.plan.requirements import replicated
@@ -26,12 +27,12 @@ from tests.unit.bridge.memory_bounds import changes_bytes
 State = dict[str, torch.Tensor]
 
 
-def over_the_wire(changes: Changes, parameters: State) -> None:
+def over_the_wire(plan: Plan, changes: Changes, parameters: State) -> None:
     """As a transport would carry it, into memory that was used before."""
     head, body = torch.full((HEAD_BYTES,), 7, dtype=torch.uint8), torch.full((changes.head.nbytes,), 7).byte()
     changes.head.write(head)
     changes.write(body)
-    apply(changes.message, Head.read(head, changes.message), body, parameters)
+    apply(Messages(plan, []), changes.message, Head.read(head, changes.message), body, parameters)
 
 
 def plan_of(*specs: TensorSpec, dtypes: dict[str, str] | None = None) -> Plan:
@@ -69,11 +70,11 @@ def test_any_placement_at_any_density_ends_with_the_new_weights(
         shards, scratch = case.shards(new, sender), Scratch()
         for message in case.plan.outgoing(sender):
             with patch.dict(WHOLE_ABOVE, cpu=whole_above):
-                changes = encode(case.plan, message, shards, base.shards, scratch)
+                changes = encode(Messages(case.plan, []), message, shards, base.shards, scratch)
             assert changes.head.nbytes <= message.nbytes
             assert (changes.changed == 0) == (changes.head.nbytes == 0)
             parameters = found[message.receiver.rank]
-            over_the_wire(changes, parameters)
+            over_the_wire(case.plan, changes, parameters)
             assert int(digest_sent(case.plan, message, shards)) == int(digest_received(case.plan, message, parameters))
     for rank, state in found.items():
         for name, tensor in case.expected(new, rank).items():
@@ -91,11 +92,11 @@ def test_a_change_is_one_of_bits_not_of_values() -> None:
     same = [0x4000] * 154
     old = bits(0x0000, 0x7FC0, 0x7FC1, 0x3F80, 0x8000, 0x7F80, *same)
     new = bits(0x8000, 0x7FC1, 0x7FC1, 0x3F80, 0x0000, 0x7F80, *same)
-    changes = encode(plan, message, {"gate": new}, {"gate": old}, Scratch())
+    changes = encode(Messages(plan, []), message, {"gate": new}, {"gate": old}, Scratch())
     assert changes.positions.tolist() == [0, 1, 4]
     assert (changes.compared, changes.changed) == (160, 3)
     parameters = {"gate": old.clone()}
-    over_the_wire(changes, parameters)
+    over_the_wire(plan, changes, parameters)
     assert parameters["gate"].view(torch.int16).tolist() == new.view(torch.int16).tolist()
 
 
@@ -114,9 +115,9 @@ def test_a_master_that_moves_less_than_the_wire_shows_sends_nothing() -> None:
     base.advance(2, {"master": on_the_wire}, None, [plan])
     moved = on_the_wire * (1 + 2**-12)
     assert not torch.equal(moved, on_the_wire)
-    assert encode(plan, message, {"master": moved}, base.shards, Scratch()).head.nbytes == 0
+    assert encode(Messages(plan, []), message, {"master": moved}, base.shards, Scratch()).head.nbytes == 0
     moved[3, 5] *= 2
-    assert encode(plan, message, {"master": moved}, base.shards, Scratch()).positions.tolist() == [29]
+    assert encode(Messages(plan, []), message, {"master": moved}, base.shards, Scratch()).positions.tolist() == [29]
 
 
 @pytest.mark.parametrize(
@@ -130,12 +131,12 @@ def test_a_message_takes_the_shortest_encoding_and_goes_whole_above_a_density(ch
     new = old.clone()
     new[torch.randperm(4096)[:changed]] = 1.0
     with patch.dict(WHOLE_ABOVE, cpu=0.1):
-        changes = encode(plan, message, {"up": new}, {"up": old}, Scratch())
+        changes = encode(Messages(plan, []), message, {"up": new}, {"up": old}, Scratch())
     assert changes.head.encoding is encoding
     sizes = {way: body_bytes(message, way, changed) for way in Encoding}
     assert changes.head.nbytes == (sizes[encoding] if encoding is Encoding.WHOLE else min(sizes.values()))
     parameters = {"up": old.clone()}
-    over_the_wire(changes, parameters)
+    over_the_wire(plan, changes, parameters)
     assert torch.equal(parameters["up"], new)
 
 
@@ -147,7 +148,7 @@ def test_what_lies_between_tensors_never_counts_as_changed() -> None:
     scratch = Scratch()
     for buffer, value in zip(scratch.take(message.nbytes, torch.device("cpu")), (1, 2), strict=True):
         buffer.fill_(value)
-    changes = encode(plan, message, state, state, scratch)
+    changes = encode(Messages(plan, []), message, state, state, scratch)
     assert (changes.changed, changes.compared) == (0, 28)
 
 
@@ -158,7 +159,7 @@ def test_a_message_of_several_types_is_compared_in_words_of_the_smallest() -> No
     old = {"a": torch.zeros(5), "b": torch.zeros(3, dtype=torch.bfloat16)}
     new = {"a": torch.tensor([0.0, 1.1, 0, 0, 0]), "b": torch.tensor([0, 0, 2.0]).bfloat16()}
     parameters = {name: tensor.clone() for name, tensor in old.items()}
-    over_the_wire(encode(plan, message, new, old, Scratch()), parameters)
+    over_the_wire(plan, encode(Messages(plan, []), message, new, old, Scratch()), parameters)
     assert all(torch.equal(parameters[name], new[name]) for name in new)
 
 
@@ -190,7 +191,7 @@ def test_changes_outside_of_the_tensors_are_refused_and_write_nothing(positions:
     body[16:].fill_(1)
     parameters = {name: torch.zeros(size, dtype=torch.bfloat16) for name, size in (("a", 5), ("b", 1))}
     with pytest.raises(TransferError, match=text):
-        apply(message, head, body, parameters)
+        apply(Messages(plan, []), message, head, body, parameters)
     assert not any(tensor.any() for tensor in parameters.values())
 
 
@@ -212,11 +213,11 @@ def test_a_wrong_base_changes_the_digest() -> None:
     old = torch.randn(512).bfloat16()
     new = old.clone()
     new[7] += 1
-    changes = encode(plan, message, {"a": new}, {"a": old}, Scratch())
+    changes = encode(Messages(plan, []), message, {"a": new}, {"a": old}, Scratch())
     right, wrong = {"a": old.clone()}, {"a": old.clone()}
     wrong["a"][400] *= 2
     for parameters in (right, wrong):
-        over_the_wire(changes, parameters)
+        over_the_wire(plan, changes, parameters)
     sent = int(digest_sent(plan, message, {"a": new}))
     assert sent == int(digest_received(plan, message, right))
     assert sent != int(digest_received(plan, message, wrong))

@@ -8,34 +8,41 @@ import torch
 
 from launcher.bridge.codec.delta.bits import positions_of
 from launcher.bridge.codec.delta.head import POSITION_BYTES, WORD, Encoding, Head, values_at, word_bytes, words
-from launcher.bridge.codec.pack import read_back, unpack, write
+from launcher.bridge.codec.messages import Messages
+from launcher.bridge.codec.pack import read_back, write
 from launcher.bridge.plan import Message, Segment
 from launcher.common.errors import TransferError
 
 
-def apply(message: Message, head: Head, body: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -> None:
+def apply(
+    messages: Messages, message: Message, head: Head, body: torch.Tensor, parameters: Mapping[str, torch.Tensor]
+) -> None:
     """Writes a message's changes into parameters, or their shadows, that hold the version before.
 
     Args:
+        messages: what unpacks the messages of this worker.
         body: uint8, shape (head.nbytes,), aligned to 16 bytes.
 
     Raises:
         TransferError: a position lies outside of the message.
     """
     if head.encoding is Encoding.WHOLE:
-        unpack(message, body, parameters)
+        messages.unpack(message, body, parameters)
     elif head.count:
         size = word_bytes(message)
         values = body[values_at(message, head.encoding, head.count) :].view(WORD[size])
         positions = _positions(message, head, body)
-        starts = [segment.offset // size for segment in message.segments]
-        ends = [(segment.offset + segment.nbytes) // size for segment in message.segments]
+        found, write_found, rest = messages.overwrite(message, positions, values, parameters)
+        segments = rest.segments if rest is not None else ()
+        starts = [segment.offset // size for segment in segments]
+        ends = [(segment.offset + segment.nbytes) // size for segment in segments]
         # Changes rise, so that each segment's are one run of them.
         cuts = torch.searchsorted(positions, torch.tensor([*starts, *ends], device=positions.device)).tolist()
         runs = list(zip(cuts[: len(starts)], cuts[len(starts) :], strict=True))
-        if sum(max(0, stop - start) for start, stop in runs) != head.count:
+        if found + sum(max(0, stop - start) for start, stop in runs) != head.count:
             raise TransferError("failed: a change lies outside of every tensor.")
-        for segment, first, (start, stop) in zip(message.segments, starts, runs, strict=True):
+        write_found()
+        for segment, first, (start, stop) in zip(segments, starts, runs, strict=True):
             if start < stop:
                 _overwrite(segment, positions[start:stop] - first, values[start:stop], parameters)
 

@@ -32,16 +32,16 @@ class Base:
         """
         if version == self.version:
             return
-        types = _types(plans)
-        with torch.no_grad():
-            for name, shard in shards.items():
-                if only is not None and name not in only:
-                    continue
-                if name not in self.shards:
-                    self.shards[name] = torch.empty(
-                        shard.shape, dtype=types.get(name, shard.dtype), device=shard.device
-                    )
-                self.shards[name].copy_(shard)
+        sent = {name: shard for name, shard in shards.items() if only is None or name in only}
+        new = sent.keys() - self.shards.keys()
+        types = _types(plans) if new else {}
+        for name in new:
+            shard = sent[name]
+            self.shards[name] = torch.empty(shard.shape, dtype=types.get(name, shard.dtype), device=shard.device)
+        if sent:
+            with torch.no_grad():
+                # A few launches on a GPU, however many tensors there are.
+                torch._foreach_copy_([self.shards[name] for name in sent], list(sent.values()))
         self.version = version
 
     def clear(self) -> None:

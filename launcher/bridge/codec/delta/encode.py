@@ -9,9 +9,8 @@ import torch
 
 from launcher.bridge.codec.delta.bits import count_of, differing, mask_of, places_of
 from launcher.bridge.codec.delta.head import MOST_WORDS, WORD, Encoding, Head, body_bytes, values_at, word_bytes, words
-from launcher.bridge.codec.pack import pack
-from launcher.bridge.plan import Message, Plan
-from launcher.bridge.plan.dtypes import ITEMSIZE
+from launcher.bridge.codec.messages import Messages
+from launcher.bridge.plan import Message
 from launcher.bridge.plan.split import aligned
 
 WHOLE_ABOVE = {"cpu": 1 / 32, "cuda": 0.25}
@@ -72,7 +71,7 @@ class Scratch:
 
 
 def encode(
-    plan: Plan,
+    messages: Messages,
     message: Message,
     shards: Mapping[str, torch.Tensor],
     base: Mapping[str, torch.Tensor],
@@ -81,14 +80,18 @@ def encode(
     """A message of a trainer rank, as its changes.
 
     Args:
+        messages: what packs the messages of this rank.
         shards: what the rank holds, by name.
         base: what it held of the version that the replica has.
     """
     device = shards[message.segments[0].source].device
     new, old = scratch.take(message.nbytes, device)
-    for buffer, held in ((new, shards), (old, base)):
-        pack(plan, message, held, buffer)
-        _clear_gaps(message, buffer)
+    if _has_gaps(message):
+        # What lies between segments is nobody's, and shall not differ.
+        new.zero_()
+        old.zero_()
+    messages.pack(message, shards, new)
+    messages.pack_base(message, base, old)
     word = WORD[word_bytes(message)]
     where = differing(new.view(word), old.view(word))
     count = count_of(where)
@@ -102,10 +105,5 @@ def encode(
     return Changes(head=head, message=message, new=new, changed=count, positions=positions)
 
 
-def _clear_gaps(message: Message, buffer: torch.Tensor) -> None:
-    """What lies between segments is nobody's, and shall not differ."""
-    for segment in message.segments:
-        end = segment.offset + segment.nbytes
-        padded = segment.offset + aligned(segment.box.volume, ITEMSIZE[segment.wire])
-        if end < padded:
-            buffer[end:padded].zero_()
+def _has_gaps(message: Message) -> bool:
+    return any(segment.nbytes != aligned(segment.nbytes, 1) for segment in message.segments)
