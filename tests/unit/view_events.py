@@ -11,6 +11,7 @@ from typing import Any
 from launcher.events.fold import apply_event
 from launcher.events.run_state import RunState
 from launcher.events.serialize import event_from_dict
+from tests.unit.event_fields import check_fields
 
 T0 = 1_767_225_600.0
 """2026-01-01 00:00:00 UTC."""
@@ -26,6 +27,7 @@ def startup(
     nodes = trainer_nodes + inference_nodes
 
     def add(at: float, event: str, **fields: Any) -> None:
+        check_fields(event, fields)
         events.append({"time": T0 + at, "event": event, **fields})
 
     def span(begin: float, end: float, phase: str, who: str) -> None:

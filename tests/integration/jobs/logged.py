@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
-from launcher.events.schema import EVENT_KINDS
+from tests.unit.event_fields import check_fields
 
 
 def read_events(attempt_dir: Path) -> list[dict[str, Any]]:
@@ -24,7 +23,6 @@ def select(events: Iterable[dict[str, Any]], event: str, **fields: Any) -> list[
     Raises:
         AssertionError: no event of this kind has such a field.
     """
-    unknown = fields.keys() - {field.name for field in fields_of(EVENT_KINDS[event])}
-    assert not unknown, f"{event} has no field {sorted(unknown)}"
+    check_fields(event, fields)
     wanted = {"event": event, **fields}.items()
     return [found for found in events if wanted <= found.items()]

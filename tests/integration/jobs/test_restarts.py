@@ -100,7 +100,7 @@ def test_spares_take_the_places_of_lost_nodes_of_either_role(launcher: Launcher,
 
     # A node whose agent stops: its shim ends it, and by then the run goes on elsewhere.
     os.kill(job.agent(2), signal.SIGSTOP)
-    taken = job.wait_event("spare", takes=2)
+    taken = job.wait_event("spare", slot=2)
     assert (taken["node_rank"], taken["hostname"], taken["role"]) == (3, "local-3", "inference")
     job.wait_event("process", name="inference-0", state="started", restart_count=1)
     assert not all_events(job, "restart")
@@ -108,7 +108,7 @@ def test_spares_take_the_places_of_lost_nodes_of_either_role(launcher: Launcher,
     # A node that is gone at once, with everything on it.
     shim = job.shim(1)
     kill_all([process.pid for process in descendants(shim)] + [shim])
-    taken = job.wait_event("spare", takes=1)
+    taken = job.wait_event("spare", slot=1)
     assert (taken["node_rank"], taken["role"]) == (4, "trainer")
     for rank in (0, 1):
         job.wait_event("process", name=f"trainer-{rank:04d}", state="started", restart_count=1)

@@ -16,6 +16,7 @@ from launcher.observe.terminal.plain import PlainDisplay
 from launcher.observe.terminal.status_lines import replica_states
 from launcher.observe.terminal.summary import gather
 from tests.unit import view_events
+from tests.unit.event_fields import check_fields
 from tests.unit.observe.test_view_live import shown
 from tests.unit.recorded import run_dir, started
 from tests.unit.slurm_tools import AWAY, OFF, row, tool, tools
@@ -25,6 +26,7 @@ __all__ = ["tools"]
 
 
 def at(after: float, event: str, **fields: Any) -> dict[str, Any]:
+    check_fields(event, fields)
     return {"time": T0 + after, "event": event, **fields}
 
 
@@ -38,11 +40,20 @@ FIRST: Events = [
     at(72.0, "published", version=9, seconds=0.2, bytes=1, replicas=[0, 1, 2, 3], dropped=[]),
     at(74.0, "published", version=10, seconds=0.2, bytes=1, replicas=[0, 1, 3], dropped=[2]),
     at(74.1, "replica", replica=2, state="lost", reason="signal 9 (SIGKILL)"),
-    at(74.2, "restart", what="engine", replica=2, restart=1, of=3, reason="signal 9 (SIGKILL)", delay_s=1.0),
+    at(
+        74.2,
+        "restart",
+        what="engine",
+        replica=2,
+        restart_count=1,
+        max_restarts=3,
+        reason="signal 9 (SIGKILL)",
+        delay_s=1.0,
+    ),
     at(74.3, "replica", replica=2, state="restarting"),
     at(80.0, "node_lost", node_rank=1, hostname="rack0n02", role="trainer", reason="silent for 10 s"),
-    at(80.1, "spare", node_rank=4, hostname="rack0n05", takes=1, role="trainer"),
-    at(80.2, "restart", what="trainer", replica=None, restart=1, of=2, reason="node lost", delay_s=0),
+    at(80.1, "spare", node_rank=4, hostname="rack0n05", slot=1, role="trainer"),
+    at(80.2, "restart", what="trainer", replica=None, restart_count=1, max_restarts=2, reason="node lost", delay_s=0),
     at(90.0, "stopping", reason="time limit"),
     at(91.0, "requeued", reason="time limit", attempt=1),
     at(91.0, "finished", outcome="requeued", seconds=91),

@@ -18,6 +18,7 @@ from launcher.observe.root_cause.diagnosis import Explanation, explain, find_roo
 from launcher.observe.root_cause.evidence import FailureCandidate
 from launcher.observe.root_cause.render import render
 from launcher.slurm.states import JobState
+from tests.unit.event_fields import check_fields
 
 
 def suspect(
@@ -71,6 +72,7 @@ class Recorded:
         (path / "layout.json").write_text(layout_to_json(layout))
 
     def event(self, event: str, *, attempt: int = 1, after: float = 1.0, **fields: Any) -> None:
+        check_fields(event, fields)
         self.time += after
         folder = self.path / "attempts" / str(attempt)
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +215,7 @@ def test_without_a_last_word_node_0_is_the_suspect_and_slurm_says_the_rest(run: 
 
 def test_what_the_run_got_over_is_not_the_cause(run: Recorded) -> None:
     run.event("node_lost", node_rank=1, hostname="gpu-1", role="trainer", reason="silent for 11 s")
-    run.event("spare", node_rank=2, hostname="gpu-2", takes=1, role="trainer", after=0.1)
+    run.event("spare", node_rank=2, hostname="gpu-2", slot=1, role="trainer", after=0.1)
     run.event("step", step=7, after=30.0)
     run.failure(0, "exit code 1", tail=("ValueError: boom",), exit_code=1, first=True)
     run.event("finished", outcome="failed")
@@ -291,7 +293,7 @@ def test_earlier_attempts_have_a_line_each(run: Recorded) -> None:
     run.event("stopping", reason="preemption")
     run.event("finished", outcome="cancelled")
     run.event("attempt", attempt=2)
-    run.event("restart", attempt=2, what="engine", replica=1, restart=1, of=3, reason="signal 9")
+    run.event("restart", attempt=2, what="engine", replica=1, restart_count=1, max_restarts=3, reason="signal 9")
     run.event("failure", attempt=2, message="Preflight failed on node 1 (gpu-1) of 2; no worker was started.",
               tail=["node  hostname  what is wrong", "1     gpu-1     shm: full"], launcher_exit_code=7)  # fmt: skip
     run.event("finished", attempt=2, outcome="failed")
