@@ -54,9 +54,11 @@ class Bridge:
     the live weights, compared end to end, and only then written; a replica that fails on the way keeps what it has.
 
     Threads: one thread of each rank calls it at a time; it does not use the program's process groups after it was made,
-    so an update in the background and the program's collectives do not meet. Memory on a rank: four messages for each
-    worker that it sends to (:attr:`BridgeSettings.round_bytes` bounds what a worker gets in a round); with ``delta``
-    also a copy of the rank's shards, in the type in which they are sent.
+    so an update in the background and the program's collectives do not meet. A program that ends without
+    :meth:`close` first waits for updates on their way, and logs what becomes of them.
+
+    Memory on a rank: four messages for each worker that it sends to (:attr:`BridgeSettings.round_bytes` bounds what a
+    worker gets in a round); with ``delta`` also a copy of the rank's shards, in the type in which they are sent.
 
     Args:
         settings: how to reach the engines.
@@ -80,13 +82,21 @@ class Bridge:
         self._queue = UpdateQueue()
         self._weights = WeightPublisher(settings, self._ranks, self._discovery, on_phase=on_phase)
         self._adapters: dict[str, WeightPublisher] = {}
+        self._exclude: tuple[str, ...] = ()
 
     @property
     def version(self) -> int | None:
         """The last version of the model that was published; None before the first."""
         return self._weights.version
 
-    def publish(self, model: nn.Module, version: int, *, names: Sequence[str] | None = None) -> UpdateReport:
+    def publish(
+        self,
+        model: nn.Module,
+        version: int,
+        *,
+        names: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+    ) -> UpdateReport:
         """Sends the module's weights; when it returns, every engine serves them. Every trainer rank calls it.
 
         On GPUs it reads what the current stream has enqueued so far, and no tensor after it returns.
@@ -101,6 +111,8 @@ class Bridge:
             version: larger than every one published before; the same on every rank.
             names: only these weights, under their names in the module's state dict; all of them if None. The first
                 version of a replica is always whole.
+            exclude: patterns (``*``, ``?``) of names that no engine has: a value head, multi-token prediction, a
+                reference model. What several ranks hold may be excluded on any of them.
 
         Returns:
             What the update took; the same on every rank.
@@ -116,9 +128,17 @@ class Bridge:
             ValueError: no rank holds one of ``names``.
         """
         self._queue.drain()
-        return self._weights.publish(weights(model), names, version)
+        self._exclude = tuple(exclude)
+        return self._weights.publish(weights(model, self._exclude), names, version)
 
-    def publish_async(self, model: nn.Module, version: int, *, names: Sequence[str] | None = None) -> Update:
+    def publish_async(
+        self,
+        model: nn.Module,
+        version: int,
+        *,
+        names: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+    ) -> Update:
         """Begins to send the module's weights in a thread, and returns; the next forward and backward may go on.
 
         Nothing may write the weights before :meth:`Update.wait_read` returns; :meth:`guard` sees to that for an
@@ -128,6 +148,7 @@ class Bridge:
             model: as for :meth:`publish`.
             version: as for :meth:`publish`.
             names: as for :meth:`publish`.
+            exclude: as for :meth:`publish`.
 
         Returns:
             A handle; what :meth:`publish` would raise is raised by :meth:`Update.result`.
@@ -135,7 +156,8 @@ class Bridge:
         Raises:
             TransferError: the update before has failed, and its :meth:`Update.result` was not called.
         """
-        held = weights(model)
+        self._exclude = tuple(exclude)
+        held = weights(model, self._exclude)
         # What the optimizer has enqueued comes before what the thread reads.
         device = device_of(held)
         written = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
@@ -204,7 +226,7 @@ class Bridge:
             TransferError: fewer replicas than ``min_replicas`` serve it, and no other comes.
         """
         self._queue.drain()
-        taken = 0 if model is None else self._weights.rejoin(weights(model))
+        taken = 0 if model is None else self._weights.rejoin(weights(model, self._exclude))
         releases = self.version is None
         return taken + sum(channel.rejoin(channel.held, releases=releases) for channel in self._adapters.values())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from launcher.bridge.plan.boxes import Box, tiling_problem
 from launcher.bridge.plan.sharding import Placement, Shard, Sharding, group, shards_of
-from launcher.bridge.protocol import Manifest, TensorEntry, TrainerSpec
+from launcher.bridge.protocol import Manifest, TensorEntry
 from launcher.common.codec import from_json, to_json
 from launcher.common.errors import BridgeError
 
@@ -168,17 +167,3 @@ def replicated_shards(found: Union) -> Iterator[tuple[str, tuple[int, ...], Shar
             for shard in shards_of(found.placements[entry.name], entry.shape):
                 if len(shard.ranks) > 1:
                     yield entry.name, entry.shape, shard
-
-
-def with_holders(reason: str, spec: TrainerSpec) -> str:
-    """An engine's reason, with the ranks that hold the tensors that it names, where that are not all of them."""
-    size = len(spec.locations)
-    shapes = {entry.name: entry.shape for entry in spec.manifest}
-    notes: list[str] = []
-    for name in dict.fromkeys(re.findall(r"`([^`]+)`", reason)):
-        if name in spec.placement_of and len(notes) < MOST_NAMED:
-            shards = shards_of(spec.placements[spec.placement_of[name]], shapes[name])
-            ranks = {rank for shard in shards for rank in shard.ranks}
-            if len(ranks) < size:
-                notes.append(f"`{name}` is held by trainer {named_ranks(sorted(ranks))} of {size} only.")
-    return " ".join([reason, *notes])

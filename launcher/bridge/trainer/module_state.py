@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +15,7 @@ from launcher.bridge.codec.checksum import MASK, partial
 from launcher.bridge.plan.sharding import Sharding
 from launcher.bridge.trainer.description import Description, HeldTensor, Union, named_ranks, replicated_shards
 from launcher.bridge.trainer.rank_group import RankGroup
+from launcher.bridge.trainer.refusal import wrapper_problem
 from launcher.common.errors import BridgeError
 
 
@@ -39,12 +42,20 @@ class Weight:
         return str(self.tensor.dtype).removeprefix("torch.")
 
 
-def weights(module: nn.Module) -> list[Weight]:
-    """Parameters and persistent buffers, sorted by name, so that every rank agrees on the order without talking.
+def weights(module: nn.Module, exclude: Sequence[str] = ()) -> list[Weight]:
+    """Parameters and persistent buffers, sorted by name. What ``DistributedDataParallel`` wraps is taken out of it.
 
     Tied weights appear under each of their names; all but the first are aliases.
+
+    Args:
+        exclude: patterns (``*`` and ``?``) of names that are left out.
     """
+    while isinstance(module, nn.parallel.DistributedDataParallel):
+        module = module.module
     state = module.state_dict(keep_vars=True)
+    if exclude:
+        left_out = re.compile("|".join(map(fnmatch.translate, exclude)))
+        state = {name: tensor for name, tensor in state.items() if not left_out.match(name)}
     found: list[Weight] = []
     owners: dict[int, str] = {}
     for name in sorted(state):
@@ -70,12 +81,15 @@ def described(held: Sequence[Weight]) -> tuple[object, ...]:
     )
 
 
-def description(held: Sequence[Weight]) -> Description:
-    """What this rank holds, for the others.
+def description(held: Sequence[Weight], *, is_adapter: bool = False) -> Description:
+    """What this rank holds, for the others; of a model, or of an adapter.
 
     Raises:
-        BridgeError: a tensor's placement is partial, or not one that the bridge knows.
+        BridgeError: a tensor's placement is partial, or not one that the bridge knows; or names and shapes tell that
+            these are not the weights themselves.
     """
+    if not is_adapter and (problem := wrapper_problem({weight.name: weight.tensor for weight in held})):
+        raise BridgeError(problem)
     return tuple(
         HeldTensor(
             name=weight.name,

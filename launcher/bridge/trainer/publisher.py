@@ -208,7 +208,7 @@ class WeightPublisher:
     def _describe(self, held: Sequence[Weight]) -> tuple[Description, str]:
         key = described(held)
         if self._described is None or self._described[0] != key:
-            own = description(held)
+            own = description(held, is_adapter=self.adapter is not None)
             self._described = (key, own, digest_of(own))
         return self._described[1:]
 

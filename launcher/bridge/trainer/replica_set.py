@@ -23,9 +23,9 @@ from launcher.bridge.trainer.connect import (
     connect_replicas,
     serve_store,
 )
-from launcher.bridge.trainer.description import with_holders
 from launcher.bridge.trainer.discovery import ReplicaDiscovery, ReplicaInfo
 from launcher.bridge.trainer.rank_group import RankGroup
+from launcher.bridge.trainer.refusal import explained
 from launcher.bridge.trainer.relay_tree import levels, orphans, parents, root
 from launcher.bridge.trainer.replica_client import ReplicaClient
 from launcher.bridge.trainer.replica_sender import RelayedSender, ReplicaSender
@@ -197,7 +197,7 @@ class ReplicaSet:
         direct = [self._clients[index] for index in missing if index in workers and index not in tree]
         found = connect_replicas(direct, spec, workers, settings, self._failure_reason)
         self._senders |= found.values
-        failures = {index: with_holders(text, spec) for index, text in {**found.failures, **failures}.items()}
+        failures = {index: explained(text, spec) for index, text in {**found.failures, **failures}.items()}
         for children in levels(tree):
             failures = {**self._connect_relayed(children, tree, workers, settings), **failures}
         # A replica counts as connected only if every rank is connected to it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
 import queue
 import threading
 from collections import deque
@@ -11,6 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from launcher.common.errors import TransferError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,11 @@ class Update:
         assert self._report is not None
         return self._report
 
+    @property
+    def error(self) -> BaseException | None:
+        """Why it has failed; None if it has not, or not yet."""
+        return self._error
+
     def carry_out(self, publish: Publish) -> None:
         """Runs the update to its end, in the publisher's thread."""
         try:
@@ -118,6 +127,7 @@ class UpdateQueue:
             device = torch.cuda.current_device() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
             self._thread = threading.Thread(target=self._run, args=(device,), name="bridge-publish", daemon=True)
             self._thread.start()
+            atexit.register(self._finish)
         update = Update(version)
         self._pending.append(update)
         self._queue.put((update, publish))
@@ -139,11 +149,22 @@ class UpdateQueue:
         self._forget_done()
 
     def close(self) -> None:
-        """Ends the thread after the updates that were submitted; their errors are left to who asks for them."""
+        """Ends the thread after the updates that were submitted. An error that nobody has asked for is logged."""
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()
             self._thread = None
+            atexit.unregister(self._finish)
+            self._finish()
+
+    def _finish(self) -> None:
+        """Waits for updates on their way, as at the end of a program that did not close the bridge."""
+        for update in self._pending:
+            if not update.is_done:
+                logger.warning("the program ends; version %d is still on its way to the engines", update.version)
+            update.wait()
+            if update.error is not None and not update.is_observed:
+                logger.error("version %d did not reach the engines: %s", update.version, update.error)
 
     def _forget_done(self) -> None:
         while self._pending and self._pending[0].is_done:

@@ -11,6 +11,7 @@ from launcher.observe.root_cause.evidence import FailureCandidate
 
 MOST_VICTIMS = 8
 MOST_LINES = 20
+MOST_LETTERS = 160
 
 
 def render(explanation: Explanation) -> str:
@@ -63,7 +64,10 @@ def _one_line(attempt: Explained) -> str:
 
 
 def _short(candidate: FailureCandidate) -> str:
-    return candidate.line if len(candidate.line) <= 160 else f"{candidate.line[:160]} ..."
+    if len(candidate.line) <= MOST_LETTERS:
+        return candidate.line
+    begin, hint = candidate.line[:MOST_LETTERS], candidate.line.partition("HINT: ")[2]
+    return f"{begin} ... HINT: {hint[:MOST_LETTERS]}" if hint and "HINT: " not in begin else f"{begin} ..."
 
 
 def _clock(candidate: FailureCandidate) -> str:

@@ -151,3 +151,13 @@ def test_the_earlier_names_send_one_parameter(replica: PlainReplica, url: str, m
     with pytest.raises(BridgeError, match=r"`device` \(cuda\) is not where the weights are \(cpu\)"):
         bridge.broadcast_weights(model)
     bridge.cleanup()
+
+
+def test_a_head_that_the_engine_lacks_is_left_out_by_a_pattern(replica: PlainReplica, url: str) -> None:
+    bridge = Bridge(BridgeSettings(urls=(url,), token=TOKEN, timeout_s=20.0))
+    model = Trained()
+    model.v_head = nn.Linear(4, 1)
+    bridge.publish_async(model, 1, exclude=["v_head.*"]).result(60)
+    check(replica, model.served())
+    assert bridge.rejoin(model) == 0
+    bridge.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -101,3 +103,32 @@ def test_an_optimizers_step_waits_until_the_weights_have_been_read_and_no_longer
     commit.set()
     bridge.close()
     assert pending.result() is REPORT
+
+
+PROGRAM = """
+import sys, time
+from launcher.bridge.trainer.update import UpdateQueue
+from launcher.common.errors import TransferError
+
+def update(read):
+    time.sleep(0.5)
+    print("sent", flush=True)
+    raise TransferError("a replica is gone")
+
+UpdateQueue().submit(7, update)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_that_ends_without_close_brings_its_update_to_an_end_and_says_what_became_of_it() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=240, check=True)
+    assert done.stdout == "sent\n"
+    assert "version 7 is still on its way" in done.stderr
+    assert "version 7 did not reach the engines: a replica is gone" in done.stderr
+
+
+def test_closing_logs_an_error_that_nobody_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    queue = UpdateQueue()
+    queue.submit(3, failing)
+    queue.close()
+    assert "version 3 did not reach the engines: a replica is gone" in caplog.text
