@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         return max(task.codes)
     import hydra
 
-    from launcher.sweep.registration import register_plugins
+    from launcher.sweep.candidates import register_plugins
 
     register_plugins()
     # An absolute path: a relative one works with `python -m launcher` but not from the console script.

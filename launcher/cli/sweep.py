@@ -62,7 +62,7 @@ def _results(ledger: Ledger, metric: Metric, as_json: bool) -> int:
     shown = [run for run in runs if run.value is not None]
     picture = None
     if shown and has_matplotlib():
-        from launcher.sweep.picture import draw_sweep
+        from launcher.sweep.report import draw_sweep
 
         figure = draw_sweep(shown, metric, title=ledger.directory.name)
         picture = save_figure(figure, ledger.directory / "results.png")
@@ -75,8 +75,8 @@ def _results(ledger: Ledger, metric: Metric, as_json: bool) -> int:
 
 
 def _cancel(ledger: Ledger, metric: Metric, as_json: bool) -> int:
-    from launcher.sweep.cancel import cancel_sweep
     from launcher.sweep.report import as_data, table
+    from launcher.sweep.wait import cancel_sweep
 
     runs = cancel_sweep(ledger, metric, CANCEL_TIMEOUT_S, lambda text: print(f"launcher: {text}", file=sys.stderr))
     if as_json:

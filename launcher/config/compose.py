@@ -56,7 +56,7 @@ def register_configs() -> None:
     store.store(name="schema", node=Config(cluster=ClusterConfig()))
     for kind, cluster in _CLUSTERS.items():
         store.store(group="cluster", name=f"base_{kind}", node=cluster)
-    # Ours in Hydra's own groups; see `launcher.sweep.registration`.
+    # Ours in Hydra's own groups; see `launcher.sweep.candidates`.
     grid = {"_target_": "hydra_plugins.launcher_sweep.GridSweeper", "max_batch_size": None, "params": None}
     store.store(group="hydra/sweeper", name="grid", node=grid)
     store.store(group="hydra/launcher", name="runs", node={"_target_": "hydra_plugins.launcher_sweep.RunLauncher"})

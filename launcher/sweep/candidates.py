@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import itertools
 import json
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from omegaconf import DictConfig, OmegaConf
 
 from launcher.common.errors import ConfigError, LauncherError
 from launcher.config import typed
@@ -19,9 +23,10 @@ from launcher.config.explain import COMPOSITION_ERRORS, explain
 from launcher.config.schema import Config
 from launcher.config.secrets import unset_secrets
 from launcher.submit.validate import problems
+from launcher.sweep import SWEEPS
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    pass
 
 
 def combinations(overrides: Sequence[Override], zipped: Sequence[str] = ()) -> list[list[str]]:
@@ -239,3 +244,25 @@ def _which(numbers: Sequence[int], overrides: Sequence[tuple[str, ...]]) -> str:
     named = "; ".join(" ".join(overrides[number]) or "the only run" for number in numbers[:NAMED])
     more = len(numbers) - NAMED
     return f"{len(numbers)} of {len(overrides)} runs: {named}" + (f"; and {more} more" if more > 0 else "")
+
+
+PLUGINS = Path(__file__).parent / "hydra"
+"""Holds a portion of the namespace package ``hydra_plugins``, the only place where Hydra looks for plugins."""
+
+
+def register_plugins() -> None:
+    """Lets ``hydra/sweeper=grid`` and ``hydra/launcher=runs``, the defaults, find what they name."""
+    if str(PLUGINS) not in sys.path:
+        sys.path.append(str(PLUGINS))
+    plugins = Plugins.instance()
+    module = importlib.import_module("hydra_plugins.launcher_sweep")
+    for plugin in (module.GridSweeper, module.RunLauncher):
+        # Known already, unless Hydra had looked around before.
+        plugins.register(plugin)
+    OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
+
+
+def _sweep_dir(*, _root_: DictConfig) -> str:
+    """The same directory for the same command."""
+    name = _root_.sweep.name or sweep_name(_root_.name, list(_root_.hydra.overrides.task))
+    return str(Path(_root_.output_dir) / SWEEPS / name)

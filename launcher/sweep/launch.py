@@ -18,11 +18,9 @@ from launcher.submit.prepare import Prepared, ready
 from launcher.submit.resources import chosen_cluster, is_heterogeneous
 from launcher.sweep.candidates import Combination, RunResult, SweepRequest, grouped
 from launcher.sweep.ledger import ABOUT, Ledger
-from launcher.sweep.local import run_here
-from launcher.sweep.recover import find_lost_jobs
-from launcher.sweep.start import RunStarter, concurrency_after
+from launcher.sweep.start import RunStarter, concurrency_after, find_lost_jobs
 from launcher.sweep.status import Run, Status, counted, run_statuses
-from launcher.sweep.waiting import outcome_of, wait_for
+from launcher.sweep.wait import outcome_of, run_here, wait_for
 
 LOCK_TIMEOUT_S = 120.0
 
@@ -47,7 +45,7 @@ def launch(request: SweepRequest, batch: Sequence[Combination]) -> list[RunResul
         find_lost_jobs(ledger, metric)
         _enter(ledger, batch)
         write_atomically(request.directory / ABOUT, {"metric": config.sweep.metric})
-        before = {run.entry.identity: run for run in run_statuses(ledger, metric, is_held=False)}
+        before = {run.entry.identity: run for run in run_statuses(ledger, metric, is_locked=False)}
         todo = [candidate for candidate in _distinct(batch) if not _is_there(before[candidate.identity])]
         if config.cluster.kind == "local":
             print(_plan_text(batch, before, todo), flush=True)
@@ -56,7 +54,7 @@ def launch(request: SweepRequest, batch: Sequence[Combination]) -> list[RunResul
             try:
                 _submit(ledger, todo, before, config)
             except BaseException:
-                print(_how_to_go_on(request.directory), file=sys.stderr)
+                print(_continue_hint(request.directory), file=sys.stderr)
                 raise
             print(_plan_text(batch, before, todo), flush=True)
     print(f"sweep directory {request.directory}", flush=True)
@@ -168,7 +166,7 @@ def _submit(ledger: Ledger, todo: Sequence[Combination], before: dict[str, Run],
             print(f"submitted job array {job_ids[0].partition('_')[0]}: {len(group)} runs", flush=True)
 
 
-def _how_to_go_on(directory: Path) -> str:
+def _continue_hint(directory: Path) -> str:
     return (
         "launcher: not all runs were submitted. The same command submits the rest;"
         f" `{command_line('sweep', 'cancel', directory)}` ends those that were."

@@ -52,7 +52,7 @@ class LedgerEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
+class LockOwner:
     """The process that works on a sweep."""
 
     host: str = "?"
@@ -112,12 +112,12 @@ class Ledger:
         with (self.directory / LOCK).open("a+", encoding="utf-8") as file:
             self._wait(file, timeout_s)
             file.truncate(0)
-            holder = {"host": socket.gethostname(), "pid": os.getpid(), "start": start_of(os.getpid())}
-            file.write(json.dumps(holder))
+            owner = {"host": socket.gethostname(), "pid": os.getpid(), "start": start_of(os.getpid())}
+            file.write(json.dumps(owner))
             file.flush()
             yield
 
-    def holder(self) -> Holder | None:
+    def lock_owner(self) -> LockOwner | None:
         """Who holds the sweep now, if it is not free."""
         try:
             with (self.directory / LOCK).open("r", encoding="utf-8") as file:
@@ -145,13 +145,13 @@ def _try_lock(file: IO[str]) -> bool:
     return True
 
 
-def _who(file: IO[str]) -> Holder:
+def _who(file: IO[str]) -> LockOwner:
     file.seek(0)
     try:
         said = json.loads(file.read())
     except ValueError:
-        return Holder()
-    return Holder(host=said["host"], process=Identity(pid=said["pid"], start=said["start"]))
+        return LockOwner()
+    return LockOwner(host=said["host"], process=Identity(pid=said["pid"], start=said["start"]))
 
 
 def _parse(line: str) -> dict[str, Any] | None:

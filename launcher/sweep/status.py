@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from launcher.common.recorded_processes import living
 from launcher.common.run_dir import last_job
 from launcher.config.metric import Metric
-from launcher.events.reader import attempts, events_path
+from launcher.events.fold import apply_event
+from launcher.events.reader import attempts, events_path, parse_event
+from launcher.events.run_state import RunState
 from launcher.observe.run_status import guards_of
 from launcher.slurm.query import job_states
 from launcher.slurm.states import JobState
 from launcher.sweep.ledger import Ledger, LedgerEntry
 
 _WANTED = (b'"step"', b'"finished"', b'"submitted"', b'"attempt"')
+"""Only lines with these words are parsed: a sweep may have a thousand runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunProgress:
-    """The events of a run, as far as a sweep wants to know them."""
+    """The state of a run, as far as a sweep needs it."""
 
-    has_started: bool = False
     job_id: str | None = None
     """As the job itself wrote it."""
+
     outcome: str | None = None
     """``completed``, ``failed``, ``cancelled``, or whatever its last event calls its end."""
+
     seconds: float | None = None
     steps: int = 0
     planned: int | None = None
@@ -41,54 +44,29 @@ class RunProgress:
 
 def read_progress(run_dir: Path, metric: Metric) -> RunProgress:
     """Everything written so far, of all attempts; steps that were done again count once."""
-    curve: list[tuple[int, float]] = []
-    facts: dict[str, Any] = {}
-    numbers = attempts(run_dir)
-    for number in numbers:
-        facts.pop("outcome", None)
-        for event in _events(events_path(run_dir, number)):
-            match event.get("event"):
-                case "submitted":
-                    facts["job_id"] = event.get("job_id")
-                case "finished":
-                    facts |= {"outcome": event.get("outcome", "completed"), "seconds": event.get("seconds")}
-                case "step":
-                    _add_step(event, metric.name, curve, facts)
-    return RunProgress(has_started=bool(numbers), curve=tuple(curve), **facts)
+    state = RunState()
+    for number in attempts(run_dir):
+        state.outcome = None  # that of an earlier attempt is not the run's
+        for line in events_path(run_dir, number).read_bytes().splitlines():
+            if any(word in line for word in _WANTED) and (event := parse_event(line)) is not None:
+                apply_event(state, event)
+    values = ((step.step, getattr(step, metric.name, step.extra.get(metric.name))) for step in state.steps)
+    return RunProgress(
+        job_id=state.job_id,
+        outcome=state.outcome,
+        seconds=state.seconds,
+        steps=state.last_step.step if state.last_step is not None else 0,
+        planned=state.steps_planned,
+        curve=tuple((step, float(value)) for step, value in values if _is_number(value)),
+    )
 
 
-def _events(path: Path) -> list[dict[str, Any]]:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in data.split(b"\n"):
-        if any(word in line for word in _WANTED):
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue  # still being written, or its writer died over it
-            if isinstance(event, dict):
-                found.append(event)
-    return found
-
-
-def _add_step(event: dict[str, Any], name: str, curve: list[tuple[int, float]], facts: dict[str, Any]) -> None:
-    step, value, planned = event.get("step"), event.get(name), event.get("steps")
-    if not isinstance(step, int):
-        return
-    facts["steps"] = step
-    if isinstance(planned, int):
-        facts["planned"] = planned
-    while curve and curve[-1][0] >= step:
-        curve.pop()
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        curve.append((step, float(value)))
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Status(StrEnum):
-    """What a person wants to know of a run."""
+    """The state of a run in one word."""
 
     DONE = "done"
     RUNNING = "running"
@@ -113,22 +91,23 @@ class Run:
     value: float | None
     """The metric, as one number."""
     why: str | None = None
-    """SLURM's word for an end that was not good."""
+    """SLURM's state of a job that did not end well."""
 
 
-def run_statuses(ledger: Ledger, metric: Metric, *, is_held: bool | None = None) -> list[Run]:
+def run_statuses(ledger: Ledger, metric: Metric, *, is_locked: bool | None = None) -> list[Run]:
     """All runs, in the order of the ledger.
 
     Args:
-        is_held: whether another process works on the sweep; looked up if None. What nobody works on is not under way.
+        is_locked: whether another process works on the sweep; looked up if None. Without
+            such a process nothing is under way.
 
     Raises:
-        LauncherError: SLURM does not answer, so nobody knows.
+        LauncherError: SLURM does not answer, so the states are unknown.
     """
     entries = [_resumed(entry) for entry in ledger.entries().values()]
     jobs = job_states(sorted(entry.job_id for entry in entries if entry.job_id is not None and entry.outcome is None))
-    is_held = ledger.holder() is not None if is_held is None else is_held
-    return [_run(entry, _own(entry, jobs.get(entry.job_id or "")), metric, is_held) for entry in entries]
+    is_locked = ledger.lock_owner() is not None if is_locked is None else is_locked
+    return [_run(entry, _own(entry, jobs.get(entry.job_id or "")), metric, is_locked) for entry in entries]
 
 
 def _own(entry: LedgerEntry, job: JobState | None) -> JobState | None:
@@ -152,14 +131,14 @@ def _resumed(entry: LedgerEntry) -> LedgerEntry:
     return replace(entry, job_id=job.get("job_id"), outcome=None)
 
 
-def _run(entry: LedgerEntry, job: JobState | None, metric: Metric, is_held: bool) -> Run:
+def _run(entry: LedgerEntry, job: JobState | None, metric: Metric, is_locked: bool) -> Run:
     progress = RunProgress() if entry.run_dir is None else read_progress(entry.run_dir, metric)
-    status, why = _status(entry, job, progress, is_held)
+    status, why = _status(entry, job, progress, is_locked)
     return Run(entry=entry, status=status, progress=progress, value=metric.value(list(progress.curve)), why=why)
 
 
 def _status(
-    entry: LedgerEntry, job: JobState | None, progress: RunProgress, is_held: bool
+    entry: LedgerEntry, job: JobState | None, progress: RunProgress, is_locked: bool
 ) -> tuple[Status, str | None]:
     if entry.run_dir is None:
         return Status.MISSING, None
@@ -170,16 +149,16 @@ def _status(
     outcome = progress.outcome if entry.outcome in (None, "cancelled") else entry.outcome
     if outcome is not None or entry.outcome is not None:
         return _of_outcome(outcome or entry.outcome or "")
-    return _without_a_word(entry, is_held)
+    return _unfinished(entry, is_locked)
 
 
-def _without_a_word(entry: LedgerEntry, is_held: bool) -> tuple[Status, str | None]:
-    """Of a run whose end nobody has seen."""
+def _unfinished(entry: LedgerEntry, is_locked: bool) -> tuple[Status, str | None]:
+    """Of a run without a recorded end."""
     if entry.cluster == "local":
-        is_alive = is_held or living(guards_of(last_job(entry.run_dir or Path()) or {}))
+        is_alive = is_locked or living(guards_of(last_job(entry.run_dir or Path()) or {}))
         return (Status.RUNNING, None) if is_alive else (Status.FAILED, "ended with the process that started it")
     if entry.job_id is None:
-        return (Status.QUEUED, "being submitted") if is_held else (Status.MISSING, None)
+        return (Status.QUEUED, "being submitted") if is_locked else (Status.MISSING, None)
     return Status.FAILED, "no longer known to SLURM"
 
 

@@ -173,14 +173,14 @@ def test_two_commands_do_not_work_on_one_sweep(tmp_path: Path) -> None:
     other.start()
     assert is_held.wait(60)
     ledger = Ledger(tmp_path)
-    assert str(ledger.holder()).startswith(f"process {other.pid} on ")
+    assert str(ledger.lock_owner()).startswith(f"process {other.pid} on ")
     with pytest.raises(SweepBusy, match=f"process {other.pid} on "), ledger.lock(0.1):
         pass
     other.kill()
     other.join(60)
     with ledger.lock(10):
         pass
-    assert ledger.holder() is None
+    assert ledger.lock_owner() is None
 
 
 def test_a_throttled_job_waits_for_the_one_so_many_before_it() -> None:

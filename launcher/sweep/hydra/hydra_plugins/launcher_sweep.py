@@ -1,6 +1,6 @@
 """Hydra's side of a sweep: a sweeper that pairs settings, and a launcher that sees all runs before it starts any.
 
-Hydra takes plugins from its own namespace only, which `launcher.sweep.registration` makes this folder a part of.
+Hydra takes plugins from its own namespace only, which `launcher.sweep.candidates` makes this folder a part of.
 """
 
 from __future__ import annotations
