@@ -21,7 +21,7 @@ from launcher.observe.layouts import LayoutTarget, find_rank, find_target, layou
 from launcher.observe.run_status import RunStatus, statuses
 from launcher.observe.run_summary import newest_attempt, summarize
 from launcher.submit.cluster import job_environment
-from launcher.submit.containers import apptainer, pyxis
+from launcher.submit.job_script import apptainer, pyxis
 
 
 def main(arguments: Sequence[str]) -> int:

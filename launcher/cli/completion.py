@@ -173,7 +173,7 @@ def _paths(config: Any, prefix: str) -> Iterable[str]:
 
 def _values(before: Sequence[str], path: str) -> list[str]:
     """Those that a setting may have, if they are few; otherwise the one that it has after the words before it."""
-    from launcher.submit.rules.numbers import WORDS
+    from launcher.submit.rules.values import WORDS
 
     path = path.lstrip("+~")
     if path in WORDS:

@@ -16,8 +16,8 @@ def main(arguments: Sequence[str]) -> int:
     """Prints the script, or writes it."""
     from launcher.common.errors import ConfigError
     from launcher.config import compose
+    from launcher.submit.new_run import render_script
     from launcher.submit.prepare import prepared
-    from launcher.submit.standalone_script import render_script
     from launcher.submit.validate import check
 
     parser = CommandParser(

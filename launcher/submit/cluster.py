@@ -1,15 +1,26 @@
-"""What a cluster does for a run: take it, and say later whether it still lives and how it ended."""
+"""What a cluster does for a run; and the local cluster, on which every node is a process of this machine."""
 
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
+import sys
 import sysconfig
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import launcher
+from launcher.common.attempts import claim
+from launcher.common.env import LAUNCHER_ATTEMPT, LAUNCHER_LOCAL_HOSTNAMES, LAUNCHER_LOCAL_NODE_RANK, LAUNCHER_TOKEN
+from launcher.common.errors import LauncherError
+from launcher.common.keys import new_token
+from launcher.common.recorded_processes import start_of
+from launcher.config.schema import Config
 from launcher.layout.environment import is_protected
 from launcher.slurm.client import KEPT as SLURM_KEPT
 from launcher.slurm.client import is_slurm_variable
@@ -99,3 +110,95 @@ def job_environment(run_dir: Path | None = None) -> dict[str, str]:
 
 def _is_foreign(name: str) -> bool:
     return is_protected(name) or is_slurm_variable(name)
+
+
+KILL_AFTER_S = 60.0
+LOCAL_POLL_S = 0.05
+
+
+class LocalCluster(Cluster):
+    """Simulates the nodes of a run."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def check(self) -> list[str]:
+        """Nothing that the configuration does not show."""
+        return []
+
+    def submit(self, run_dir: Path) -> LocalJob:
+        """Starts one guard per node, all with one fresh token, which is nowhere but in their environment."""
+        nodes = self._config.layout.nodes + self._config.layout.spares
+        place = code_location(run_dir)
+        shared = {
+            **job_environment(run_dir),
+            LAUNCHER_TOKEN: new_token(),
+            LAUNCHER_ATTEMPT: str(claim(run_dir)),
+            LAUNCHER_LOCAL_HOSTNAMES: ",".join(f"local-{rank}" for rank in range(nodes)),
+        }
+        guards = [
+            subprocess.Popen(
+                [sys.executable, "-m", "launcher.node.shim", str(run_dir), "--parent", str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                cwd=place.directory if place is not None else None,
+                env={**shared, LAUNCHER_LOCAL_NODE_RANK: str(rank)},
+                # A session of its own: Ctrl-C reaches only the submitter, which passes it on in order.
+                start_new_session=True,
+            )
+            for rank in range(nodes)
+        ]
+        return LocalJob(guards)
+
+
+class LocalJob(Job):
+    """The guards of a local run."""
+
+    def __init__(self, guards: list[subprocess.Popen[bytes]]) -> None:
+        self._guards = guards
+        self._cancelled: float | None = None
+
+    def is_alive(self) -> bool:
+        """True while any node runs. What the loss of a node means, the run decides; without node 0 there is no run."""
+        running = [guard for guard in self._guards if guard.poll() is None]
+        if running and self._cancelled is None and self._guards[0].returncode:
+            self.cancel()
+        if self._cancelled is not None and time.monotonic() - self._cancelled > KILL_AFTER_S:
+            for guard in running:
+                guard.kill()
+        return bool(running)
+
+    def wait(self, timeout_s: float) -> JobOutcome:
+        """Node 0 answers for the job."""
+        deadline = time.monotonic() + timeout_s
+        while self.is_alive():
+            if time.monotonic() > deadline:
+                pids = ", ".join(str(guard.pid) for guard in self._guards if guard.returncode is None)
+                raise LauncherError(f"Nodes of the run have not ended after {timeout_s:g} s: processes {pids}.")
+            time.sleep(LOCAL_POLL_S)
+        worst = self._guards[0].returncode
+        if worst < 0:
+            return JobOutcome(exit_code=128 - worst, text=f"signal {-worst} ({signal.Signals(-worst).name})")
+        return JobOutcome(exit_code=worst, text="completed" if worst == 0 else f"exit code {worst}")
+
+    def cancel(self) -> None:
+        """SIGTERM to each node; SIGKILL, long after, to a guard that ignores it, whose agent then ends by itself."""
+        self._cancelled = time.monotonic()
+        for guard in self._guards:
+            if guard.poll() is None:
+                guard.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """SIGUSR2 to each node."""
+        for guard in self._guards:
+            if guard.poll() is None:
+                guard.send_signal(signal.SIGUSR2)
+
+    def record(self) -> dict[str, Any]:
+        """The guards, in the order of their nodes, on this host."""
+        started = [(guard.pid, start_of(guard.pid)) for guard in self._guards]
+        guards = [{"pid": pid, "start": start} for pid, start in started if start is not None]
+        return {"host": socket.gethostname(), "guards": guards}
+
+    def logs(self) -> list[Path]:
+        """None: guards write to the submitter's own output."""
+        return []

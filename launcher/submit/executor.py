@@ -10,8 +10,7 @@ from pathlib import Path
 import submitit
 
 from launcher.slurm.jobs import JobId, read_job_id
-from launcher.submit.job_script import JobScript
-from launcher.submit.templates import render
+from launcher.submit.job_script import JobScript, render
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,9 @@ from launcher.config.schema import Config
 from launcher.slurm.client import noticed
 from launcher.slurm.jobs import JobId
 from launcher.snapshot.record import code_location
-from launcher.submit.job_script import JobScript, job_script, node_python
+from launcher.submit.job_script import JobScript, job_script, node_python, shipped, template_path
 from launcher.submit.resources import ARRAY, is_heterogeneous, slurm_config
 from launcher.submit.slurm import SlurmJob, nothing_left_queued, submission_environment
-from launcher.submit.templates import shipped, template_path
 
 SAME = ("cluster", "layout.nodes", "layout.spares", "layout.gpus_per_node", "layout.device")
 """Parts of the configuration that the runs of an array have in common: one request is made for all of them."""

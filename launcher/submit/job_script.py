@@ -1,17 +1,32 @@
-"""What a job script says, as a value: what is asked of SLURM, the environment, and the one ``srun``."""
+"""A job script as a value: requests to SLURM, the environment and the one ``srun``; and the template that renders it."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher import __version__
+from launcher.common.errors import ConfigError
+from launcher.common.paths import sbatch_templates_dir
 from launcher.common.text import counted
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.layout.shape import shape_of
-from launcher.submit.resources import CLUSTER_OPTIONS, Options, request, requests, slurm_config
+from launcher.submit.resources import (
+    CLUSTER_OPTIONS,
+    HETEROGENEOUS,
+    Options,
+    is_heterogeneous,
+    request,
+    requests,
+    slurm_config,
+)
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +149,6 @@ def set_run_dir(run_dir: Path) -> str:
 
 def node_python(config: Config) -> str:
     """Shell text of the interpreter on a node; in a container that SLURM does not start itself, with what starts it."""
-    from launcher.submit.containers import apptainer
 
     cluster = slurm_config(config)
     if cluster.container is None:
@@ -154,7 +168,6 @@ def _sizes(config: Config) -> str:
 
 
 def _srun(config: Config, cluster: SlurmClusterConfig) -> list[str]:
-    from launcher.submit.containers import pyxis
 
     arguments = [
         # A node that ends badly, or is lost, does not end the others: the run's own leases decide what follows.
@@ -172,3 +185,108 @@ def _srun(config: Config, cluster: SlurmClusterConfig) -> list[str]:
 def _option(name: str, value: str | None) -> str:
     dashes = "-" if len(name) == 1 else "--"
     return f"{dashes}{name}" if value is None else f"{dashes}{name}={shlex.quote(value)}"
+
+
+def pyxis(config: Config) -> list[str]:
+    """Arguments of ``srun``; none without a container, or with another runtime."""
+    cluster = slurm_config(config)
+    if cluster.container is None or cluster.container_runtime != "pyxis":
+        return []
+    return [f"--container-image={cluster.container}", f"--container-mounts={_container_mounts(config)}"]
+
+
+def apptainer(config: Config) -> list[str]:
+    """Words before the command; none without a container, or with another runtime."""
+    cluster = slurm_config(config)
+    if cluster.container is None or cluster.container_runtime != "apptainer":
+        return []
+    nv = ["--nv"] if config.layout.device == "cuda" else []
+    return ["apptainer", "exec", *nv, "--bind", _container_mounts(config), cluster.container]
+
+
+def _container_mounts(config: Config) -> str:
+    """``FROM:TO,...``: what a run reads and writes is in the container where it is outside; then the site's own."""
+    folders = list(dict.fromkeys(path.absolute() for path in _mounted_folders(config)))
+    outer = [path for path in folders if not any(parent in folders for parent in path.parents)]
+    return ",".join([*(f"{path}:{path}" for path in outer), *filter(None, [slurm_config(config).container_mounts])])
+
+
+def _mounted_folders(config: Config) -> Iterator[Path]:
+    from launcher.snapshot.create import launcher_home
+
+    yield Path(config.output_dir)
+    yield Path.cwd()
+    if (home := launcher_home()) is not None:
+        yield home
+    if config.model.path is not None:
+        yield Path(config.model.path)
+
+
+SUFFIX = ".sbatch.j2"
+
+
+def template_names() -> list[str]:
+    """The templates that come with the launcher."""
+    return sorted(path.name.removesuffix(SUFFIX) for path in sbatch_templates_dir().glob(f"*{SUFFIX}"))
+
+
+def template_path(cluster: SlurmClusterConfig) -> Path:
+    """The template that a configuration chooses: a shipped one by its name, or a file of the user's own."""
+    chosen = cluster.template
+    if chosen is None:
+        chosen = HETEROGENEOUS if is_heterogeneous(cluster) else "plain" if cluster.container is None else "container"
+    return shipped(chosen) if chosen in template_names() else Path(chosen)
+
+
+def shipped(name: str) -> Path:
+    """A template that comes with the launcher."""
+    return sbatch_templates_dir() / f"{name}{SUFFIX}"
+
+
+def render(script: JobScript, template: Path) -> str:
+    """The text of a job script.
+
+    Args:
+        template: a Jinja file; it may extend a shipped one by its file name.
+
+    Raises:
+        ConfigError: it cannot be read, is not well formed, or names a value that does not exist.
+    """
+    import jinja2
+
+    values = {field.name: getattr(script, field.name) for field in fields(script)} | {"nodes": script.nodes}
+    try:
+        return _jinja_environment(template.absolute().parent).get_template(template.name).render(values)
+    except jinja2.TemplateNotFound as error:
+        raise _problem(template, f"there is no file {error.name}", f"the templates are {_names()}") from error
+    except jinja2.TemplateSyntaxError as error:
+        where = f"{Path(error.filename or template).name}, line {error.lineno}: {error.message}"
+        raise _problem(template, where, "see the shipped templates for examples") from error
+    except jinja2.UndefinedError as error:
+        raise _problem(template, str(error.message), f"a template knows {', '.join(values)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise _problem(template, str(error), "name a file that can be read") from error
+
+
+@cache
+def _jinja_environment(folder: Path) -> jinja2.Environment:
+    """The same one for each folder: it keeps what it has compiled, until the file changes."""
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader([str(folder), str(sbatch_templates_dir())]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        # The output is a shell script.
+        autoescape=False,
+    )
+
+
+def _names() -> str:
+    return ", ".join(template_names())
+
+
+def _problem(template: Path, what: str, hint: str) -> ConfigError:
+    return ConfigError([f"`cluster.template` ({template}) cannot be filled in: {what}. HINT: {hint}."])

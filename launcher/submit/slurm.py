@@ -22,9 +22,8 @@ from launcher.slurm.jobs import JobId, cancel_jobs, logs_of_own_jobs
 from launcher.slurm.watch import StateWatch
 from launcher.snapshot.record import code_location
 from launcher.submit.cluster import Cluster, Job, JobOutcome, job_environment
-from launcher.submit.job_script import JobScript, job_script, node_python, set_run_dir
+from launcher.submit.job_script import JobScript, job_script, node_python, render, set_run_dir, template_path
 from launcher.submit.resources import slurm_config
-from launcher.submit.templates import render, template_path
 
 TEST_TIMEOUT_S = 60.0
 LATE_JOB_S = 15.0

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from launcher.common.errors import ConfigError
 from launcher.config.schema import Config
-from launcher.submit.rules import (
-    cluster,
-    engines,
-    geometry,
-    model,
-    numbers,
-    preflight,
-    processes,
-    secrets,
-    stopping,
-    sweep,
-    transport,
+from launcher.submit.rules.engines import directory_problems, engine_problems, model_problems, transport_problems
+from launcher.submit.rules.geometry import geometry_problems
+from launcher.submit.rules.secrets import secret_problems
+from launcher.submit.rules.slurm import slurm_problems, stopping_problems
+from launcher.submit.rules.values import number_problems, preflight_problems, process_problems, sweep_problems
+
+RULES = (
+    *(engine_problems, transport_problems, process_problems, slurm_problems, preflight_problems, secret_problems),
+    *(stopping_problems, sweep_problems),
 )
+"""Rules that hold whatever the others say, in the order of their messages."""
 
 
 def problems(config: Config, *, model_is_here: bool = True) -> list[str]:
@@ -25,15 +23,15 @@ def problems(config: Config, *, model_is_here: bool = True) -> list[str]:
     Looks into the model's directory, unless ``model_is_here`` is false, and starts nothing. What only the cluster knows
     (whether a partition exists) is for the submission to find out.
     """
-    found = list(numbers.problems(config))
+    found = list(number_problems(config))
     if not found:
         # With a number out of range, what does not fit would only be a consequence of it.
-        found += geometry.problems(config)
-    found += model.problems(config)
+        found += geometry_problems(config)
+    found += model_problems(config)
     if model_is_here and config.model.path is not None:
-        found += model.directory_problems(config, config.model.path)
-    for rules in (engines, transport, processes, cluster, preflight, secrets, stopping, sweep):
-        found += rules.problems(config)
+        found += directory_problems(config, config.model.path)
+    for rule in RULES:
+        found += rule(config)
     return found
 
 

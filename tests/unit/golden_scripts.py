@@ -11,11 +11,10 @@ from pathlib import Path
 
 from launcher.config import Config, compose
 from launcher.submit.job_array import array_script
-from launcher.submit.job_script import JobScript, node_python
+from launcher.submit.job_script import JobScript, node_python, render, shipped, template_path
+from launcher.submit.new_run import END, render_script
 from launcher.submit.resources import slurm_config
 from launcher.submit.slurm import SbatchCluster
-from launcher.submit.standalone_script import END, render_script
-from launcher.submit.templates import render, shipped, template_path
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[2]

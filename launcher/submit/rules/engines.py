@@ -1,9 +1,14 @@
-"""Arguments that ``inference.args`` may not hold, and engine settings that contradict each other."""
+"""Whether engines and trainer can use the model as asked, and the bridge can join them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+from launcher.bridge.settings import UpdateKind
+from launcher.bridge.transport.choose import ON_GPU_MEMORY, ON_ONE_HOST
 from launcher.config.schema import Config
 
 OWNED: dict[str, str] = {
@@ -58,7 +63,7 @@ SHORT = {
 }
 
 
-def problems(config: Config) -> Iterator[str]:
+def engine_problems(config: Config) -> Iterator[str]:
     """What engines cannot be started with."""
     args = config.inference.args
     if args and not args[0].startswith("-"):
@@ -86,3 +91,120 @@ def _device(config: Config) -> Iterator[str]:
                 f"`inference.gpu_memory_utilization` ({'null: 0.9' if share is None else share}) leaves the trainer no"
                 " memory with `layout.colocate` (share). HINT: set `inference.gpu_memory_utilization=0.4`."
             )
+
+
+WEIGHTS = ("*.safetensors", "*.bin")
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json", "tekken.json")
+
+
+def model_problems(config: Config) -> Iterator[str]:
+    """Uses of the model that cannot work, whichever model it is."""
+    model, trainer = config.model, config.trainer
+    if config.layout.device == "cpu" and model.dtype == "float16":
+        yield (
+            f"`model.dtype` ({model.dtype}) is not what vLLM computes in with `layout.device` (cpu)."
+            " HINT: set `model.dtype=bfloat16` or `float32`."
+        )
+    if trainer.command is None:
+        if trainer.max_new_tokens >= model.max_length:
+            yield (
+                f"`trainer.max_new_tokens` ({trainer.max_new_tokens}) leaves no room for a prompt in"
+                f" `model.max_length` ({model.max_length}). HINT: set `model.max_length={2 * trainer.max_new_tokens}`"
+                " or more."
+            )
+        if trainer.samples_per_prompt == 1:
+            yield (
+                "`trainer.samples_per_prompt` (1) gives every GRPO group an advantage of zero, so nothing is learned."
+                " HINT: set `trainer.samples_per_prompt=2` or more."
+            )
+        from launcher.trainers.grpo.tasks import TASKS
+
+        # One of the user's own, MODULE:CLASS, is imported on the nodes.
+        if trainer.task not in TASKS and ":" not in trainer.task:
+            tasks = ", ".join(TASKS)
+            yield f"`trainer.task` ({trainer.task}) is not one of {tasks}. HINT: set `trainer.task={min(TASKS)}`."
+
+
+def directory_problems(config: Config, path: str) -> Iterator[str]:
+    """What is wrong with ``model.path`` as seen from this machine, and what its config.json does not allow."""
+    directory = Path(path)
+    if not path.strip():
+        yield "`model.path` ('') is empty. HINT: name a directory, or set `model.path=null` for a tiny random model."
+    elif path.startswith("~"):
+        yield f"`model.path` ({path}) is not expanded. HINT: set `model.path={directory.expanduser()}`."
+    elif not directory.exists():
+        hint = "give the directory of a downloaded model"
+        if path.count("/") == 1 and not path.startswith((".", "/")):
+            hint = f"download it (`hf download {path} --local-dir DIR`) and set `model.path=DIR`"
+        yield f"`model.path` ({path}) does not exist. HINT: {hint}."
+    elif not (directory / "config.json").is_file():
+        yield (
+            f"`model.path` ({path}) holds no config.json, so it is no Hugging Face model. HINT: give the directory in"
+            " which config.json lies."
+        )
+    else:
+        yield from _contents(config, directory)
+
+
+def _contents(config: Config, directory: Path) -> Iterator[str]:
+    if not any(next(directory.glob(pattern), None) for pattern in WEIGHTS):
+        yield f"`model.path` ({directory}) holds no weights (*.safetensors). HINT: download the whole model."
+    if not any((directory / name).is_file() for name in TOKENIZER):
+        yield f"`model.path` ({directory}) holds no tokenizer. HINT: save it with `tokenizer.save_pretrained(...)`."
+    file = directory / "config.json"
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield f"`model.path` ({directory}) has a config.json that cannot be read: {error}. HINT: download it again."
+        return
+    if not isinstance(described, dict):
+        yield f"`model.path` ({directory}) has a config.json that is no object. HINT: download it again."
+        return
+    yield from _architecture(config, described.get("text_config") or described)
+
+
+def _architecture(config: Config, described: dict[str, Any]) -> Iterator[str]:
+    inference = config.inference
+    heads, size = described.get("num_attention_heads"), inference.tensor_parallel_size
+    if isinstance(heads, int) and size > 0 and heads % size:
+        yield (
+            f"`inference.tensor_parallel_size` ({size}) does not divide the {heads} attention heads of `model.path`"
+            f" ({config.model.path}). HINT: choose a divisor of {heads}."
+        )
+    layers, stages = described.get("num_hidden_layers"), inference.pipeline_parallel_size
+    if isinstance(layers, int) and stages > layers:
+        yield (
+            f"`inference.pipeline_parallel_size` ({stages}) is more than the {layers} layers of `model.path`"
+            f" ({config.model.path}). HINT: set `inference.pipeline_parallel_size={layers}` or less."
+        )
+    longest = described.get("max_position_embeddings")
+    if isinstance(longest, int) and config.model.max_length > longest and not described.get("rope_scaling"):
+        yield (
+            f"`model.max_length` ({config.model.max_length}) is more than the {longest} positions of `model.path`"
+            f" ({config.model.path}). HINT: set `model.max_length={longest}` or less."
+        )
+
+
+def transport_problems(config: Config) -> Iterator[str]:
+    """Pairs that the transport cannot join. ``auto`` can join every pair."""
+    layout, transport = config.layout, config.bridge.transport
+    if config.bridge.update == UpdateKind.DELTA and not config.bridge.verify:
+        yield (
+            "`bridge.update` (delta) builds each version on the one before, but `bridge.verify` is false, and nothing"
+            " would notice if that were another one. HINT: set `bridge.verify=true`."
+        )
+    if transport in ON_GPU_MEMORY and layout.device == "cpu":
+        yield (
+            f"`bridge.transport` ({transport}) needs GPUs, but `layout.device` is cpu."
+            " HINT: set `bridge.transport=auto` or `layout.device=cuda`."
+        )
+    elif transport == "nccl" and layout.inference_nodes == 0 and layout.colocate == "share":
+        yield (
+            "`bridge.transport` (nccl) refuses two processes on one GPU, as `layout.colocate` (share) has them."
+            " HINT: set `bridge.transport=auto` or `layout.colocate=split`."
+        )
+    if transport in ON_ONE_HOST and config.cluster.kind != "local" and layout.nodes > 1:
+        yield (
+            f"`bridge.transport` ({transport}) works within one host, but `layout.nodes` is {layout.nodes}."
+            " HINT: set `bridge.transport=auto`, which uses it wherever two ends are on one host."
+        )

@@ -8,7 +8,7 @@ from launcher.config.schema import Config
 from launcher.layout.shape import Shape, planned_hostnames, shape_of
 
 
-def problems(config: Config) -> Iterator[str]:
+def geometry_problems(config: Config) -> Iterator[str]:
     """Settings that do not fit together. Call it only when each number by itself is in range."""
     shape = shape_of(config)
     yield from _hostnames(config)

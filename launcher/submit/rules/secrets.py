@@ -18,7 +18,7 @@ _ASSIGNMENT = re.compile(r"""(?<![A-Za-z0-9_$])([A-Z_][A-Z0-9_]*)['"]?\s*[=:]\s*
 _OPTION = re.compile(r"--?([\w-]*(?:api|access|auth|secret)[-_]?(?:key|token)|[\w-]*password)=(?!\$|$)", re.IGNORECASE)
 
 
-def problems(config: Config) -> Iterator[str]:
+def secret_problems(config: Config) -> Iterator[str]:
     """One message per secret, which names the setting and never the value."""
     values = secret_values(config.secrets)
     for path, text in _strings(config, ""):

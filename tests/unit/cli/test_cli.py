@@ -142,7 +142,7 @@ def test_plan_as_a_program_imports_nothing_heavy(empty_dir: Path) -> None:
 
 def test_submitting_and_following_import_neither_torch_nor_vllm(empty_dir: Path) -> None:
     script = (
-        "import sys, launcher.submit.run, launcher.submit.slurm, launcher.submit.local\n"
+        "import sys, launcher.submit.run, launcher.submit.slurm, launcher.submit.cluster\n"
         "import launcher.observe.terminal.follow\n"
         "import launcher.observe.terminal.summary, launcher.observe.plots.pictures\n"
         "heavy = {'torch', 'vllm', 'transformers'} & set(sys.modules); sys.exit(f'imported {heavy}' if heavy else 0)"

@@ -12,7 +12,7 @@ from launcher.cli import main
 from launcher.config.schema import Config, LayoutConfig, PreflightConfig, SlurmClusterConfig
 from launcher.control.preflight_report import BadNode
 from launcher.preflight.bad_nodes import CLUSTER_VARIABLE, BadNodeCache, BadNodeEntry, default_bad_node_dir, remember
-from launcher.submit.exclude_nodes import leave_out_bad_nodes
+from launcher.submit.prepare import leave_out_bad_nodes
 from tests.unit.slurm_tools import tool, tools
 
 __all__ = ["tools"]

@@ -12,9 +12,8 @@ import pytest
 
 from launcher.config import compose
 from launcher.slurm.batch_script import run_outside
-from launcher.submit.job_script import job_script, set_run_dir
+from launcher.submit.job_script import job_script, render, set_run_dir, template_path
 from launcher.submit.resources import slurm_config
-from launcher.submit.templates import render, template_path
 
 ROOT = Path(__file__).parents[3]
 SCONTROL = """#!/bin/bash

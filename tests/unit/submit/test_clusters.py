@@ -11,9 +11,9 @@ import pytest
 
 from launcher.config import Config, compose
 from launcher.submit.cluster import job_environment
+from launcher.submit.job_script import render, template_path
 from launcher.submit.resources import slurm_config
 from launcher.submit.slurm import SbatchCluster
-from launcher.submit.templates import render, template_path
 
 FOREIGN = {
     "SLURM_NTASKS": "4",

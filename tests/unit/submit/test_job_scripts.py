@@ -15,10 +15,10 @@ from launcher.common.paths import sbatch_templates_dir
 from launcher.config import Config, compose
 from launcher.layout import plan
 from launcher.submit.job_array import submit_array
+from launcher.submit.job_script import render, template_names, template_path
 from launcher.submit.resources import slurm_config
 from launcher.submit.run_dir import create
 from launcher.submit.slurm import SbatchCluster
-from launcher.submit.templates import render, template_names, template_path
 from launcher.submit.validate import check
 from tests.unit.golden_scripts import GOLDEN, SCENARIOS, config_of, golden, script_of
 

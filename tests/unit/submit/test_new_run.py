@@ -11,8 +11,7 @@ from launcher.common.errors import AllocationError, ConfigError, LauncherError
 from launcher.common.run_dir import last_job
 from launcher.config import compose, load_run_config, to_yaml
 from launcher.snapshot.record import code_location, read_record
-from launcher.submit.new_run import new_run
-from launcher.submit.standalone_script import render_script
+from launcher.submit.new_run import new_run, render_script
 from tests.unit.repository import Repository
 
 pytestmark = pytest.mark.slow

@@ -15,9 +15,9 @@ from launcher.config import Config, LayoutConfig, SlurmClusterConfig
 from launcher.layout.environment import PROTECTED
 from launcher.layout.plan import engine_args
 from launcher.slurm.times import parse_limit
-from launcher.submit.rules.cluster import OWNED_SBATCH
 from launcher.submit.rules.engines import OWNED
-from launcher.submit.rules.numbers import AT_LEAST, AT_MOST, POSITIVE, WORDS
+from launcher.submit.rules.slurm import OWNED_SBATCH
+from launcher.submit.rules.values import AT_LEAST, AT_MOST, POSITIVE, WORDS
 from launcher.submit.validate import check, problems
 
 

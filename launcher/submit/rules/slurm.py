@@ -8,11 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 
 from launcher.config.schema import Config, NodesConfig, SlurmClusterConfig
-from launcher.slurm.times import NO_LIMIT
-from launcher.submit.resources import ARRAY, HETEROGENEOUS, PARTITION_TIME, is_heterogeneous
-from launcher.submit.templates import template_names, template_path
+from launcher.slurm.times import NO_LIMIT, parse_limit
+from launcher.submit.job_script import template_names, template_path
+from launcher.submit.resources import ARRAY, HETEROGENEOUS, PARTITION_TIME, is_heterogeneous, time_limit
 
-_TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}")
+_TIME_LIMIT = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}")
 _MEM = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
 _SEXAGESIMAL = 3600
 """YAML reads an unquoted 1:00:00 as this number."""
@@ -78,7 +78,7 @@ _SHORT_SRUN = {
 }
 
 
-def problems(config: Config) -> Iterator[str]:
+def slurm_problems(config: Config) -> Iterator[str]:
     """What SLURM, or the job script, would take wrongly."""
     cluster = config.cluster
     if not isinstance(cluster, SlurmClusterConfig):
@@ -117,7 +117,7 @@ def _formats(cluster: SlurmClusterConfig) -> Iterator[str]:
     time = cluster.time
     if time is None or time == PARTITION_TIME or time.upper() in NO_LIMIT:
         pass
-    elif not _TIME.fullmatch(time) or not any(digit in "123456789" for digit in time):
+    elif not _TIME_LIMIT.fullmatch(time) or not any(digit in "123456789" for digit in time):
         yield (
             f"`cluster.time` ({time}) is no time limit. HINT: write minutes, `hh:mm:ss` or `days-hh:mm:ss`:"
             " `cluster.time=04:00:00`; `UNLIMITED`, or `partition` for the partition's own limit."
@@ -221,3 +221,30 @@ def _srun(cluster: SlurmClusterConfig) -> Iterator[str]:
         name = bare if word.startswith("--") else _SHORT_SRUN.get(bare[:1], bare)
         if word.startswith("-") and name in OWNED_SRUN:
             yield f"`cluster.srun_args` ({word}) is decided by the launcher. HINT: leave it out."
+
+
+def stopping_problems(config: Config) -> Iterator[str]:
+    """Times that leave no time."""
+    cluster = config.cluster
+    if not isinstance(cluster, SlurmClusterConfig):
+        return
+    limit = time_limit(cluster) or ""
+    limit_s, signal_s, wait_s = (
+        parse_limit(limit),
+        cluster.signal_s,
+        config.checkpoint.stop_timeout_s,
+    )
+    if not limit_s:
+        return  # there is none that is known here, or it is refused elsewhere
+    if signal_s >= limit_s:
+        yield (
+            f"`cluster.signal_s` ({signal_s}) is not less than `cluster.time` ({limit}, {limit_s} s): the run"
+            f" would be asked to stop as soon as it starts. HINT: set `cluster.signal_s={max(limit_s // 4, 1)}`, or a"
+            " longer time."
+        )
+    elif wait_s >= signal_s:
+        yield (
+            f"`checkpoint.stop_timeout_s` ({wait_s:g}) is not less than `cluster.signal_s` ({signal_s}): the time limit"
+            f" would end the run while it waits for the trainer. HINT: set `cluster.signal_s={int(2 * wait_s)}`, or a"
+            " shorter wait."
+        )
