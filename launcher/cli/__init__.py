@@ -12,9 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from launcher.cli.commands import COMMANDS, OLD_NAMES, show_help, show_version
-from launcher.common import gc_tuning
 from launcher.common.errors import LauncherError, UsageError
-from launcher.common.utf8 import escape_unprintable, is_text, use_utf8
+from launcher.common.startup import collect_garbage_less, escape_unprintable, is_text, use_utf8
 
 INTERRUPTED = 130
 
@@ -25,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The process is ours.
         use_utf8()
         escape_unprintable()
-        gc_tuning.spare()
+        collect_garbage_less()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _check_text(arguments)

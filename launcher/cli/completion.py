@@ -6,7 +6,6 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout, suppress
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -151,24 +150,17 @@ def _overrides(before: Sequence[str], word: str) -> Iterable[str]:
 
 def _settings(word: str) -> Iterable[str]:
     """Of a group without its dot only that it has settings: there are many."""
+    from launcher.config.overrides import setting_paths
     from launcher.config.schema import Config, SlurmClusterConfig
 
-    every = sorted({*_paths(Config(), ""), *_paths(SlurmClusterConfig(), "cluster.")})
+    on_slurm = setting_paths(SlurmClusterConfig(), "cluster.", groups=False)
+    every = sorted({*setting_paths(Config(), groups=False), *on_slurm})
     group, dot, _ = word.rpartition(".")
     above = f"{group}{dot}"
     for path in every:
         inside, deeper, _ = path.removeprefix(above).partition(".")
         if path.startswith(above):
             yield f"{above}{inside}." if deeper else f"{path}="
-
-
-def _paths(config: Any, prefix: str) -> Iterable[str]:
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if is_dataclass(value):
-            yield from _paths(value, f"{prefix}{field.name}.")
-        elif not field.name.startswith("_"):
-            yield f"{prefix}{field.name}"
 
 
 def _values(before: Sequence[str], path: str) -> list[str]:

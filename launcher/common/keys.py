@@ -1,11 +1,12 @@
-"""The keys of a run. All are derived from its one token, so a process that holds one key cannot make the others."""
+"""The keys of a run, all derived from its one token; and the proof that two processes share a key, by HMAC-SHA256."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import secrets
 
-from launcher.common.challenge import proof
 from launcher.common.env import LAUNCHER_TOKEN
 from launcher.common.errors import ControlError
 
@@ -48,3 +49,26 @@ def bridge_key(token: str) -> str:
 def control_proof(token: str, nonce: str) -> str:
     """Answer to the control service's challenge."""
     return derive(token, f"control:{nonce}")
+
+
+NONCE_BYTES = 16
+
+
+def new_nonce() -> str:
+    """A fresh nonce, in hexadecimal."""
+    return secrets.token_hex(NONCE_BYTES)
+
+
+def proof(key: str, statement: str) -> str:
+    """HMAC-SHA256 of ``statement`` under ``key``, in hexadecimal."""
+    return hmac.new(key.encode(), statement.encode(), hashlib.sha256).hexdigest()
+
+
+def is_proof(candidate: str, key: str, statement: str) -> bool:
+    """Whether ``candidate`` is the proof of ``statement`` under ``key``; compared in constant time."""
+    return is_same(candidate, proof(key, statement))
+
+
+def is_same(left: str, right: str) -> bool:
+    """Compares two secrets in constant time. Text that is not valid Unicode is equal to nothing."""
+    return hmac.compare_digest(left.encode(errors="surrogatepass"), right.encode(errors="surrogatepass"))

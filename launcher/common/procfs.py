@@ -161,3 +161,50 @@ def _prctl(option: int, value: int) -> None:
     if libc.prctl(option, value, 0, 0, 0) != 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
+
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """One process, for good: pids are used again, a pid with its start is not."""
+
+    pid: int
+    start: str
+    """See :func:`start_of`."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs; a zombie does not."""
+        return start_of(self.pid) == self.start
+
+    def send(self, signum: signal.Signals) -> bool:
+        """Signals it; False if it has ended. Another process that got its pid meanwhile is never hit."""
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return False
+        try:
+            # The handle holds on to one process, so that what is compared here is what gets the signal.
+            if not self.is_alive:
+                return False
+            signal.pidfd_send_signal(handle, signum)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(handle)
+        return True
+
+
+def start_of(pid: int) -> str | None:
+    """When a process of this machine started: the boot, and clock ticks since then; None if there is none."""
+    fields = _stat(Path(f"/proc/{pid}"))
+    return (
+        None if fields is None or fields[0] in "ZX" else f"{BOOT_ID.read_text(encoding='utf-8').strip()}:{fields[19]}"
+    )
+
+
+def living(identities: Collection[Identity]) -> list[Identity]:
+    """Those that still run."""
+    return [identity for identity in identities if identity.is_alive]

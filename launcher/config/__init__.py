@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.config.compose import CONFIG_FILE, compose, from_yaml, load_run_config, register_configs, typed
+from launcher.config.compose import CONFIG_FILE, compose, from_yaml, load_run_config, register_configs, to_yaml, typed
 from launcher.config.schema import (
     CheckpointConfig,
     ClusterConfig,
@@ -15,7 +15,6 @@ from launcher.config.schema import (
     TrainerConfig,
     WeightBridgeConfig,
 )
-from launcher.config.text import to_yaml
 
 __all__ = [
     "CONFIG_FILE",

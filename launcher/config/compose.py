@@ -1,10 +1,11 @@
-"""Composes a run's configuration from ``conf/`` and overrides, and reads a frozen one back."""
+"""Composes a run's configuration from ``conf/`` and overrides; writes it, and reads a frozen one back."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
-from functools import reduce
+from dataclasses import asdict, fields, is_dataclass
+from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +23,7 @@ from launcher.config.schema import (
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
 
 CONFIG_FILE = "config.yaml"
 """Name of the frozen configuration in a run directory."""
@@ -145,3 +147,28 @@ def _from_data(data: dict[str, Any]) -> Config:
     # A kind that does not exist is for the validation to report.
     cluster = _CLUSTERS.get(data.get("cluster", {}).get("kind", "local"), LocalClusterConfig)
     return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config(cluster=cluster())), data)))
+
+
+def to_yaml(config: Config) -> str:
+    """``config`` as YAML, for :func:`launcher.config.from_yaml`."""
+    import yaml
+
+    text: str = yaml.dump(
+        asdict(config), Dumper=_dumper(), default_flow_style=False, allow_unicode=True, sort_keys=False
+    )
+    return text
+
+
+@cache
+def _dumper() -> Any:
+    """PyYAML's, in C where that was built; OmegaConf's way takes eight times as long."""
+    import yaml
+
+    class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+        pass
+
+    # OmegaConf takes more for a number than PyYAML does, `1e3` for example. A text that looks like one gets quotes.
+    Dumper.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9._]+([eE][-+]?[0-9]+)?$"), list("-+0123456789.")
+    )
+    return Dumper

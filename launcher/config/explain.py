@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
+from launcher.config.overrides import setting_paths
 from launcher.config.schema import ClusterConfig, Config, LocalClusterConfig, SlurmClusterConfig
 
 COMPOSITION_ERRORS: tuple[type[Exception], ...] = (HydraException, OmegaConfBaseException, YAMLError)
@@ -81,20 +80,12 @@ def _unknown_setting(cause: OmegaConfBaseException) -> str:
         return f"{message[:-1]} of the local cluster. HINT: add `+cluster=slurm`."
     siblings = [field.name for field in fields(owner)] if owner is not None and is_dataclass(owner) else []
     prefix = f"{group}." if group else ""
-    near = [path for path in _paths(Config(), "") if path.rpartition(".")[2] == name]
+    near = [path for path in setting_paths(Config()) if path.rpartition(".")[2] == name]
     near = near or [f"{prefix}{match}" for match in difflib.get_close_matches(name, siblings, n=1)]
-    near = near or difflib.get_close_matches(full_key, _paths(Config(), ""), n=2)
+    near = near or difflib.get_close_matches(full_key, setting_paths(Config()), n=2)
     guess = f"did you mean {' or '.join(f'`{path}`' for path in near)}? " if near else ""
     where = f"Settings of `{group}`" if group else "At the top there are"
     return f"{message} HINT: {guess}{where}: {', '.join(siblings)}."
-
-
-def _paths(config: Any, prefix: str) -> Iterator[str]:
-    for field in fields(config):
-        value = getattr(config, field.name)
-        yield f"{prefix}{field.name}"
-        if is_dataclass(value):
-            yield from _paths(value, f"{prefix}{field.name}.")
 
 
 def _reason(error: OverrideParseException) -> str:

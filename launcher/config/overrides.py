@@ -90,6 +90,16 @@ def setting_at(path: str) -> Setting | None:
     return setting
 
 
+def setting_paths(config: Any, prefix: str = "", *, groups: bool = True) -> Iterator[str]:
+    """The path of every setting below ``config``; with ``groups`` those of its groups, too."""
+    for field in fields(config):
+        value, path = getattr(config, field.name), f"{prefix}{field.name}"
+        if groups or not is_dataclass(value):
+            yield path
+        if is_dataclass(value):
+            yield from setting_paths(value, f"{path}.", groups=groups)
+
+
 @cache
 def members(owner: Hashable) -> Mapping[str, Setting]:
     """Settings of a group by name, with those that only some kinds of it have, as kinds of cluster do."""

@@ -18,9 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from launcher.common.challenge import is_same, new_nonce
 from launcher.common.codec import from_json, to_json
-from launcher.common.keys import control_proof
+from launcher.common.keys import control_proof, is_same, new_nonce
 from launcher.control import effects
 from launcher.control.preflight_report import PreflightReport, PreflightResult
 from launcher.control.protocol import (

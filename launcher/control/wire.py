@@ -16,7 +16,7 @@ from launcher.control.protocol import OPERATIONS, ControlRequest, Reply, ReplyT_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Challenge:
-    """First line of a connection; see :mod:`launcher.common.challenge`."""
+    """First line of a connection; see :mod:`launcher.common.keys`."""
 
     nonce: str
 

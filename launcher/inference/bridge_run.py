@@ -23,8 +23,7 @@ from launcher.control import emit as events
 from launcher.control.client import ControlClient
 from launcher.control.model import CONNECTED, PoolMember
 from launcher.control.protocol import EventRequest, PublishedRequest
-from launcher.inference.client import wait_ready
-from launcher.inference.pool import Pool
+from launcher.inference.client import Pool, wait_ready
 
 TRAINER = "trainer-0000"
 """Rank 0 marks the phases of the start-up for all trainer ranks, so that events do not grow with the world."""

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from launcher.common import log
 from launcher.common.env import (
     LAUNCHER_ADDRESS,
     LAUNCHER_ENGINE_MASTER,
@@ -27,6 +26,7 @@ from launcher.common.env import (
 )
 from launcher.common.errors import EngineRefusal, LauncherError
 from launcher.common.ports import hold_free_port, hold_port, port_of, url_host
+from launcher.common.startup import configure_logging
 from launcher.control.client import ControlClient
 from launcher.control.emit import emit
 from launcher.events.schema import PhaseChanged
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--replica-rank", type=int, required=True)
     parser.add_argument("--strict-port", action="store_true", help="fail if the planned port is taken")
     arguments, vllm_arguments = parser.parse_known_args(argv)
-    log.configure(f"inference {arguments.replica}.{arguments.replica_rank}")
+    configure_logging(f"inference {arguments.replica}.{arguments.replica_rank}")
     # vLLM leaves the file by which its workers meet in a directory that all users of the node share.
     os.umask(0o077)
     try:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from launcher.layout.model import Layout, Node, Process, Replica, Role
+from launcher.layout.model import Layout, Node, Process, Replica, Role, layout_from_json, layout_to_json
 from launcher.layout.plan import PYTHON, plan
-from launcher.layout.serialize import layout_from_json, layout_to_json
 from launcher.layout.table import render_table
 
 __all__ = [

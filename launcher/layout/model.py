@@ -1,10 +1,12 @@
-"""Who is where: the value that ``plan`` prints and that every node executes."""
+"""Who is where: the value that ``plan`` prints and that every node executes; written as JSON and read back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Any
 
 
 class Role(StrEnum):
@@ -115,3 +117,99 @@ class Layout:
     def inference_nodes(self) -> tuple[Node, ...]:
         """Nodes that only run engines (none in local mode)."""
         return tuple(node for node in self.nodes if node.role is Role.INFERENCE)
+
+
+def layout_to_json(layout: Layout) -> str:
+    """``layout`` as JSON with one line per node, so that the file of a large run stays small and can be searched."""
+    common = {role: _common_env(layout, role) for role in Role}
+    argvs: dict[tuple[str, ...], int] = {}
+    nodes = [json.dumps(_node_to_dict(node, common, argvs)) for node in layout.nodes]
+    replicas = [json.dumps(_fields(replica)) for replica in layout.replicas]
+    head = {
+        "device": layout.device,
+        "gpus_per_node": layout.gpus_per_node,
+        "world_size": layout.world_size,
+        "local_world_size": layout.local_world_size,
+        "spares": layout.spares,
+    }
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    lines.append(f'"env": {json.dumps(common, indent=1)}')
+    lines.append(f'"argv": {_array([json.dumps(argv) for argv in argvs])}')
+    lines.append(f'"replicas": {_array(replicas)}')
+    lines.append(f'"nodes": {_array(nodes)}')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def layout_from_json(text: str) -> Layout:
+    """The layout that :func:`layout_to_json` wrote; equal to the one it was given."""
+    data = json.loads(text)
+    common = {Role(role): env for role, env in data["env"].items()}
+    argvs = [tuple(argv) for argv in data["argv"]]
+    return Layout(
+        nodes=tuple(_node_from_dict(node, common, argvs) for node in data["nodes"]),
+        replicas=tuple(
+            Replica(**{**replica, "node_ranks": tuple(replica["node_ranks"])}) for replica in data["replicas"]
+        ),
+        gpus_per_node=data["gpus_per_node"],
+        device=data["device"],
+        world_size=data["world_size"],
+        local_world_size=data["local_world_size"],
+        spares=tuple(data["spares"]),
+    )
+
+
+def _array(items: list[str]) -> str:
+    return "[\n" + ",\n".join(items) + "\n]" if items else "[]"
+
+
+def _common_env(layout: Layout, role: Role) -> dict[str, str]:
+    common: dict[str, str] | None = None
+    for node in layout.nodes:
+        for process in node.processes:
+            if process.role is not role:
+                continue
+            if common is None:
+                common = dict(process.env)
+            else:
+                env = process.env
+                for name in [name for name, value in common.items() if env.get(name) != value]:
+                    del common[name]
+    return common or {}
+
+
+def _node_to_dict(
+    node: Node, common: Mapping[Role, Mapping[str, str]], argvs: dict[tuple[str, ...], int]
+) -> dict[str, Any]:
+    processes = [
+        {
+            **_fields(process, without=("node_rank",)),
+            "argv": argvs.setdefault(process.argv, len(argvs)),
+            "env": {name: value for name, value in process.env.items() if name not in common[process.role]},
+        }
+        for process in node.processes
+    ]
+    return {**_fields(node), "processes": processes}
+
+
+def _node_from_dict(
+    data: dict[str, Any], common: Mapping[Role, Mapping[str, str]], argvs: list[tuple[str, ...]]
+) -> Node:
+    processes = tuple(
+        Process(
+            **{
+                **process,
+                "role": (role := Role(process["role"])),
+                "node_rank": data["node_rank"],
+                "gpus": tuple(process["gpus"]),
+                "argv": argvs[process["argv"]],
+                "env": {**common[role], **process["env"]},
+            }
+        )
+        for process in data["processes"]
+    )
+    return Node(**{**data, "role": Role(data["role"]), "processes": processes})
+
+
+def _fields(value: Any, without: Collection[str] = ()) -> dict[str, Any]:
+    """The fields of a dataclass, as they are."""
+    return {field.name: getattr(value, field.name) for field in fields(value) if field.name not in without}

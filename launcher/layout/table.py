@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from launcher.common.text import aligned, counted
 from launcher.layout.model import Layout, Node, Process, Role
 
 _HEADER = ("node", "hostname", "role", "role rank", "processes", "GPUs", "ports")
@@ -20,7 +21,7 @@ def render_table(layout: Layout) -> str:
         groups = [list(group) for _, group in groupby(layout.nodes, key=_pattern)]
     rows = [_row(group, layout, ports) for group in groups]
     rows += _spare_rows(layout)
-    return "\n".join([*_aligned([_HEADER, *rows]), "", summary(layout)])
+    return "\n".join([*aligned([_HEADER, *rows]), "", summary(layout)])
 
 
 def summary(layout: Layout) -> str:
@@ -35,11 +36,11 @@ def summary(layout: Layout) -> str:
         shape += f", pipeline parallel {stages})" if stages > 1 else ")"
     where = f"{trainers} trainer, {engines} inference" if engines else "both roles on every node"
     if layout.spares:
-        where += f", and {_count(len(layout.spares), 'spare')}"
+        where += f", and {counted(len(layout.spares), 'spare')}"
     return (
-        f"{_count(len(layout.nodes) + len(layout.spares), 'node')} with {_count(layout.gpus_per_node, unit)} each:"
+        f"{counted(len(layout.nodes) + len(layout.spares), 'node')} with {counted(layout.gpus_per_node, unit)} each:"
         f" {where};"
-        f" {_count(layout.world_size, 'trainer rank')}, {_count(len(layout.replicas), 'engine')}{shape}"
+        f" {counted(layout.world_size, 'trainer rank')}, {counted(len(layout.replicas), 'engine')}{shape}"
     )
 
 
@@ -94,12 +95,3 @@ def _range(numbers: list[int]) -> str:
         return ""
     low, high = min(numbers), max(numbers)
     return str(low) if low == high else f"{low}-{high}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -11,13 +11,13 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from launcher.common import log
-from launcher.common.attempts import record_begin
 from launcher.common.env import LAUNCHER_SCRATCH
 from launcher.common.errors import ControlError
+from launcher.common.jsonio import write_json
 from launcher.common.keys import token_from_environment
 from launcher.common.ports import hold_free_port, port_of
-from launcher.common.run_dir import CONTROL, EVENTS, attempt_dir, read_submission, write_atomically
+from launcher.common.run_dir import CONTROL, EVENTS, attempt_dir, read_submission, record_begin
+from launcher.common.startup import configure_logging
 from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.control.client import ControlClient
@@ -62,7 +62,7 @@ def run(run_dir: Path, stop: StopRequest, shim: int) -> int:
     """
     began = time.monotonic()
     node = node_environment()
-    log.configure(f"node {node.node_rank} {node.hostname}")
+    configure_logging(f"node {node.node_rank} {node.hostname}")
     config = load_run_config(run_dir)
     directory = attempt_dir(run_dir, node.attempt)
     (directory / "logs").mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ def _serve_control(
     server.start()
     cleanup.callback(server.close)
     policy.start(ControlClient(control, token))
-    write_atomically(directory / CONTROL, {"control": control})
+    write_json(directory / CONTROL, {"control": control})
     return control
 
 

@@ -14,10 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launcher.common.attempts import End, record_end
 from launcher.common.errors import LauncherError
 from launcher.common.keys import token_from_environment
-from launcher.common.run_dir import CONTROL, EVENTS, attempt_dir
+from launcher.common.run_dir import CONTROL, EVENTS, End, attempt_dir, record_end
 from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.control.client import ControlClient

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.common.attempts import End, ends, record_end
 from launcher.common.env import LAUNCHER_EXIT_FILE
 from launcher.common.errors import STOPPED, LauncherError, ProcessFailure
 from launcher.common.keys import token_from_environment
-from launcher.common.run_dir import CONTROL, EVENTS, attempt_dir
+from launcher.common.run_dir import CONTROL, EVENTS, End, attempt_dir, ends, record_end
 from launcher.common.text import command_line
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.control.client import ControlClient

@@ -24,7 +24,7 @@ from launcher.common.env import LAUNCHER_SCRATCH
 from launcher.common.errors import ControlError
 from launcher.common.procfs import become_subreaper, descendants, end_descendants, is_stopped, signal_on_parent_death
 from launcher.common.run_dir import attempt_dir
-from launcher.common.utf8 import use_utf8
+from launcher.common.startup import use_utf8
 from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.events.failure_kinds import FailureKind

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher.common.attempts import End, record_end
 from launcher.common.errors import ControlError
+from launcher.common.run_dir import End, record_end
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.control.client import ControlClient
 from launcher.control.model import StopReason

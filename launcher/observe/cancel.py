@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from launcher.common.errors import LauncherError
-from launcher.common.recorded_processes import Identity, living
+from launcher.common.procfs import Identity, living
 from launcher.observe.run_status import RunStatus, guards_of
 from launcher.slurm.client import ControllerAway
 from launcher.slurm.jobs import cancel_jobs

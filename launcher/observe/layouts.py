@@ -8,8 +8,7 @@ from pathlib import Path
 
 from launcher.common.errors import LauncherError
 from launcher.common.run_dir import LAYOUT, attempt_dir
-from launcher.layout.model import Layout, Node, Process
-from launcher.layout.serialize import layout_from_json
+from launcher.layout.model import Layout, Node, Process, layout_from_json
 from launcher.observe.run_summary import newest_attempt
 
 SHOWN = 8

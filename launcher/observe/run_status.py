@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.common.recorded_processes import Identity, living
-from launcher.common.run_dir import write_atomically
+from launcher.common.jsonio import write_json
+from launcher.common.procfs import Identity, living
 from launcher.observe.run_summary import RunSummary, summarize
 from launcher.slurm.client import ControllerAway
 from launcher.slurm.query import job_states
@@ -55,7 +55,7 @@ def _keep_job_state(run: Path, job_id: str, attempt: int | None, state: JobState
     cached = CachedJobState(job_id=job_id, attempt=attempt, at=time.time(), state=state)
     # A run of somebody else can be looked at, too; then nothing is kept.
     with contextlib.suppress(OSError):
-        write_atomically(run / JOB_STATE, asdict(cached))
+        write_json(run / JOB_STATE, asdict(cached))
 
 
 PATIENCE_S = 10.0

@@ -24,10 +24,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from launcher.slurm.batch_script import run_outside
-from launcher.slurm.client import CALL_TIMEOUT_S, call
+from launcher.slurm.client import CALL_TIMEOUT_S, call, run_outside
 from launcher.slurm.nodelist import expand_nodelist
-from launcher.slurm.times import parse_timestamp
+from launcher.slurm.states import parse_timestamp
 
 KILLED_LOOKUP_S = 1.5
 KILLED = frozenset({-signal.SIGTERM, -signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGKILL})

@@ -1,7 +1,8 @@
-"""What SLURM's states mean: every one that it prints, and those of later releases that nobody has heard of yet."""
+"""What SLURM's words mean: job states, also those of later releases; points in time and time limits."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,3 +99,35 @@ def combine(states: Iterable[JobState]) -> JobState:
 def is_part_of(job_id: str, of: str) -> bool:
     """Whether ``job_id`` is ``of`` itself, an element of it (``12_3``) or a component (``12+0``)."""
     return job_id == of or job_id.startswith((f"{of}_", f"{of}+"))
+
+
+NO_LIMIT = frozenset({"UNLIMITED", "INFINITE"})
+"""Words for a time limit that is none."""
+
+
+def parse_timestamp(text: str) -> float | None:
+    """Unix seconds of ``2026-11-26T22:10:31`` (local time); None for ``N/A``, ``Unknown`` and the like."""
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return None
+
+
+def parse_limit(text: str) -> int | None:
+    """The seconds of a time limit; None if it is none of SLURM's forms, or one of :data:`NO_LIMIT`.
+
+    ``minutes``, ``minutes:seconds``, ``hours:minutes:seconds``, ``days-hours``, ``days-hours:minutes`` and
+    ``days-hours:minutes:seconds``.
+    """
+    days, dash, clock = text.rpartition("-")
+    fields = clock.split(":")
+    if not all(field.isdecimal() for field in (*fields, days or "0")) or len(fields) > 3:
+        return None
+    numbers = [int(field) for field in fields]
+    if dash:
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:
+        hours, (minutes, seconds) = 0, (*numbers, 0)[:2]
+    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds

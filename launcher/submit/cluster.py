@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import launcher
-from launcher.common.attempts import claim
 from launcher.common.env import LAUNCHER_ATTEMPT, LAUNCHER_LOCAL_HOSTNAMES, LAUNCHER_LOCAL_NODE_RANK, LAUNCHER_TOKEN
 from launcher.common.errors import LauncherError
 from launcher.common.keys import new_token
-from launcher.common.recorded_processes import start_of
+from launcher.common.procfs import start_of
+from launcher.common.run_dir import claim
 from launcher.config.schema import Config
 from launcher.layout.environment import is_protected
 from launcher.slurm.client import KEPT as SLURM_KEPT

@@ -1,4 +1,4 @@
-"""A job script as a value: requests to SLURM, the environment and the one ``srun``; and the template that renders it."""
+"""A job script as a value: SLURM options, environment and the one ``srun``; and the template that renders it."""
 
 from __future__ import annotations
 

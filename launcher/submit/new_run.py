@@ -1,6 +1,5 @@
 """Job scripts that stand for themselves: renders one, and makes the run directory when it starts on the batch host.
 
-
 ``python -m launcher.submit.new_run [--code DIRECTORY] [--submitit] [--script FILE] < CONFIGURATION``
 """
 
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from launcher.common.errors import AllocationError, LauncherError
 from launcher.common.run_dir import SUBMITIT, record_job
-from launcher.common.utf8 import use_utf8
+from launcher.common.startup import use_utf8
 from launcher.config import from_yaml, to_yaml
 from launcher.config.schema import Config
 from launcher.layout import plan

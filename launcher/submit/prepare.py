@@ -19,9 +19,8 @@ from launcher.layout.shape import shape_of
 from launcher.preflight.bad_nodes import BadNodeCache, BadNodeEntry, default_bad_node_dir
 from launcher.slurm.client import CALL_TIMEOUT_S, ControllerAway, output_of
 from launcher.slurm.jobs import cluster_option
-from launcher.slurm.login_defaults import LoginDefaults, read_login_defaults
 from launcher.slurm.nodelist import expand_nodelist
-from launcher.slurm.site import NodeType, cluster_name, cpus_per_node, node_types
+from launcher.slurm.site import LoginDefaults, NodeType, cluster_name, cpus_per_node, node_types, read_login_defaults
 from launcher.submit.cluster import Cluster, LocalCluster
 from launcher.submit.resources import chosen_cluster, requests
 

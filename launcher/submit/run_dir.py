@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.common.errors import ConfigError
-from launcher.common.run_dir import CONFIG, LAYOUT, SUBMISSION, write_atomically
+from launcher.common.jsonio import write_json
+from launcher.common.run_dir import CONFIG, LAYOUT, SUBMISSION
 from launcher.config import to_yaml
 from launcher.config.schema import Config
 from launcher.layout import Layout, layout_to_json
@@ -49,7 +50,7 @@ def create(config: Config, layout: Layout, snapshot: Code | None = None, run_dir
             "nodes": config.layout.nodes + config.layout.spares,
             **({"replay_of": snapshot.replay_of} if snapshot is not None and snapshot.replay_of else {}),
         }
-        write_atomically(run_dir / SUBMISSION, submission)
+        write_json(run_dir / SUBMISSION, submission)
     return run_dir
 
 

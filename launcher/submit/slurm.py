@@ -19,7 +19,7 @@ from launcher.common.run_dir import SUBMITIT
 from launcher.config.schema import Config
 from launcher.slurm.client import noticed
 from launcher.slurm.jobs import JobId, cancel_jobs, logs_of_own_jobs
-from launcher.slurm.watch import StateWatch
+from launcher.slurm.query import StateWatch
 from launcher.snapshot.record import code_location
 from launcher.submit.cluster import Cluster, Job, JobOutcome, job_environment
 from launcher.submit.job_script import JobScript, job_script, node_python, render, set_run_dir, template_path

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from launcher.common.errors import ConfigError
-from launcher.common.run_dir import write_atomically
+from launcher.common.jsonio import write_json
 from launcher.common.text import command_line
 from launcher.config.metric import Metric
 from launcher.config.schema import Config, SlurmClusterConfig
@@ -44,7 +44,7 @@ def launch(request: SweepRequest, batch: Sequence[Combination]) -> list[RunResul
     with ledger.lock(LOCK_TIMEOUT_S):
         find_lost_jobs(ledger, metric)
         _enter(ledger, batch)
-        write_atomically(request.directory / ABOUT, {"metric": config.sweep.metric})
+        write_json(request.directory / ABOUT, {"metric": config.sweep.metric})
         before = {run.entry.identity: run for run in run_statuses(ledger, metric, is_locked=False)}
         todo = [candidate for candidate in _distinct(batch) if not _is_there(before[candidate.identity])]
         if config.cluster.kind == "local":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from launcher.common.errors import LauncherError
-from launcher.common.recorded_processes import Identity, start_of
+from launcher.common.procfs import Identity, start_of
 
 LEDGER = "ledger.jsonl"
 LOCK = "lock"

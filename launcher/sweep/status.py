@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from launcher.common.recorded_processes import living
+from launcher.common.procfs import living
 from launcher.common.run_dir import last_job
 from launcher.config.metric import Metric
 from launcher.events.fold import apply_event

@@ -20,9 +20,8 @@ from launcher.bridge import protocol
 from launcher.bridge.engine import version_spans as spans
 from launcher.bridge.engine.state_machine import Refused, ServedModel, UpdateStateMachine
 from launcher.bridge.vllm.compat import VllmEngine, warn_if_untested
-from launcher.common.challenge import is_same
 from launcher.common.codec import from_json, to_json
-from launcher.common.keys import api_key, bridge_key, token_from_environment
+from launcher.common.keys import api_key, bridge_key, is_same, token_from_environment
 
 logger = logging.getLogger(__name__)
 

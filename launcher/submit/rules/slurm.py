@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from launcher.config.schema import Config, NodesConfig, SlurmClusterConfig
-from launcher.slurm.times import NO_LIMIT, parse_limit
+from launcher.slurm.states import NO_LIMIT, parse_limit
 from launcher.submit.job_script import template_names, template_path
 from launcher.submit.resources import ARRAY, HETEROGENEOUS, PARTITION_TIME, is_heterogeneous, time_limit
 

@@ -45,10 +45,10 @@ AT_LEAST: dict[str, int] = {
 """Smallest value by setting."""
 
 POSITIVE = (
-    *("trainer.lr", "inference.ready_timeout_s", "inference.gpu_memory_utilization", "bridge.timeout_s"),
-    *("checkpoint.stop_timeout_s", "checkpoint.write_timeout_s", "restart.engine_health_timeout_s"),
-    *("restart.step_timeout_s", "restart.stopped_process_timeout_s", "restart.count_window_s"),
-    *("start_timeout_s", "lease_timeout_s", "stop_grace_s", "preflight.timeout_s"),
+    *("trainer.lr", "inference.ready_timeout_s", "inference.gpu_memory_utilization"),
+    *("bridge.timeout_s", "bridge.rank_timeout_s", "checkpoint.stop_timeout_s", "checkpoint.write_timeout_s"),
+    *("restart.engine_health_timeout_s", "restart.step_timeout_s", "restart.stopped_process_timeout_s"),
+    *("restart.count_window_s", "start_timeout_s", "lease_timeout_s", "stop_grace_s", "preflight.timeout_s"),
 )
 """Settings that are greater than zero."""
 

@@ -18,7 +18,7 @@ from launcher.checkpoint import Checkpoints
 from launcher.config import load_run_config
 from launcher.control.emit import emit
 from launcher.events.schema import AnswersChecked, MomentReached, StepFinished
-from launcher.inference.pool import Pool
+from launcher.inference.client import Pool
 from launcher.stopping import should_stop
 from launcher.testing.chaos.client import RequestClient
 from launcher.trainers.grpo.model import TrainerRank, load_model

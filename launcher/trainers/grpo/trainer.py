@@ -14,13 +14,11 @@ from launcher.bridge import Bridge
 from launcher.checkpoint import Checkpoints
 from launcher.common.errors import ConfigError
 from launcher.config.schema import Config
-from launcher.trainers.grpo.batch import make_batch
 from launcher.trainers.grpo.hf import load_tokenizer
 from launcher.trainers.grpo.model import TrainerRank, load_model
-from launcher.trainers.grpo.options import Options
 from launcher.trainers.grpo.rollout import Completion, Engines
-from launcher.trainers.grpo.tasks import Task, draw_for_rank, make_task
-from launcher.trainers.grpo.update import Updater
+from launcher.trainers.grpo.tasks import Options, Task, draw_for_rank, make_task
+from launcher.trainers.grpo.update import Updater, make_batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.common.recorded_processes import Identity, start_of
+from launcher.common.procfs import Identity, start_of
 from launcher.config import compose
 from launcher.layout import layout_to_json, plan
 from launcher.observe.layouts import NoSuchTarget, find_rank, find_target

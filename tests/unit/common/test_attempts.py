@@ -6,9 +6,8 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from launcher.common.attempts import End, claim, ends, record_begin, record_end
 from launcher.common.paths import sbatch_templates_dir
-from launcher.common.run_dir import attempt_dir
+from launcher.common.run_dir import End, attempt_dir, claim, ends, record_begin, record_end
 
 LOOP = """
 set -eo pipefail

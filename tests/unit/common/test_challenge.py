@@ -7,7 +7,7 @@ import hmac
 
 import pytest
 
-from launcher.common.challenge import is_proof, is_same, new_nonce, proof
+from launcher.common.keys import is_proof, is_same, new_nonce, proof
 
 
 def test_a_proof_holds_for_its_key_and_statement_only() -> None:

@@ -14,8 +14,7 @@ import pytest
 from launcher.config import compose
 from launcher.layout import plan
 from launcher.preflight.context import CheckContext
-from launcher.trainers.grpo.options import Options
-from launcher.trainers.grpo.tasks import make_task
+from launcher.trainers.grpo.tasks import Options, make_task
 from tests.unit.documents import files
 
 

@@ -28,7 +28,7 @@ from launcher.control.state import ControlSettings, new_state
 from launcher.events.schema import Event, FailureReported
 from launcher.events.serialize import event_to_dict
 from launcher.inference.bridge_run import RunReplicas
-from launcher.inference.pool import Pool
+from launcher.inference.client import Pool
 from launcher.layout import plan
 
 TOKEN = new_token()

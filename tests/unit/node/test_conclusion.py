@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.common.attempts import End, claim, record_begin, record_end
 from launcher.common.errors import ProcessFailure
+from launcher.common.run_dir import End, claim, record_begin, record_end
 from launcher.config import Config
 from launcher.node.context import NodeEnvironment
 from launcher.node.outcome import check_limits, passed_limit

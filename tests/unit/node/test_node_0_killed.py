@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from launcher.common.attempts import claim, record_begin
 from launcher.common.ports import hold_free_port, port_of
+from launcher.common.run_dir import claim, record_begin
 from launcher.config import Config
+from launcher.config.compose import to_yaml
 from launcher.config.schema import SlurmClusterConfig
-from launcher.config.text import to_yaml
 from launcher.control.server import ControlServer
 from launcher.control.state import ControlSettings, new_state
 from launcher.layout import plan

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.common.attempts import End, ends, record_begin, record_end
+from launcher.common.run_dir import End, ends, record_begin, record_end
 from launcher.control.model import StopReason
 from launcher.node.signal_policy import decide, decide_local, end_of
 from launcher.slurm.job_signals import SignalCause, read_node_removed, read_signal_cause

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.common.recorded_processes import start_of
+from launcher.common.procfs import start_of
 from launcher.observe.find import RunNotFound, find_run
 from launcher.observe.run_status import JOB_STATE, RunStatus, statuses
 from launcher.observe.run_summary import summarize

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config import compose
-from launcher.slurm.batch_script import run_outside
+from launcher.slurm.client import run_outside
 from launcher.submit.job_script import job_script, render, set_run_dir, template_path
 from launcher.submit.resources import slurm_config
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from launcher.slurm.client import ControllerAway
-from launcher.slurm.query import job_state, job_states
+from launcher.slurm.query import LONGEST_INTERVAL_S, LONGEST_SILENCE_S, StateWatch, job_state, job_states
 from launcher.slurm.states import FINAL, JobState, combine, is_part_of
-from launcher.slurm.watch import LONGEST_INTERVAL_S, LONGEST_SILENCE_S, StateWatch
 from tests.unit.slurm_tools import AWAY, NO_SUCH, OFF, calls, row, tool, tools
 
 __all__ = ["tools"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.config import Config, compose
-from launcher.slurm.login_defaults import read_login_defaults
-from launcher.slurm.site import NodeType, read_node_types
+from launcher.slurm.site import NodeType, read_login_defaults, read_node_types
 from launcher.submit.prepare import cpu_line, needs_cpus, with_default_cpus, with_login_defaults
 from launcher.submit.resources import Options, request, requests, slurm_config
 

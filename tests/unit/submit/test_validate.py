@@ -14,7 +14,7 @@ from launcher.common.errors import ConfigError
 from launcher.config import Config, LayoutConfig, SlurmClusterConfig
 from launcher.layout.environment import PROTECTED
 from launcher.layout.plan import engine_args
-from launcher.slurm.times import parse_limit
+from launcher.slurm.states import parse_limit
 from launcher.submit.rules.engines import OWNED
 from launcher.submit.rules.slurm import OWNED_SBATCH
 from launcher.submit.rules.values import AT_LEAST, AT_MOST, POSITIVE, WORDS

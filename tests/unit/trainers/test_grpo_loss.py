@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from launcher.trainers.grpo.loss import entropy, group_advantages, policy_loss
+from launcher.trainers.grpo.update import entropy, group_advantages, policy_loss
 
 
 def test_advantages_compare_within_a_group() -> None:

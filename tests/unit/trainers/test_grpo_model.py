@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.trainers.grpo.batch import make_batch
-from launcher.trainers.grpo.final_check import compare
 from launcher.trainers.grpo.hf import load_causal_lm, load_tokenizer
+from launcher.trainers.grpo.loop import compare
 from launcher.trainers.grpo.model import TrainerRank, token_logits, token_logprobs, wire_copy
 from launcher.trainers.grpo.rollout import Completion
 from launcher.trainers.grpo.tiny_model import CHARACTERS, TinyModel, make_tiny_model
+from launcher.trainers.grpo.update import make_batch
 
 ALONE = TrainerRank(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
 

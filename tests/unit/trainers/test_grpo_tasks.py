@@ -7,8 +7,7 @@ import random
 import pytest
 
 from launcher.common.errors import ConfigError
-from launcher.trainers.grpo.options import Options
-from launcher.trainers.grpo.tasks import Problem, draw_for_rank, make_task
+from launcher.trainers.grpo.tasks import Options, Problem, draw_for_rank, make_task
 
 
 def test_addition_asks_each_pair_once_before_it_repeats() -> None:

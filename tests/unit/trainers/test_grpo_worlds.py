@@ -12,11 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from launcher.trainers.grpo.batch import make_batch
 from launcher.trainers.grpo.model import TrainerRank, load_model, wire_copy
 from launcher.trainers.grpo.rollout import Completion
 from launcher.trainers.grpo.tiny_model import TinyModel, make_tiny_model
-from launcher.trainers.grpo.update import Updater
+from launcher.trainers.grpo.update import Updater, make_batch
 
 
 def test_two_ranks_do_what_one_does(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
-"""Text is UTF-8, whatever the locale: of arguments, file names, variables, standard streams and files."""
+"""What each program does first: UTF-8 whatever the locale, less garbage collection in short commands, logging."""
 
 from __future__ import annotations
 
+import atexit
+import gc
+import logging
 import os
 import sys
 
@@ -26,3 +29,24 @@ def escape_unprintable() -> None:
 def is_text(word: str) -> bool:
     """False for what was made of bytes that are no UTF-8."""
     return not any("\ud800" <= char <= "\udfff" for char in word)
+
+
+ALLOCATIONS = 150_000
+"""New objects that Python looks for garbage after. To import Hydra and to compose makes about 80,000 that all stay, and
+with Python's own 700 a seventh of the time goes into finding that out. A program that goes on is still collected."""
+
+
+def collect_garbage_less() -> None:
+    """Fewer collections while this process runs, and none of what is left when it ends: that goes with the process."""
+    gc.set_threshold(ALLOCATIONS)
+    atexit.register(gc.freeze)
+
+
+def configure_logging(who: str, *, level: int = logging.INFO) -> None:
+    """Sends log lines to standard error, each with the time and who speaks: ``[inference 1 gpu-07]``."""
+    logging.basicConfig(
+        level=level,
+        stream=sys.stderr,
+        format=f"%(asctime)s %(levelname)s [{who}] %(message)s",
+        force=True,
+    )
