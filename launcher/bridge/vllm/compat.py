@@ -263,18 +263,6 @@ def reload_weights(
         finalize_layerwise_reload(model, model_config)
 
 
-def tensor_parallel_place(model_config: Any) -> tuple[int, int, int, int]:
-    """This worker's tensor-parallel rank and size, and the model's attention heads and key-value heads."""
-    from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
-
-    return (
-        int(get_tensor_model_parallel_rank()),
-        int(get_tensor_model_parallel_world_size()),
-        int(getattr(model_config.hf_text_config, "num_attention_heads", 0)),
-        int(model_config.get_total_num_kv_heads()),
-    )
-
-
 def is_cpu() -> bool:
     """Whether vLLM computes on the CPU."""
     from vllm.platforms import current_platform

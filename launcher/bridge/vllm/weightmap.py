@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from launcher.bridge.settings import Mode
 from launcher.bridge.vllm import compat
 from launcher.bridge.weightmap.bind import bind
 from launcher.bridge.weightmap.model import Binding, Way
-from launcher.bridge.weightmap.rules import Place, Rule
 from launcher.bridge.weightmap.write import Pack, Writer
 from launcher.common.errors import BridgeError
 
@@ -25,9 +24,7 @@ PLAIN = frozenset(
 PLAIN_EXPERTS = frozenset({"TRITON", "BATCHED_TRITON"})
 
 
-def bind_worker(
-    model: nn.Module, model_config: Any, manifest: Manifest, rules: Mapping[str, Rule] | None = None
-) -> Binding:
+def bind_worker(model: nn.Module, manifest: Manifest) -> Binding:
     """The binding of this worker's part of the model; call it in the worker, at any time after the model is built.
 
     Raises:
@@ -38,8 +35,6 @@ def bind_worker(
         load,
         live_tensors(model),
         manifest,
-        rules=rules,
-        place=place(model_config),
         processed=processed(model),
         packed=dict.fromkeys(packers(model), "prepacked for the CPU's expert kernel"),
     )
@@ -60,12 +55,6 @@ def live_tensors(model: nn.Module) -> dict[str, Tensor]:
             if name not in passing:
                 tensors.setdefault(f"{prefix}.{name}" if prefix else name, buffer)
     return tensors
-
-
-def place(model_config: Any) -> Place:
-    """This worker's place in its tensor-parallel group, and the model's heads."""
-    tp_rank, tp_size, heads, kv_heads = compat.tensor_parallel_place(model_config)
-    return Place(tp_rank=tp_rank, tp_size=tp_size, heads=heads, kv_heads=kv_heads)
 
 
 def processed(model: nn.Module) -> dict[str, str]:

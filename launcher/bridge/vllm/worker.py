@@ -56,7 +56,7 @@ class ModelWorker(EngineWorker):
         model = self._worker.get_model()
         if self.device.type == "cpu":
             use_live_weights(model)
-        return bind_worker(model, self._worker.vllm_config.model_config, manifest)
+        return bind_worker(model, manifest)
 
     def make_writer(self, binding: Binding, mode: Mode) -> Writer:
         """Into the model's parameters."""

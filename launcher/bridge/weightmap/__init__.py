@@ -5,21 +5,6 @@ from __future__ import annotations
 from launcher.bridge.weightmap.bind import bind
 from launcher.bridge.weightmap.model import Binding, Bound, Copy, Way, never_used
 from launcher.bridge.weightmap.needs import needs
-from launcher.bridge.weightmap.rules import Place, Rule, parse_rules, read_rules
-from launcher.bridge.weightmap.write import Writer, apply
+from launcher.bridge.weightmap.write import Writer
 
-__all__ = [
-    "Binding",
-    "Bound",
-    "Copy",
-    "Place",
-    "Rule",
-    "Way",
-    "Writer",
-    "apply",
-    "bind",
-    "needs",
-    "never_used",
-    "parse_rules",
-    "read_rules",
-]
+__all__ = ["Binding", "Bound", "Copy", "Way", "Writer", "bind", "needs", "never_used"]

@@ -1,23 +1,19 @@
-"""Makes a binding: follows the model's own loader, then the rules, then leaves what is left to the loader itself."""
+"""Builds the weight map of a worker: follows the model's own loader, and leaves to it what cannot be followed."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from launcher.bridge.plan import Box
 from launcher.bridge.plan.boxes import describe
 from launcher.bridge.protocol import Manifest
 from launcher.bridge.weightmap.coverage import Coverage, cover
 from launcher.bridge.weightmap.model import Binding, Bound, Way
 from launcher.bridge.weightmap.names import Views, checkpoint_views
-from launcher.bridge.weightmap.record import Loader, Record, Recorder
-from launcher.bridge.weightmap.rules import Place, Rule, fused_name, is_padded
-from launcher.bridge.weightmap.rules import views as rule_views
+from launcher.bridge.weightmap.record import Loader, Record
 from launcher.bridge.weightmap.storages import Sources, Targets
 from launcher.bridge.weightmap.strided import Layout
 from launcher.bridge.weightmap.trace import Trace, trace
@@ -33,8 +29,6 @@ def bind(
     manifest: Manifest,
     *,
     views: Views | None = None,
-    rules: Mapping[str, Rule] | None = None,
-    place: Place | None = None,
     processed: Mapping[str, str] | None = None,
     packed: Mapping[str, str] | None = None,
     kept: Sequence[str] = KEPT,
@@ -46,8 +40,6 @@ def bind(
         live: Its parameters, and the buffers that its loader may write, by all their names.
         manifest: The trainer's tensors.
         views: From the trainer's names to the checkpoint's; by default the usual ones.
-        rules: The second way, by trainer name.
-        place: Of this worker, for the rules.
         processed: Parameters that the engine does not keep as its loader wrote them, with the reason. They can only be
             staged.
         packed: Parameters that are so, but by a packing of the same shape that the worker can repeat, with its name.
@@ -61,8 +53,6 @@ def bind(
     binder = _Binder(
         targets=targets, sources=sources, seen=seen, processed=processed or {}, packed=packed or {}, kept=kept
     )
-    if rules:
-        binder.consult(rules, place or Place())
     return binder.finish(manifest)
 
 
@@ -93,32 +83,6 @@ class _Binder:
                 reason = seen.interrupted[near[0]]
             self._ways[name] = (Way.STAGED, reason) if reason else _followed(packed.get(name, ""))
 
-    def consult(self, rules: Mapping[str, Rule], place: Place) -> None:
-        """Takes the rules for what could not be followed, where they fill all of it."""
-        wanted = {name for name, (way, _) in self._ways.items() if way is Way.STAGED and name not in self._processed}
-        recorder = Recorder(self.sources, self.targets)
-        for name, rule in rules.items():
-            into = fused_name(rule.vllm_name, self.targets.by_name)
-            if into not in wanted or name not in self.sources.entries:
-                continue
-            with torch.no_grad(), recorder:
-                recorder.current = name
-                parameter = self.targets.by_name[into].tensor.detach()
-                view, source = rule_views(
-                    name, self.sources.stand_in(name), replace(rule, vllm_name=into), parameter, place
-                )
-                view.copy_(source)
-                if is_padded(name) and len(view) < len(parameter):
-                    parameter[len(view) :].fill_(0)
-        for name in wanted & recorder.records.keys():
-            record = recorder.records[name]
-            seen = self.seen.records.get(name) or Record()
-            fills = [event for event in seen.events if isinstance(event, Box)]
-            coverage = self._cover(name, Record(events=[*fills, *record.events]))
-            if not (record.unknown or coverage.problem or coverage.missing):
-                self._covered[name] = coverage
-                self._ways[name] = (Way.RULES, self._ways[name][1])
-
     def finish(self, manifest: Manifest) -> Binding:
         """The binding, with whole modules staged: a loader that processes needs all of a module's tensors at once."""
         modules = {_module(name): name for name, (way, _) in self._ways.items() if way is Way.STAGED}
@@ -143,7 +107,7 @@ class _Binder:
 
     def _bound(self, name: str, way: Way, reason: str) -> Bound:
         tensor, coverage = self.targets.by_name[name].tensor, self._covered[name]
-        copied = way in (Way.TRACED, Way.PACKED, Way.RULES)
+        copied = way in (Way.TRACED, Way.PACKED)
         if copied and coverage.missing:
             if not self._is_kept(name):
                 raise BridgeError(self._missing(name, coverage))

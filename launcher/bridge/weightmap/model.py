@@ -24,9 +24,6 @@ class Way(StrEnum):
     PACKED = "packed"
     """The same copies beside the parameter, and the engine's own packing of the whole when it is written."""
 
-    RULES = "rules"
-    """Copies that a table of rules gives, where the loader could not be followed."""
-
     STAGED = "staged"
     """Whole tensors through the model's own loader, for every version anew."""
 

@@ -41,7 +41,7 @@ def needs(binding: Binding) -> tuple[Parameter, ...]:
 
 def direct(bound: Bound) -> tuple[Part, ...] | None:
     """The copies of a parameter as boxes on both sides; None when one of them is more than that."""
-    if bound.way not in (Way.TRACED, Way.PACKED, Way.RULES):
+    if bound.way not in (Way.TRACED, Way.PACKED):
         return None
     layout = Layout(bound.shape, bound.strides)
     parts = [_part(copy, layout) for copy in bound.copies]

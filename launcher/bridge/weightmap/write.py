@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from launcher.bridge.plan import Box
 from launcher.bridge.settings import Mode
 from launcher.bridge.weightmap.model import Binding, Bound, Copy, Way
 from launcher.bridge.weightmap.names import Views, checkpoint_views
@@ -131,26 +130,6 @@ class Writer:
             tensor = whole.get(entry.alias_of or entry.name)
             if tensor is not None:
                 yield from self._views(entry.name, tensor)
-
-
-def apply(binding: Binding, live: Mapping[str, Tensor], slices: Mapping[tuple[str, Box], Tensor]) -> None:
-    """Copies received slices, by trainer name and box, straight into live parameters.
-
-    Raises:
-        BridgeError: A slice is missing or has another shape, or a parameter is staged or packed.
-    """
-    special = next((b.name for b in binding.parameters if b.way in (Way.STAGED, Way.PACKED)), None)
-    if special is not None:
-        raise BridgeError(f"`{special}` is more than copied to: a Writer is needed.")
-    with torch.no_grad():
-        for bound in binding.parameters:
-            check(bound, live)
-            for copy in bound.copies:
-                piece = slices.get((copy.source_name, copy.source_box))
-                if piece is None or tuple(piece.shape) != copy.source_box.shape:
-                    got = "was not received" if piece is None else f"has shape {tuple(piece.shape)}"
-                    raise BridgeError(f"`{bound.name}`: {copy.source_box} of `{copy.source_name}` {got}.")
-                place(live[bound.name].data, copy).copy_(piece.reshape(copy.shape))
 
 
 def place(parameter: Tensor, copy: Copy) -> Tensor:

@@ -20,8 +20,7 @@ from launcher.bridge.plan.sharding import fsdp
 from launcher.bridge.protocol import Manifest, TensorEntry
 from launcher.bridge.settings import Mode
 from launcher.bridge.vllm.weightmap import bind_worker, live_tensors, loader, writer
-from launcher.bridge.vllm.weightmap import place as worker_place
-from launcher.bridge.weightmap import Binding, Way, Writer, apply, bind, needs, parse_rules
+from launcher.bridge.weightmap import Binding, Way, Writer, bind, needs
 
 if TYPE_CHECKING:
     from tests.integration.engine.test_binding_vllm import Case
@@ -129,11 +128,6 @@ def compare(case: Case, config: Any, paths: list[Path], module: nn.Module) -> di
         receive(binding, write.received, tensors)
         write.commit()
         found["different"]["in place" if in_place else "writer"] = different(snapshot(model), expected)
-    model = engine_model(config, paths[0])
-    boxes = {(c.source_name, c.source_box): tensors[c.source_name][c.source_box.slices()] for c in binding.copies}
-    apply(binding, live_tensors(model), boxes)
-    found["different"]["apply"] = different(snapshot(model), expected)
-    found["rules"] = compare_rules(config, model, manifest, binding) if "moe" not in case.architecture else "equal"
     found |= compare_staged(config, paths, manifest, tensors, expected)
     return found | compare_processed(config, paths, manifest, tensors)
 
@@ -142,7 +136,7 @@ def compare_processed(config: Any, paths: list[Path], manifest: Manifest, tensor
     """The same on models as they serve, through the worker's own adapter."""
     expected = snapshot(engine_model(config, paths[1], processed=True))
     model = engine_model(config, paths[0], processed=True)
-    binding = bind_worker(model, config.model_config, manifest)
+    binding = bind_worker(model, manifest)
     write = writer(model, config.model_config, binding)
     receive(binding, write.received, tensors)
     write.commit()
@@ -150,31 +144,6 @@ def compare_processed(config: Any, paths: list[Path], manifest: Manifest, tensor
         "different_processed": different(snapshot(model), expected),
         "ways_processed": sorted(set(binding.ways.values())),
     }
-
-
-ROW_PARALLEL = ("o_proj", "down_proj")
-REPLICATED = ("norm", "layernorm")
-
-
-def compare_rules(config: Any, model: nn.Module, manifest: Manifest, traced: Binding) -> str:
-    """The second way, by a mapping file, for a loader that cannot be followed: it must come to the same copies."""
-
-    def hidden(weights: Any) -> None:
-        for _, tensor in weights:
-            for parameter in model.parameters():
-                parameter.data.add_(tensor.sum())
-
-    mapping: dict[str, Any] = {}
-    for entry in manifest:
-        kind = entry.name.split(".")[-2]
-        dim = None if kind.endswith(REPLICATED) else 1 if kind in ROW_PARALLEL else 0
-        mapping[entry.name] = {"vllm_name": entry.name, "tp_shard_dim": dim, "needs_permute": False}
-    rules = parse_rules({"param_mappings": mapping})
-    by_rules = bind(hidden, live_tensors(model), manifest, rules=rules, place=worker_place(config.model_config))
-    if set(by_rules.ways.values()) != {Way.RULES}:
-        return by_rules.describe()
-    ours, theirs = ({(b.name, b.padding, frozenset(b.copies)) for b in x.parameters} for x in (by_rules, traced))
-    return "equal" if ours == theirs else str(sorted(name for name, *_ in ours ^ theirs))
 
 
 def compare_staged(

@@ -91,7 +91,7 @@ def main(out: Path, name: str, folder: Path) -> None:
 
     def update(model: torch.nn.Module) -> None:
         config = engine.llm_engine.model_config
-        binding = bind_worker(model, config, manifest)
+        binding = bind_worker(model, manifest)
         write = writer(model, config, binding)
         binding_models.receive(binding, write.received, tensors)
         write.commit()

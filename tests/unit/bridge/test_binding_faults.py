@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.bridge.protocol import Manifest, TensorEntry
-from launcher.bridge.weightmap import Place, Way, Writer, bind, needs, never_used, parse_rules
-from launcher.bridge.weightmap.rules import fused_name
+from launcher.bridge.weightmap import Way, Writer, bind, needs, never_used
 from launcher.common.errors import BridgeError
 from tests.unit.bridge.test_binding_trace import Toy, manifest, receive, snapshot
 
@@ -127,89 +125,44 @@ def test_a_loader_that_replaces_storage_is_refused() -> None:
         bind(model.load_weights, model.live, manifest(w=torch.empty(3, 2)))
 
 
-# The rules of the mapping file, for a loader that hides what it does.
-
 HEADS, KV_HEADS, HEAD, HIDDEN = 4, 2, 6, 5
-
-
-def hidden_loader(model: Toy, name: str, tensor: Tensor) -> None:
-    for parameter in model.live.values():
-        parameter.data.add_(tensor.sum())
-
-
-def trainer() -> dict[str, Tensor]:
-    torch.manual_seed(0)
-    shapes = {"wq": (HEADS * HEAD, HIDDEN), "wk": (KV_HEADS * HEAD, HIDDEN), "wv": (KV_HEADS * HEAD, HIDDEN)}
-    tensors = {f"layers.0.{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
-    return tensors | {f"layers.0.{name}.bias": torch.randn(shape[0]) for name, shape in shapes.items()}
-
-
-def seed_rotary(tensor: Tensor, heads: int) -> Tensor:
-    return tensor.view(heads, HEAD // 2, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("kind", ["weight", "bias"])
 @pytest.mark.seed("D11")
-def test_rules_fuse_permute_and_cut(kind: str, size: int) -> None:
+def test_a_loader_that_fuses_permutes_and_splits_is_followed(kind: str, size: int) -> None:
     """Biases reach all three parts, each by its own heads, for every rank; more ranks than key heads share one."""
-    tensors = {name: tensor for name, tensor in trainer().items() if name.endswith(kind)}
-    mapping = {
-        name: {"vllm_name": f"layers.0.qkv_proj.{kind}", "tp_shard_dim": 0, "needs_permute": ".wv." not in name}
-        for name in tensors
-    }
-    q, k, v = (tensors[f"layers.0.w{part}.{kind}"] for part in "qkv")
-    q, k = seed_rotary(q, HEADS), seed_rotary(k, KV_HEADS)
+    torch.manual_seed(0)
+    rest = (HIDDEN,) if kind == "weight" else ()
+    heads = {"wq": HEADS, "wk": KV_HEADS, "wv": KV_HEADS}
+    tensors = {name: torch.randn(count * HEAD, *rest) for name, count in heads.items()}
+    copies = max(1, size // KV_HEADS)
+
+    def halves_apart(name: str, tensor: Tensor) -> Tensor:
+        if name == "wv":
+            return tensor
+        return tensor.view(heads[name], HEAD // 2, 2, *rest).transpose(1, 2).reshape(tensor.shape)
+
     for rank in range(size):
-        copies = max(1, size // KV_HEADS)
-        mine = [q.chunk(size)[rank], *(t.chunk(size // copies)[rank // copies] for t in (k, v))]
-        expected = torch.cat(mine)
-        model = nn.ParameterDict({"p": nn.Parameter(torch.randn(expected.shape), requires_grad=False)})
-        live = {f"layers.0.qkv_proj.{kind}": model["p"]}
 
-        def load(weights: Any, live: dict[str, Any] = live) -> None:
-            for _, tensor in weights:
-                next(iter(live.values())).data.add_(tensor.sum())
+        def mine(name: str, tensor: Tensor, rank: int = rank) -> Tensor:
+            parts, index = (size, rank) if name == "wq" else (size // copies, rank // copies)
+            return halves_apart(name, tensor).chunk(parts)[index]
 
-        place = Place(tp_rank=rank, tp_size=size, heads=HEADS, kv_heads=KV_HEADS)
-        rules = parse_rules({"param_mappings": mapping})
-        binding = bind(load, live, manifest(**tensors), rules=rules, place=place)
-        assert set(binding.ways.values()) == {Way.RULES} and "aten.add_" in binding.parameters[0].reason
-        writer = Writer(binding, live)
+        expected = torch.cat([mine(name, tensor) for name, tensor in tensors.items()])
+        starts = dict(
+            zip(tensors, (0, HEADS // size * HEAD, len(expected) - len(mine("wv", tensors["wv"]))), strict=True)
+        )
+
+        def load(model: Toy, name: str, tensor: Tensor, rank: int = rank, starts: Any = starts) -> None:
+            part = mine(name, tensor, rank)
+            model.qkv.data[starts[name] : starts[name] + len(part)].copy_(part)
+
+        model = Toy(load, qkv=tuple(expected.shape))
+        binding = bind(model.load_weights, model.live, manifest(**tensors))
+        assert set(binding.ways.values()) == {Way.TRACED}
+        writer = Writer(binding, model.live)
         receive(binding, writer, tensors)
         writer.commit()
-        assert torch.equal(model["p"], expected)
-
-
-def test_rules_stack_experts_and_halves() -> None:
-    tensors = {f"experts.{e}.{w}.weight": torch.randn(4, 3) for e in range(2) for w in ("w1", "w3")}
-    parameter = nn.Parameter(torch.randn(2, 4, 3), requires_grad=False)
-    live = {"experts.w13_weight": parameter}
-    rules = parse_rules({"param_mappings": {name: {"vllm_name": name, "tp_shard_dim": 0} for name in tensors}})
-    assert fused_name("experts.1.w3.weight", live) == "experts.w13_weight"
-
-    def load(weights: Any) -> None:
-        for _, tensor in weights:
-            parameter.data.add_(tensor.sum())
-
-    binding = bind(load, live, manifest(**tensors), rules=rules, place=Place(tp_rank=1, tp_size=2))
-    writer = Writer(binding, live)
-    receive(binding, writer, tensors)
-    writer.commit()
-    for e in range(2):
-        rows = [tensors[f"experts.{e}.{w}.weight"][2:] for w in ("w1", "w3")]
-        assert torch.equal(parameter[e], torch.cat(rows))
-
-
-def test_a_rule_that_does_not_fit_names_the_tensor() -> None:
-    model = Toy(hidden_loader, w=(3, 2))
-    rules = parse_rules({"param_mappings": {"w": {"vllm_name": "w", "tp_shard_dim": 1}}})
-    with pytest.raises(BridgeError, match=r"`w` gives \(5, 2\) for rank 0 of 1.*`tp_shard_dim`"):
-        bind(model.load_weights, model.live, manifest(w=torch.empty(5, 2)), rules=rules)
-
-
-def test_rules_that_leave_a_hole_are_not_taken() -> None:
-    model = Toy(hidden_loader, w=(3, 2), v=(3, 2))
-    entries: Manifest = tuple(TensorEntry(name=name, shape=(3, 2), dtype="float32") for name in ("w", "v"))
-    binding = bind(model.load_weights, model.live, entries, rules=parse_rules({"param_mappings": {}}))
-    assert set(binding.ways.values()) == {Way.STAGED}
+        assert torch.equal(model.qkv, expected)
