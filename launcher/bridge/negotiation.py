@@ -10,7 +10,7 @@ from launcher.bridge.plan.dtypes import ITEMSIZE
 from launcher.bridge.plan.sharding import shards_of
 from launcher.bridge.plan.split import aligned
 from launcher.bridge.protocol import TrainerSpec, WorkerSpec
-from launcher.bridge.weightmap import Binding, needs, never_used
+from launcher.bridge.weightmap import WeightMap, requirements, unused_tensors
 from launcher.common.errors import BridgeError
 
 
@@ -22,14 +22,14 @@ def replica_plan(trainer: TrainerSpec, workers: Sequence[WorkerSpec]) -> Plan:
         workers: of the replica, in the order of their ranks.
 
     Raises:
-        BridgeError: a tensor of the trainer is used by no worker, or a need cannot be met.
+        BridgeError: a tensor of the trainer is used by no worker, or a requirement cannot be met.
     """
-    bindings = [Binding.from_json(worker.weight_map) for worker in workers]
-    missed = never_used(bindings)
+    weight_maps = [WeightMap.from_json(worker.weight_map) for worker in workers]
+    missed = unused_tensors(weight_maps)
     if missed:
         raise BridgeError(f"{len(missed)} of the trainer's tensors are used by no worker, first: `{missed[0]}`.")
     engine = Engine(
-        parameters=tuple(needs(binding) for binding in bindings),
+        parameters=tuple(requirements(weight_map) for weight_map in weight_maps),
         locations=tuple(worker.location for worker in workers),
     )
     return reshard(_sources(trainer), [engine], trainer.locations, round_bytes=trainer.round_bytes)

@@ -93,7 +93,7 @@ class WorkerSpec:
     """What one worker of a replica needs, and where it is."""
 
     weight_map: dict[str, Any]
-    """JSON form of :class:`launcher.bridge.weightmap.Binding`."""
+    """JSON form of :class:`launcher.bridge.weightmap.WeightMap`."""
 
     location: Location
     place: Place

@@ -34,7 +34,7 @@ class SplitMessage:
     """The last region: the other segments, with their places in it."""
 
 
-def split(plan: Plan, message: Message) -> SplitMessage:
+def split_into_regions(plan: Plan, message: Message) -> SplitMessage:
     """The regions of a message; the same on both sides."""
     receiver = message.receiver
     dtypes = {p.name: p.dtype for p in plan.engines[receiver.engine].parameters[receiver.rank]}
@@ -64,12 +64,12 @@ class Splits:
 
     def __init__(self, plan: Plan, whole: Sequence[Message]) -> None:
         self._plan = plan
-        self._kept = {id(message): (message, split(plan, message)) for message in whole}
+        self._kept = {id(message): (message, split_into_regions(plan, message)) for message in whole}
 
     def of(self, message: Message) -> SplitMessage:
-        """As :func:`split`."""
+        """As :func:`split_into_regions`."""
         kept = self._kept.get(id(message))
-        return kept[1] if kept is not None else split(self._plan, message)
+        return kept[1] if kept is not None else split_into_regions(self._plan, message)
 
     @property
     def packed(self) -> list[Message]:
@@ -97,7 +97,7 @@ class SentRegions:
 def sent_regions(
     plan: Plan,
     message: Message,
-    parts: SplitMessage,
+    split: SplitMessage,
     shards: Mapping[str, torch.Tensor],
     wire: RegionSendWire,
 ) -> SentRegions:
@@ -105,7 +105,7 @@ def sent_regions(
     assert isinstance(message.sender, int)
     regions: list[MemoryRegion | None] = []
     keep, odd = [], []
-    for segment in parts.in_place:
+    for segment in split.in_place:
         shard = shards[segment.source]
         view = shard[segment.box.within(plan.held(segment.source, message.sender)).slices()]
         region = region_of(view, segment.wire) if view.device.type == wire.device.type else None
@@ -116,11 +116,11 @@ def sent_regions(
             region = None
         regions.append(region)
     if not odd:
-        last = parts.packed
+        last = split.packed
         return SentRegions(regions=tuple(regions), packed=last, ends=(last.nbytes,) if last else (), keep=tuple(keep))
-    whole = packed(message, [*odd, *(parts.packed.segments if parts.packed else ())])
+    whole = packed(message, [*odd, *(split.packed.segments if split.packed else ())])
     ends = [segment.offset + segment.nbytes for segment in whole.segments[: len(odd)]]
-    if parts.packed:
+    if split.packed:
         ends.append(whole.nbytes)
     return SentRegions(regions=tuple(regions), packed=whole, ends=tuple(ends), keep=tuple(keep))
 
@@ -142,9 +142,9 @@ def all_regions(sent: SentRegions, sizes: Sequence[int], buffer: torch.Tensor | 
     return found
 
 
-def sizes_of(parts: SplitMessage) -> list[int]:
+def sizes_of(split: SplitMessage) -> list[int]:
     """Bytes of every region of a message."""
-    return [*(segment.nbytes for segment in parts.in_place), *((parts.packed.nbytes,) if parts.packed else ())]
+    return [*(segment.nbytes for segment in split.in_place), *((split.packed.nbytes,) if split.packed else ())]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +160,7 @@ class ReceivedRegions:
 
 def received_regions(
     message: Message,
-    parts: SplitMessage,
+    split: SplitMessage,
     parameters: Mapping[str, torch.Tensor],
     device: torch.device,
     accepts: Callable[[MemoryRegion], bool],
@@ -174,7 +174,7 @@ def received_regions(
     """
     targets: list[MemoryRegion | int] = []
     staged = []
-    for segment in parts.in_place:
+    for segment in split.in_place:
         view = parameters[segment.parameter][segment.target.slices()]
         region = region_of(view, segment.wire) if is_aside and view.device.type == device.type else None
         if region is not None and accepts(region):
@@ -182,11 +182,11 @@ def received_regions(
         else:
             targets.append(segment.nbytes)
             staged.append(segment)
-    if parts.packed is not None:
-        targets.append(parts.packed.nbytes)
+    if split.packed is not None:
+        targets.append(split.packed.nbytes)
     if not staged:
-        return ReceivedRegions(targets=tuple(targets), staged=parts.packed)
-    last = parts.packed.segments if parts.packed is not None else ()
+        return ReceivedRegions(targets=tuple(targets), staged=split.packed)
+    last = split.packed.segments if split.packed is not None else ()
     return ReceivedRegions(targets=tuple(targets), staged=packed(message, [*staged, *last]))
 
 

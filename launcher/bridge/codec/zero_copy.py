@@ -1,8 +1,8 @@
-"""Large pieces that lie in one stretch are not packed and unpacked, over wires that can do without.
+"""Large segments that are contiguous on one side are not packed and unpacked, over wires that can do without.
 
-They are sent from where they are, and received where they belong. Both ends cut a message alike, by its segments' sizes
-alone; each then sees whether a piece lies in one stretch on its side, and else packs or unpacks it, as it does with the
-small ones.
+They are sent from where they are, and received where they belong. Both ends split a message alike, by its segments'
+sizes alone; each then sees whether a segment is contiguous on its side, and else packs or unpacks it, as it does with
+the small ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LARGE_BYTES = 256 << 10
 """Below, what a message of its own costs is more than a copy."""
 
 
-def cut(messages: Iterable[Message], is_direct: Callable[[Message], bool]) -> Iterator[Message]:
+def split_large(messages: Iterable[Message], is_direct: Callable[[Message], bool]) -> Iterator[Message]:
     """Each large segment as a message of its own, those between them together; in the same order.
 
     Args:

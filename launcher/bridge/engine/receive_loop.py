@@ -69,7 +69,7 @@ def changes(rounds: Rounds, post: Post, apply: Apply, deadline: float) -> Iterat
         bodies: list[tuple[Message, Head, Transfer | None]] = []
         for message, transfer in heads:
             content = _poll(message, transfer, deadline)
-            with told(message):
+            with naming(message):
                 head = Head.read(content, message)
             _release(message, transfer)
             bodies.append((message, head, _post(post, message, head.nbytes) if head.nbytes else None))
@@ -97,27 +97,27 @@ def _unpack(
 
 
 def _post_whole(post: PostWhole, message: Message) -> Posted:
-    with told(message):
+    with naming(message):
         return post(message)
 
 
 def _post(post: Post, message: Message, nbytes: int) -> Transfer:
-    with told(message):
+    with naming(message):
         return post(message, nbytes)
 
 
 def _poll(message: Message, transfer: Transfer, deadline: float) -> torch.Tensor:
-    with told(message):
+    with naming(message):
         return transfer.poll(deadline)
 
 
 def _release(message: Message, transfer: Transfer) -> None:
-    with told(message):
+    with naming(message):
         transfer.release()
 
 
 @contextmanager
-def told(message: Message) -> Iterator[None]:
+def naming(message: Message) -> Iterator[None]:
     """Says of an error which message it was."""
     try:
         yield

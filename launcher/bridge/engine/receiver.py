@@ -15,8 +15,8 @@ from launcher.bridge.codec.beside import SideStream
 from launcher.bridge.codec.delta.apply import apply
 from launcher.bridge.codec.messages import Messages
 from launcher.bridge.codec.regions import Splits, received_regions
-from launcher.bridge.codec.zero_copy import cut, received_into
-from launcher.bridge.engine import receive_loop as arrivals
+from launcher.bridge.codec.zero_copy import received_into, split_large
+from launcher.bridge.engine import receive_loop
 from launcher.bridge.engine.relay import Progress, Relay, relayed
 from launcher.bridge.negotiation import restricted
 from launcher.bridge.plan import Message, Plan, Receiver
@@ -191,15 +191,15 @@ class WeightReceiver:
             return
         with self._writing:
             self._wires = wires
-            # What another replica passes on is not cut: it goes out of its tensors as it came.
+            # What another replica passes on is not split: it goes out of its tensors as it came.
             direct = {sender for sender, wire in wires.items() if isinstance(wire, DirectRecvWire) and not self._relay}
-            self._cut = list(cut(self._incoming, lambda message: message.sender in direct))
+            self._split = list(split_large(self._incoming, lambda message: message.sender in direct))
             # What another replica passes on is packed.
             is_split = {
                 sender for sender, wire in wires.items() if isinstance(wire, RegionRecvWire) and not self._relay
             }
-            self._splits = Splits(self._plan, [message for message in self._cut if message.sender in is_split])
-            self._messages = Messages(self._plan, [*self._cut, *self._splits.packed, *self._incoming])
+            self._splits = Splits(self._plan, [message for message in self._split if message.sender in is_split])
+            self._messages = Messages(self._plan, [*self._split, *self._splits.packed, *self._incoming])
             closed = self._closed
         if closed:
             for wire in wires.values():
@@ -227,16 +227,16 @@ class WeightReceiver:
     def _receive_rounds(
         self, only: frozenset[str] | None, is_changes: bool, progress: Progress, deadline: float
     ) -> int | None:
-        incoming = self._incoming if is_changes else self._cut
+        incoming = self._incoming if is_changes else self._split
         messages = [part for message in incoming if (part := restricted(message, only)) is not None]
         rounds = [list(group) for _round, group in groupby(messages, key=lambda message: message.round)]
         checking = self._checking
         with checking.work():
             total = torch.zeros((), dtype=torch.int64, device=self._device)
         arriving = (
-            arrivals.changes(rounds, self._post, partial(apply, self._messages), deadline)
+            receive_loop.changes(rounds, self._post, partial(apply, self._messages), deadline)
             if is_changes
-            else arrivals.whole(rounds, self._post_whole, self._messages.unpack, deadline)
+            else receive_loop.whole(rounds, self._post_whole, self._messages.unpack, deadline)
         )
         for message, write in arriving:
             progress.begins(message.round)
@@ -261,7 +261,7 @@ class WeightReceiver:
     def _post(self, message: Message, nbytes: int) -> Transfer:
         return self._wires[self._sender(message)].post_recv(nbytes)
 
-    def _post_whole(self, message: Message) -> arrivals.Posted:
+    def _post_whole(self, message: Message) -> receive_loop.Posted:
         wire = self._wires[self._sender(message)]
         if isinstance(wire, RegionRecvWire) and not self._relay:
             found = received_regions(
@@ -272,12 +272,12 @@ class WeightReceiver:
                 wire.accepts,
                 is_aside=self._is_aside or wire.is_still_after_abort,
             )
-            return arrivals.Posted(wire.post_recv_regions(found.targets), found.staged)
+            return receive_loop.Posted(wire.post_recv_regions(found.targets), found.staged)
         if isinstance(wire, DirectRecvWire) and self._is_aside:
             target = received_into(message, self._received)
             if target is not None:
-                return arrivals.Posted(wire.post_recv_into(target), None)
-        return arrivals.Posted(self._post(message, message.nbytes), message)
+                return receive_loop.Posted(wire.post_recv_into(target), None)
+        return receive_loop.Posted(self._post(message, message.nbytes), message)
 
     def _sender(self, message: Message) -> int:
         return message.sender if isinstance(message.sender, int) else self._rank

@@ -19,7 +19,7 @@ from launcher.bridge.plan import Location, fingerprints
 from launcher.bridge.settings import Mode
 from launcher.bridge.transport.base import Meeting, Pair
 from launcher.bridge.transport.choose import Place, choose, choose_all, here
-from launcher.bridge.weightmap import Binding
+from launcher.bridge.weightmap import WeightMap
 from launcher.common.codec import from_builtins, to_builtins
 from launcher.common.errors import BridgeError, TransferError
 
@@ -55,12 +55,12 @@ class EngineWorker(ABC):
 
     device: torch.device
     _spec: p.TrainerSpec | None = None
-    _binding: Binding | None = None
+    _weight_map: WeightMap | None = None
     _writer: Destination | None = None
     _receiver: WeightReceiver | None = None
 
     @abstractmethod
-    def learn(self, manifest: p.Manifest) -> Binding:
+    def learn(self, manifest: p.Manifest) -> WeightMap:
         """How the trainer's tensors map into this worker's.
 
         Raises:
@@ -68,7 +68,7 @@ class EngineWorker(ABC):
         """
 
     @abstractmethod
-    def make_writer(self, binding: Binding, mode: Mode) -> Destination:
+    def make_writer(self, weight_map: WeightMap, mode: Mode) -> Destination:
         """What puts a received version into this worker's parameters."""
 
     def stage(self, request: p.StageAdapter) -> None:
@@ -98,27 +98,27 @@ class EngineWorker(ABC):
 
     def _bind(self, request: p.Bind) -> p.WorkerSpec:
         self._spec = request.trainer
-        self._binding = self.learn(self._spec.manifest)
-        logger.info("bridge: %s", self._binding.describe())
+        self._weight_map = self.learn(self._spec.manifest)
+        logger.info("bridge: %s", self._weight_map.describe())
         gpu = self.device.index or 0 if self.device.type == "cuda" else self.rank
         return p.WorkerSpec(
-            weight_map=self._binding.to_json(),
+            weight_map=self._weight_map.to_json(),
             location=Location(node=int(os.environ.get("LAUNCHER_NODE_RANK", "0")), gpu=gpu),
             place=here(self.device),
         )
 
     def _connect(self, request: p.Connect) -> p.WorkerConnected:
         self._close()
-        if self._spec is None or self._binding is None:
+        if self._spec is None or self._weight_map is None:
             raise TransferError("this worker has not been bound")
-        if Binding.from_json(request.workers[self.rank].weight_map).digest != self._binding.digest:
-            raise TransferError("the trainer has another binding of this worker than the worker itself")
+        if WeightMap.from_json(request.workers[self.rank].weight_map).digest != self._weight_map.digest:
+            raise TransferError("the trainer has another weight map of this worker than the worker itself")
         plan = replica_plan(self._spec, request.workers)
         if plan.digest != request.plan:
             # The trainer names the first difference from these.
             return p.WorkerConnected(plan=plan.digest, fingerprints=fingerprints(plan))
         mode = Mode(request.mode)
-        self._writer = self.make_writer(self._binding, mode)
+        self._writer = self.make_writer(self._weight_map, mode)
         relay = None if request.relay_from is None else self._candidates(request, request.relay_from, is_sender=False)
         self._receiver = WeightReceiver(
             plan=plan,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from launcher.bridge.plan.boxes import Box
-from launcher.bridge.plan.plan import Engine, Message, Plan, Receiver, Segment, Transfer
+from launcher.bridge.plan.plan import Engine, Message, Plan, PlannedTransfer, Receiver, Segment
 from launcher.bridge.plan.plan_digest import fingerprints, first_difference
 from launcher.bridge.plan.planner import ROUND_BYTES, reshard
 from launcher.bridge.plan.relay import Relays
-from launcher.bridge.plan.requirements import Parameter, Part, Slice
+from launcher.bridge.plan.requirements import Parameter, Region, Slice
 from launcher.bridge.plan.sharding import Placement, Shard, Sharding, Source, TensorSpec, place
 from launcher.bridge.plan.split import Location
 
@@ -18,10 +18,11 @@ __all__ = [
     "Location",
     "Message",
     "Parameter",
-    "Part",
     "Placement",
     "Plan",
+    "PlannedTransfer",
     "Receiver",
+    "Region",
     "Relays",
     "Segment",
     "Shard",
@@ -29,7 +30,6 @@ __all__ = [
     "Slice",
     "Source",
     "TensorSpec",
-    "Transfer",
     "fingerprints",
     "first_difference",
     "place",

@@ -76,28 +76,28 @@ def chunk(size: int, parts: int, index: int) -> tuple[int, int]:
     return min(index * step, size), min((index + 1) * step, size)
 
 
-def share(box: Box, start: int, stop: int, parts: int) -> Box:
-    """Shares ``start`` to ``stop`` of ``parts`` near-equal ones, cut along the first dimension that is long enough.
+def take_chunks(box: Box, start: int, stop: int, count: int) -> Box:
+    """Chunks ``start`` to ``stop`` of ``count`` near-equal ones along the first dimension that is long enough.
 
-    The shares partition the box; some are empty when no dimension has ``parts`` elements.
+    The chunks partition the box; some are empty when no dimension has ``count`` elements.
     """
-    if stop - start == parts:
+    if stop - start == count:
         return box
-    axis = _share_axis(box.shape, parts)
+    axis = _chunk_axis(box.shape, count)
     size, first = box.shape[axis], box.start[axis]
-    return box.narrow(axis, first + size * start // parts, first + size * stop // parts)
+    return box.narrow(axis, first + size * start // count, first + size * stop // count)
 
 
-def largest_share(box: Box, parts: int) -> int:
-    """Elements of the largest single share that `share` makes."""
-    if parts == 1:
+def largest_chunk(box: Box, count: int) -> int:
+    """Elements of the largest single chunk that `take_chunks` makes."""
+    if count == 1:
         return box.volume
-    size = box.shape[_share_axis(box.shape, parts)]
-    return box.volume // size * -(-size // parts)
+    size = box.shape[_chunk_axis(box.shape, count)]
+    return box.volume // size * -(-size // count)
 
 
-def _share_axis(shape: Sequence[int], parts: int) -> int:
-    return next((d for d, size in enumerate(shape) if size >= parts), max(range(len(shape)), key=shape.__getitem__))
+def _chunk_axis(shape: Sequence[int], count: int) -> int:
+    return next((d for d, size in enumerate(shape) if size >= count), max(range(len(shape)), key=shape.__getitem__))
 
 
 def tiling_problem(outer: Box, boxes: Iterable[Box]) -> str | None:

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
-from launcher.bridge.plan.boxes import Box, share
+from launcher.bridge.plan.boxes import Box, take_chunks
 from launcher.bridge.plan.dtypes import ITEMSIZE
 from launcher.bridge.plan.relay import Relays
-from launcher.bridge.plan.requirements import Parameter, Part
+from launcher.bridge.plan.requirements import Parameter, Region
 from launcher.bridge.plan.sharding import Source
-from launcher.bridge.plan.split import Cut, Location, aligned
+from launcher.bridge.plan.split import Location, Split, aligned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """One replica: what each of its ranks needs, and where each runs."""
+    """One replica: what each of its ranks requires, and where each runs."""
 
     parameters: tuple[tuple[Parameter, ...], ...]
     locations: tuple[Location, ...]
@@ -32,8 +32,8 @@ class Receiver:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """What of a transfer goes in one round: shares ``start`` to ``stop`` of every piece."""
+class RoundChunks:
+    """What of a transfer goes in one round: chunks ``start`` to ``stop`` of every box of its split."""
 
     round: int
     start: int
@@ -41,18 +41,18 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Transfer:
-    """One part of one parameter on its way to one receiver."""
+class PlannedTransfer:
+    """One region of one parameter on its way to one receiver."""
 
     parameter: str
-    part: Part
+    region: Region
     wire: str
     """Element type on the way."""
 
-    cut: Cut
-    shares: int
-    spans: tuple[Span, ...]
-    """In which round each share goes. A round takes its share of every piece, so that all senders stay busy."""
+    split: Split
+    chunks: int
+    schedule: tuple[RoundChunks, ...]
+    """In which round each chunk goes. A round takes its chunks of every box, so that all senders stay busy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ class Plan:
     sources: Mapping[str, Source]
     trainers: tuple[Location, ...]
     engines: tuple[Engine, ...]
-    transfers: Mapping[Receiver, tuple[Transfer, ...]]
+    transfers: Mapping[Receiver, tuple[PlannedTransfer, ...]]
     """For every receiver whose home the trainer feeds; the members of a home share one value."""
 
     relays: Relays
@@ -106,7 +106,7 @@ class Plan:
     @cached_property
     def rounds(self) -> int:
         """Rounds that an engine takes; a relayed one takes each later by its depth."""
-        return 1 + max((t.spans[-1].round for transfers in self.transfers.values() for t in transfers), default=-1)
+        return 1 + max((t.schedule[-1].round for transfers in self.transfers.values() for t in transfers), default=-1)
 
     def verify(self) -> None:
         """Proves that every element of every parameter of every receiver is written exactly once.
@@ -168,17 +168,17 @@ class Plan:
         messages = [m for child in children for m in self.incoming(child) if m.sender == receiver]
         yield from sorted(messages, key=lambda m: m.round)
 
-    def _find(self, receiver: Receiver, sender: int | None) -> dict[tuple[int, int], list[tuple[Transfer, Box]]]:
+    def _find(self, receiver: Receiver, sender: int | None) -> dict[tuple[int, int], list[tuple[PlannedTransfer, Box]]]:
         """By round and trainer rank, of one trainer rank or of all, what is to be sent and in which order."""
-        found: dict[tuple[int, int], list[tuple[Transfer, Box]]] = {}
+        found: dict[tuple[int, int], list[tuple[PlannedTransfer, Box]]] = {}
         for transfer in self.transfers[receiver]:
-            by_source = transfer.cut.by_source
+            by_source = transfer.split.by_source
             for source in by_source if sender is None else (sender,):
-                for piece in by_source.get(source, ()):
-                    for span in transfer.spans:
-                        box = share(transfer.cut.pieces[piece], span.start, span.stop, transfer.shares)
+                for index in by_source.get(source, ()):
+                    for chunks in transfer.schedule:
+                        box = take_chunks(transfer.split.boxes[index], chunks.start, chunks.stop, transfer.chunks)
                         if box.volume:
-                            found.setdefault((span.round, source), []).append((transfer, box))
+                            found.setdefault((chunks.round, source), []).append((transfer, box))
         return found
 
 
@@ -192,17 +192,17 @@ def together(messages: Sequence[Message], parent: Receiver) -> Message:
     return Message(round=number, sender=parent, receiver=receiver, segments=tuple(segments), nbytes=offset)
 
 
-def _message(number: int, source: int, receiver: Receiver, boxes: Sequence[tuple[Transfer, Box]]) -> Message:
+def _message(number: int, source: int, receiver: Receiver, boxes: Sequence[tuple[PlannedTransfer, Box]]) -> Message:
     segments, offset = [], 0
     for transfer, box in boxes:
-        part, itemsize = transfer.part, ITEMSIZE[transfer.wire]
+        region, itemsize = transfer.region, ITEMSIZE[transfer.wire]
         segments.append(
             Segment(
-                source=part.source,
+                source=region.source,
                 box=box,
                 parameter=transfer.parameter,
-                target=part.locate(box),
-                axes=part.axes,
+                target=region.locate(box),
+                axes=region.axes,
                 wire=transfer.wire,
                 offset=offset,
                 nbytes=box.volume * itemsize,

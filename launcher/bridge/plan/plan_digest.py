@@ -9,7 +9,7 @@ from hashlib import sha256
 from launcher.bridge.plan.boxes import Box
 from launcher.bridge.plan.plan import Plan
 from launcher.bridge.plan.sharding import Shard
-from launcher.bridge.plan.split import Cut
+from launcher.bridge.plan.split import Split
 
 FRAME = "(plan)"
 """The name under which everything that belongs to no single tensor is fingerprinted: ranks, places, relays."""
@@ -27,11 +27,11 @@ def fingerprints(plan: Plan) -> dict[str, str]:
     for receiver, transfers in plan.transfers.items():
         who = f"{receiver.engine}.{receiver.rank}"
         for t in transfers:
-            part = t.part
-            spans = [(span.round, span.start, span.stop) for span in t.spans]
-            lines[part.source].append(
-                f"{who} {t.parameter} {_box(part.box)} {_box(part.target)} {part.axes} {t.wire} {t.shares} {spans} "
-                f"{_once(memo, t.cut)}"
+            region = t.region
+            schedule = [(chunks.round, chunks.start, chunks.stop) for chunks in t.schedule]
+            lines[region.source].append(
+                f"{who} {t.parameter} {_box(region.box)} {_box(region.target)} {region.axes} {t.wire} {t.chunks} "
+                f"{schedule} {_once(memo, t.split)}"
             )
     frame = {
         "trainers": [(at.node, at.gpu) for at in plan.trainers],
@@ -65,11 +65,11 @@ def first_difference(a: Plan | Mapping[str, str], b: Plan | Mapping[str, str]) -
     return None
 
 
-def _once(memo: dict[int, str], value: Cut | tuple[Shard, ...]) -> str:
+def _once(memo: dict[int, str], value: Split | tuple[Shard, ...]) -> str:
     known = memo.get(id(value))
     if known is None:
-        if isinstance(value, Cut):
-            text = ";".join(f"{_box(p)}@{s}" for p, s in zip(value.pieces, value.sources, strict=True))
+        if isinstance(value, Split):
+            text = ";".join(f"{_box(p)}@{s}" for p, s in zip(value.boxes, value.sources, strict=True))
         else:
             text = ";".join(f"{_box(shard.box)}@{shard.ranks}" for shard in value)
         known = memo[id(value)] = _short(text)

@@ -1,4 +1,4 @@
-"""What each engine rank needs: its parameters as boxes of the trainer's tensors."""
+"""What each engine rank requires: its parameters as boxes of the trainer's tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launcher.common.errors import BridgeError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class Region:
     """A box of one trainer tensor and where it goes inside one engine parameter.
 
     Dimensions longer than 1 correspond in order (after ``axes``); dimensions of length 1 may come and go, which is how
@@ -30,10 +30,10 @@ class Part:
     """Order in which the trainer's dimensions appear in the parameter, where it is stored transposed."""
 
     def locate(self, box: Box) -> Box:
-        """Where a piece of this part's box goes, in coordinates of the parameter.
+        """Where a box inside this region's goes, in coordinates of the parameter.
 
         Raises:
-            BridgeError: The two boxes of this part do not have the same shape but for dimensions of length 1.
+            BridgeError: The two boxes of this region do not have the same shape but for dimensions of length 1.
         """
         start, stop = list(self.target.start), list(self.target.stop)
         for here, there in _corresponding(self.box.shape, self.target.shape, self.axes):
@@ -50,7 +50,7 @@ def _corresponding(
     there = [d for d, size in enumerate(target) if size != 1]
     if [shape[d] for d in long] != [target[d] for d in there]:
         raise BridgeError(
-            f"A part of shape {shape} does not fit in a region of shape {target} of an engine's parameter."
+            f"A box of shape {shape} does not fit in a region of shape {target} of an engine's parameter."
         )
     return list(zip(long, there, strict=True))
 
@@ -62,7 +62,7 @@ class Parameter:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    parts: tuple[Part, ...]
+    regions: tuple[Region, ...]
     padding: tuple[Box, ...] = ()
     """Regions that no trainer tensor feeds (a padded vocabulary); they are never written."""
 
@@ -130,7 +130,9 @@ def qkv(
         raise BridgeError(f"`{name}`: {heads} heads and {kv_heads} key/value heads do not divide over {tp.size} ranks.")
     copies = max(1, tp.size // kv_heads)
     kv = Slice(rank=tp.rank // copies, size=tp.size // copies)
-    boxes = [(s, Box.full(s.shape).narrow(0, *part.of(s.shape[0], s.name))) for s, part in ((q, tp), (k, kv), (v, kv))]
+    boxes = [
+        (s, Box.full(s.shape).narrow(0, *group.of(s.shape[0], s.name))) for s, group in ((q, tp), (k, kv), (v, kv))
+    ]
     return _stack(name, boxes, dtype)
 
 
@@ -139,12 +141,12 @@ def vocabulary(name: str, source: TensorSpec, *, padded_to: int, tp: Slice, dtyp
     start, stop = tp.of(padded_to, name)
     real = min(max(start, source.shape[0]), stop)
     shape = (stop - start, *source.shape[1:])
-    parts = []
+    regions = []
     if real > start:
         target = Box.full(shape).narrow(0, 0, real - start)
-        parts.append(Part(source=source.name, box=Box.full(source.shape).narrow(0, start, real), target=target))
+        regions.append(Region(source=source.name, box=Box.full(source.shape).narrow(0, start, real), target=target))
     padding = (Box.full(shape).narrow(0, real - start, stop - start),) if stop > real else ()
-    return Parameter(name=name, shape=shape, dtype=dtype or source.dtype, parts=tuple(parts), padding=padding)
+    return Parameter(name=name, shape=shape, dtype=dtype or source.dtype, regions=tuple(regions), padding=padding)
 
 
 def local_experts(count: int, ep: Slice) -> range:
@@ -170,17 +172,17 @@ def experts(
         sources: Per expert, what is stacked along its rows: ``[gate, up]`` for w13, ``[down]`` for w2.
         dim: Dimension that tensor parallelism cuts: 0 for w13, 1 for w2.
     """
-    first, parts = None, []
+    first, regions = None, []
     for slot, expert in enumerate(local_experts(len(sources), ep)):
         whole = fused(name, sources[expert], dim, tp, dtype=dtype)
         first = first or whole
-        for part in whole.parts:
-            target = Box((slot, *part.target.start), (slot + 1, *part.target.stop))
-            parts.append(Part(source=part.source, box=part.box, target=target))
+        for region in whole.regions:
+            target = Box((slot, *region.target.start), (slot + 1, *region.target.stop))
+            regions.append(Region(source=region.source, box=region.box, target=target))
     if first is None:
         raise BridgeError(f"`{name}`: rank {ep.rank} of {ep.size} has none of {len(sources)} experts.")
     shape = (len(local_experts(len(sources), ep)), *first.shape)
-    return Parameter(name=name, shape=shape, dtype=first.dtype, parts=tuple(parts))
+    return Parameter(name=name, shape=shape, dtype=first.dtype, regions=tuple(regions))
 
 
 def stacked_experts(
@@ -199,37 +201,37 @@ def stacked_experts(
     """
     mine = local_experts(source.shape[0], ep)
     whole = Box.full(source.shape).narrow(0, mine.start, mine.stop)
-    axis, cut = dim + 1, source.shape[dim + 1] // (halves if dim == 0 else 1)
-    step = cut // tp.size
-    parts = []
-    for half in range(source.shape[axis] // cut):
-        start, stop = tp.of(cut, source.name)
-        box = whole.narrow(axis, half * cut + start, half * cut + stop)
+    axis, extent = dim + 1, source.shape[dim + 1] // (halves if dim == 0 else 1)
+    step = extent // tp.size
+    regions = []
+    for half in range(source.shape[axis] // extent):
+        start, stop = tp.of(extent, source.name)
+        box = whole.narrow(axis, half * extent + start, half * extent + stop)
         target = Box.full(box.shape).narrow(axis, half * step, (half + 1) * step)
-        parts.append(Part(source=source.name, box=box, target=target))
+        regions.append(Region(source=source.name, box=box, target=target))
     shape = list(whole.shape)
-    shape[axis] = step * len(parts)
-    return Parameter(name=name, shape=tuple(shape), dtype=dtype or source.dtype, parts=tuple(parts))
+    shape[axis] = step * len(regions)
+    return Parameter(name=name, shape=tuple(shape), dtype=dtype or source.dtype, regions=tuple(regions))
 
 
 def dense_chunk(name: str, source: TensorSpec, dim: int, tp: Slice, *, dtype: str | None = None) -> Parameter:
     """One tensor cut along ``dim`` as ``torch.chunk`` does, uneven, possibly empty: what a DTensor engine holds."""
     box = Box.full(source.shape).narrow(dim, *chunk(source.shape[dim], tp.size, tp.rank))
-    parts = [(source, box)] if box.volume else []
-    if not parts:
-        return Parameter(name=name, shape=box.shape, dtype=dtype or source.dtype, parts=())
-    return _stack(name, parts, dtype)
+    regions = [(source, box)] if box.volume else []
+    if not regions:
+        return Parameter(name=name, shape=box.shape, dtype=dtype or source.dtype, regions=())
+    return _stack(name, regions, dtype)
 
 
-def _stack(name: str, pieces: Sequence[tuple[TensorSpec, Box]], dtype: str | None) -> Parameter:
-    rows, parts = 0, []
-    for spec, box in pieces:
+def _stack(name: str, boxes: Sequence[tuple[TensorSpec, Box]], dtype: str | None) -> Parameter:
+    rows, regions = 0, []
+    for spec, box in boxes:
         target = Box.full(box.shape)
         if box.shape:
             target = Box((rows, *target.start[1:]), (rows + box.shape[0], *target.stop[1:]))
             rows += box.shape[0]
-        parts.append(Part(source=spec.name, box=box, target=target))
-    shape = pieces[0][1].shape
+        regions.append(Region(source=spec.name, box=box, target=target))
+    shape = boxes[0][1].shape
     return Parameter(
-        name=name, shape=(rows, *shape[1:]) if shape else (), dtype=dtype or pieces[0][0].dtype, parts=tuple(parts)
+        name=name, shape=(rows, *shape[1:]) if shape else (), dtype=dtype or boxes[0][0].dtype, regions=tuple(regions)
     )

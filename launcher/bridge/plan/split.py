@@ -1,17 +1,17 @@
-"""One needed box cut by the trainer's shards: the pieces, and who may send each."""
+"""One required box split along the trainer's shards, and who may send each of the smaller boxes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from launcher.bridge.plan.boxes import Box, largest_share, share
+from launcher.bridge.plan.boxes import Box, largest_chunk, take_chunks
 from launcher.bridge.plan.sharding import Shard
 
 ALIGNMENT = 16
 """Every segment begins at a multiple of this many bytes of its message, so that it can be read with wide loads."""
 
 SPLIT_BYTES = 1 << 20
-"""A piece at least this large that several equally near ranks hold is shared out among them."""
+"""A box at least this large that several equally near ranks hold is divided among them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -33,56 +33,58 @@ def aligned(elements: int, itemsize: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Cut:
-    """Pieces of one needed box and the trainer rank that sends each; shared by all needs that look alike."""
+class Split:
+    """The boxes that make up one required box, and the trainer rank that sends each; one object for all equal ones."""
 
-    pieces: tuple[Box, ...]
+    boxes: tuple[Box, ...]
     sources: tuple[int, ...]
     by_source: dict[int, tuple[int, ...]] = field(init=False, repr=False)
-    """For each sending rank, which pieces are its own."""
+    """For each sending rank, indices of the boxes that it sends."""
 
     def __post_init__(self) -> None:
         index: dict[int, list[int]] = {}
         for i, source in enumerate(self.sources):
             index.setdefault(source, []).append(i)
-        object.__setattr__(self, "by_source", {s: tuple(pieces) for s, pieces in index.items()})
+        object.__setattr__(self, "by_source", {s: tuple(indices) for s, indices in index.items()})
 
-    def bytes_from(self, source: int, itemsize: int, start: int = 0, stop: int = 1, parts: int = 1) -> int:
-        """Bytes that one rank sends of these shares of every piece."""
-        mine = (self.pieces[i] for i in self.by_source.get(source, ()))
-        return sum(aligned(share(piece, start, stop, parts).volume, itemsize) for piece in mine)
+    def bytes_from(self, source: int, itemsize: int, start: int = 0, stop: int = 1, count: int = 1) -> int:
+        """Bytes that one rank sends of chunks ``start`` to ``stop`` of every box, divided into ``count`` chunks."""
+        mine = (self.boxes[i] for i in self.by_source.get(source, ()))
+        return sum(aligned(take_chunks(box, start, stop, count).volume, itemsize) for box in mine)
 
-    def share_bytes(self, itemsize: int, parts: int = 1) -> int:
-        """Upper bound of the bytes of one of ``parts`` shares from all senders; exact for one part."""
-        return sum(aligned(largest_share(piece, parts), itemsize) for piece in self.pieces)
+    def chunk_bytes(self, itemsize: int, count: int = 1) -> int:
+        """Upper bound of the bytes of one of ``count`` chunks from all senders; exact for one chunk."""
+        return sum(aligned(largest_chunk(box, count), itemsize) for box in self.boxes)
 
 
-def cut(
+def possible_splits(
     shards: tuple[Shard, ...], box: Box, itemsize: int, trainers: tuple[Location, ...], to: Location
-) -> tuple[Cut, ...]:
-    """The equally good ways to fetch ``box``: pieces from the nearest holders, one way per choice among equals.
+) -> tuple[Split, ...]:
+    """The equally good splits of ``box`` over its nearest holders, one per choice among holders at equal distance.
 
-    Pieces worth it are split over all their nearest holders, so a choice is left only for small ones.
+    Large boxes are divided among all their nearest holders, so a choice is left only for small ones.
     """
-    pieces: list[Box] = []
+    boxes: list[Box] = []
     holders: list[tuple[int, ...]] = []
     for shard in shards:
-        piece = box.intersect(shard.box)
-        if piece is None:
+        common = box.intersect(shard.box)
+        if common is None:
             continue
         near = nearest(shard.ranks, trainers, to)
-        if len(near) > 1 and piece.volume * itemsize >= SPLIT_BYTES:
+        if len(near) > 1 and common.volume * itemsize >= SPLIT_BYTES:
             for i in range(len(near)):
-                part = share(piece, i, i + 1, len(near))
-                if part.volume:
-                    pieces.append(part)
+                divided = take_chunks(common, i, i + 1, len(near))
+                if divided.volume:
+                    boxes.append(divided)
                     holders.append((near[i],))
         else:
-            pieces.append(piece)
+            boxes.append(common)
             holders.append(near)
-    ways = max(map(len, holders), default=1)
-    frozen = tuple(pieces)
-    return tuple(Cut(pieces=frozen, sources=tuple(near[way % len(near)] for near in holders)) for way in range(ways))
+    choices = max(map(len, holders), default=1)
+    frozen = tuple(boxes)
+    return tuple(
+        Split(boxes=frozen, sources=tuple(near[choice % len(near)] for near in holders)) for choice in range(choices)
+    )
 
 
 def nearest(ranks: tuple[int, ...], trainers: tuple[Location, ...], to: Location) -> tuple[int, ...]:

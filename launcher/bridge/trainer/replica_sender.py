@@ -14,7 +14,7 @@ from launcher.bridge.codec.delta.encode import Scratch, encode
 from launcher.bridge.codec.delta.head import HEAD_BYTES
 from launcher.bridge.codec.messages import Messages
 from launcher.bridge.codec.regions import Splits, all_regions, sent_regions, sizes_of
-from launcher.bridge.codec.zero_copy import cut, sent_from
+from launcher.bridge.codec.zero_copy import sent_from, split_large
 from launcher.bridge.negotiation import restricted
 from launcher.bridge.plan import Message, Plan
 from launcher.bridge.transport.base import DirectSendWire, RegionSendWire, SendWire, Transfer
@@ -42,13 +42,15 @@ class ReplicaSender:
         self.plan = plan
         self._outgoing = list(plan.outgoing(rank))
         # Changes are few: they go as messages of their rounds.
-        self._cut = list(cut(self._outgoing, lambda message: isinstance(wires[message.receiver.rank], DirectSendWire)))
+        self._split = list(
+            split_large(self._outgoing, lambda message: isinstance(wires[message.receiver.rank], DirectSendWire))
+        )
         self._wires = wires
         self._verify = verify
         self._scratch = Scratch()
         by_regions = {worker: wire for worker, wire in wires.items() if isinstance(wire, RegionSendWire)}
-        self._splits = Splits(plan, [message for message in self._cut if message.receiver.rank in by_regions])
-        self._messages = Messages(plan, [*self._cut, *self._splits.packed, *self._outgoing])
+        self._splits = Splits(plan, [message for message in self._split if message.receiver.rank in by_regions])
+        self._messages = Messages(plan, [*self._split, *self._splits.packed, *self._outgoing])
         self._checking = SideStream(next((w.device for w in by_regions.values()), torch.device("cpu")))
         self.workers = len(plan.engines[0].locations)
         self.committed: int | None = None
@@ -74,13 +76,13 @@ class ReplicaSender:
         """
         sent = Sent(self.workers)
         waiting: deque[tuple[Message, Transfer]] = deque()
-        for message in self._cut if base is None else self._outgoing:
+        for message in self._split if base is None else self._outgoing:
             part = restricted(message, only)
             if part is None:
                 continue
             worker = part.receiver.rank
             with torch.no_grad():
-                for nbytes, post in self._pieces(part, shards, base, sent):
+                for nbytes, post in self._sends(part, shards, base, sent):
                     while len(waiting) >= IN_FLIGHT:
                         _finish(*waiting.popleft(), deadline)
                     with _told(part):
@@ -95,7 +97,7 @@ class ReplicaSender:
         self._checking.synchronize()
         return sent
 
-    def _pieces(
+    def _sends(
         self,
         message: Message,
         shards: Mapping[str, torch.Tensor],
@@ -124,13 +126,13 @@ class ReplicaSender:
     def _post_regions(
         self, wire: RegionSendWire, message: Message, shards: Mapping[str, torch.Tensor], deadline: float
     ) -> Transfer:
-        parts = self._splits.of(message)
-        found = sent_regions(self.plan, message, parts, shards, wire)
+        split = self._splits.of(message)
+        found = sent_regions(self.plan, message, split, shards, wire)
         buffer = None
         if found.packed is not None:
             buffer = wire.buffer(found.packed.nbytes, deadline)
             self._messages.pack(found.packed, shards, buffer)
-        return wire.post_send_regions(all_regions(found, sizes_of(parts), buffer), found.keep)
+        return wire.post_send_regions(all_regions(found, sizes_of(split), buffer), found.keep)
 
     def close(self) -> None:
         """Leaves the wires."""

@@ -13,7 +13,7 @@ from launcher.bridge.plan import Box
 from launcher.bridge.protocol import Manifest, StageAdapter
 from launcher.bridge.settings import Mode
 from launcher.bridge.vllm.compat import AdapterManager
-from launcher.bridge.weightmap import Binding, Bound, Copy, Way
+from launcher.bridge.weightmap import BoundParameter, CopyOp, LoadMethod, WeightMap
 from launcher.common.errors import BridgeError
 
 
@@ -30,17 +30,17 @@ class AdapterWorker(EngineWorker):
             raise BridgeError("this engine takes no adapters. HINT: start it with `--enable-lora`.")
         self._manager = AdapterManager(worker)
 
-    def learn(self, manifest: Manifest) -> Binding:
+    def learn(self, manifest: Manifest) -> WeightMap:
         """All matrices, whole, in the type in which vLLM keeps them."""
         dtype = self._manager.dtype
-        return Binding(
+        return WeightMap(
             manifest=manifest, parameters=tuple(_whole(entry.name, entry.shape, dtype) for entry in manifest)
         )
 
-    def make_writer(self, binding: Binding, mode: Mode) -> AdapterWriter:
+    def make_writer(self, weight_map: WeightMap, mode: Mode) -> AdapterWriter:
         """Into vLLM's adapter manager."""
         assert self._spec is not None and self._spec.adapter is not None
-        return AdapterWriter(binding, self._spec.adapter, self._manager, self.device)
+        return AdapterWriter(weight_map, self._spec.adapter, self._manager, self.device)
 
     def stage(self, request: StageAdapter) -> None:
         """Builds vLLM's object for the adapter."""
@@ -52,14 +52,14 @@ class AdapterWriter:
     """Owns the matrices that receive a version. Memory: three times the adapter, in host memory.
 
     Args:
-        binding: of this adapter.
+        weight_map: of this adapter.
         config: PEFT's description.
         manager: of this worker.
         device: of the worker.
     """
 
     def __init__(
-        self, binding: Binding, config: Mapping[str, Any], manager: AdapterManager, device: torch.device
+        self, weight_map: WeightMap, config: Mapping[str, Any], manager: AdapterManager, device: torch.device
     ) -> None:
         self._config = dict(config)
         self._manager = manager
@@ -67,7 +67,7 @@ class AdapterWriter:
         pin = device.type == "cuda"
         self.received = {
             bound.name: torch.empty(bound.shape, dtype=getattr(torch, bound.dtype), pin_memory=pin)
-            for bound in binding.parameters
+            for bound in weight_map.parameters
         }
 
     @property
@@ -104,7 +104,9 @@ class AdapterWriter:
         self._manager.replace(lora)
 
 
-def _whole(name: str, shape: tuple[int, ...], dtype: str) -> Bound:
+def _whole(name: str, shape: tuple[int, ...], dtype: str) -> BoundParameter:
     strides = tuple(prod(shape[dim + 1 :]) for dim in range(len(shape)))
-    copy = Copy(source_name=name, source_box=Box.full(shape), parameter=name, offset=0, shape=shape, strides=strides)
-    return Bound(name=name, shape=shape, strides=strides, dtype=dtype, way=Way.TRACED, copies=(copy,))
+    copy = CopyOp(source_name=name, source_box=Box.full(shape), parameter=name, offset=0, shape=shape, strides=strides)
+    return BoundParameter(
+        name=name, shape=shape, strides=strides, dtype=dtype, method=LoadMethod.TRACED, copies=(copy,)
+    )

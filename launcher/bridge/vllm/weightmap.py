@@ -1,4 +1,4 @@
-"""A binding inside a vLLM worker: which parameters its loader writes as they stay, and how the others are reloaded."""
+"""The weight map of a vLLM worker: which parameters its loader writes as they stay, and how the others are reloaded."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from launcher.bridge.protocol import Manifest
 from launcher.bridge.settings import Mode
 from launcher.bridge.vllm import compat
-from launcher.bridge.weightmap.bind import bind
-from launcher.bridge.weightmap.model import Binding, Way
+from launcher.bridge.weightmap.build import build_weight_map
+from launcher.bridge.weightmap.model import LoadMethod, WeightMap
 from launcher.bridge.weightmap.write import Pack, Writer
 from launcher.common.errors import BridgeError
 
@@ -24,14 +24,14 @@ PLAIN = frozenset(
 PLAIN_EXPERTS = frozenset({"TRITON", "BATCHED_TRITON"})
 
 
-def bind_worker(model: nn.Module, manifest: Manifest) -> Binding:
-    """The binding of this worker's part of the model; call it in the worker, at any time after the model is built.
+def build_worker_map(model: nn.Module, manifest: Manifest) -> WeightMap:
+    """The weight map of this worker's part of the model; call it in the worker, at any time after the model is built.
 
     Raises:
-        BridgeError: See :func:`launcher.bridge.weightmap.bind.bind`.
+        BridgeError: See :func:`launcher.bridge.weightmap.build.build_weight_map`.
     """
     load: Any = model.load_weights
-    return bind(
+    return build_weight_map(
         load,
         live_tensors(model),
         manifest,
@@ -40,10 +40,10 @@ def bind_worker(model: nn.Module, manifest: Manifest) -> Binding:
     )
 
 
-def writer(model: nn.Module, model_config: Any, binding: Binding, mode: Mode = Mode.SHADOW) -> Writer:
-    """The writer of a binding made by :func:`bind_worker`."""
-    load = loader(model, model_config, binding)
-    return Writer(binding, live_tensors(model), load=load, pack=packers(model), mode=mode)
+def writer(model: nn.Module, model_config: Any, weight_map: WeightMap, mode: Mode = Mode.SHADOW) -> Writer:
+    """The writer of a weight map made by :func:`build_worker_map`."""
+    load = loader(model, model_config, weight_map)
+    return Writer(weight_map, live_tensors(model), load=load, pack=packers(model), mode=mode)
 
 
 def live_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -121,12 +121,12 @@ def _packs(module: nn.Module) -> bool:
 
 
 def loader(
-    model: nn.Module, model_config: Any, binding: Binding, *, layerwise: bool | None = None
+    model: nn.Module, model_config: Any, weight_map: WeightMap, *, layerwise: bool | None = None
 ) -> Callable[[Iterable[tuple[str, Tensor]]], None]:
     """For a Writer: loads whole tensors, through vLLM's layerwise reload where the engine processes any of them."""
     if layerwise is None:
-        staged = {bound.name for bound in binding.parameters if bound.way is Way.STAGED}
-        layerwise = bool(processed(model).keys() & staged)
+        reloaded = {bound.name for bound in weight_map.parameters if bound.method is LoadMethod.RELOADED}
+        layerwise = bool(processed(model).keys() & reloaded)
 
     def load(weights: Iterable[tuple[str, Tensor]]) -> None:
         load_weights: Any = model.load_weights

@@ -11,13 +11,13 @@ from launcher.bridge.engine.worker import EngineWorker
 from launcher.bridge.protocol import FAILED
 from launcher.bridge.vllm.adapter import AdapterWorker
 from launcher.bridge.vllm.plain_linear import use_live_weights
-from launcher.bridge.vllm.weightmap import bind_worker, writer
+from launcher.bridge.vllm.weightmap import build_worker_map, writer
 from launcher.common.errors import BridgeError
 
 if TYPE_CHECKING:
     from launcher.bridge.protocol import Manifest
     from launcher.bridge.settings import Mode
-    from launcher.bridge.weightmap import Binding, Writer
+    from launcher.bridge.weightmap import WeightMap, Writer
 
 
 class BridgeWorker:
@@ -51,16 +51,16 @@ class ModelWorker(EngineWorker):
         self.rank, self.device = worker.rank, worker.device
         self._worker = worker
 
-    def learn(self, manifest: Manifest) -> Binding:
+    def learn(self, manifest: Manifest) -> WeightMap:
         """From the model's own loader."""
         model = self._worker.get_model()
         if self.device.type == "cpu":
             use_live_weights(model)
-        return bind_worker(model, manifest)
+        return build_worker_map(model, manifest)
 
-    def make_writer(self, binding: Binding, mode: Mode) -> Writer:
+    def make_writer(self, weight_map: WeightMap, mode: Mode) -> Writer:
         """Into the model's parameters."""
-        return writer(self._worker.get_model(), self._worker.vllm_config.model_config, binding, mode)
+        return writer(self._worker.get_model(), self._worker.vllm_config.model_config, weight_map, mode)
 
 
 def _permit_amx() -> None:

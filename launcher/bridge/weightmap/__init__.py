@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from launcher.bridge.weightmap.bind import bind
-from launcher.bridge.weightmap.model import Binding, Bound, Copy, Way, never_used
-from launcher.bridge.weightmap.needs import needs
+from launcher.bridge.weightmap.build import build_weight_map
+from launcher.bridge.weightmap.model import BoundParameter, CopyOp, LoadMethod, WeightMap, unused_tensors
+from launcher.bridge.weightmap.requirements import requirements
 from launcher.bridge.weightmap.write import Writer
 
-__all__ = ["Binding", "Bound", "Copy", "Way", "Writer", "bind", "needs", "never_used"]
+__all__ = [
+    "BoundParameter",
+    "CopyOp",
+    "LoadMethod",
+    "WeightMap",
+    "Writer",
+    "build_weight_map",
+    "requirements",
+    "unused_tensors",
+]

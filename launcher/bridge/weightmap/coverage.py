@@ -8,15 +8,15 @@ from math import prod
 
 from launcher.bridge.plan import Box
 from launcher.bridge.plan.boxes import describe, tiling_problem
-from launcher.bridge.weightmap.model import Copy
-from launcher.bridge.weightmap.strided import Dim, Layout, locate
+from launcher.bridge.weightmap.model import CopyOp
+from launcher.bridge.weightmap.strided import Dim, StridedLayout, locate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
     """How the events of one parameter cover it."""
 
-    copies: tuple[Copy, ...]
+    copies: tuple[CopyOp, ...]
     padding: tuple[Box, ...]
     missing: tuple[Box, ...]
     """Regions that are neither copied to nor filled."""
@@ -25,9 +25,9 @@ class Coverage:
     """Why it cannot be replayed; empty if it can."""
 
 
-def cover(layout: Layout, events: Iterable[Copy | Box]) -> Coverage:
+def cover(layout: StridedLayout, events: Iterable[CopyOp | Box]) -> Coverage:
     """Checks what was seen of a parameter of this layout; exact for every element."""
-    copies: dict[Copy, Box] = {}
+    copies: dict[CopyOp, Box] = {}
     fills: list[Box] = []
     for event in events:
         if isinstance(event, Box):
@@ -45,12 +45,12 @@ def cover(layout: Layout, events: Iterable[Copy | Box]) -> Coverage:
     rest = remainder(whole, targets)
     if sum(box.volume for box in rest) + sum(box.volume for box in targets) != prod(layout.shape):
         return _problem(tiling_problem(whole, targets) or "its copies overlap")
-    missing = [piece for box in rest for piece in remainder(box, fills)]
-    padding = [piece for box in rest for piece in remainder(box, missing)]
+    missing = [view for box in rest for view in remainder(box, fills)]
+    padding = [view for box in rest for view in remainder(box, missing)]
     return Coverage(copies=tuple(copies), padding=tuple(padding), missing=tuple(missing))
 
 
-def target_box(copy: Copy, layout: Layout) -> Box | None:
+def target_box(copy: CopyOp, layout: StridedLayout) -> Box | None:
     """The box of the parameter that a copy fills, each element once; None when it is no box."""
     dims = [Dim(count, stride, 0) for count, stride in zip(copy.shape, copy.strides, strict=True)]
     if any(dim.count > 1 and not dim.stride for dim in dims):
@@ -64,10 +64,10 @@ def remainder(whole: Box, taken: Sequence[Box]) -> list[Box]:
     left = [whole] if whole.volume else []
     for box in taken:
         # Most of many boxes lie apart: only what meets is cut.
-        met = [(piece, piece.intersect(box)) for piece in left]
+        met = [(view, view.intersect(box)) for view in left]
         if not any(common for _, common in met):
             continue
-        left = [part for piece, common in met for part in (_without(piece, common) if common else [piece])]
+        left = [part for view, common in met for part in (_without(view, common) if common else [view])]
     return left
 
 

@@ -1,4 +1,4 @@
-"""What a binding says: which boxes of the trainer's tensors fill each parameter of one engine worker, and how."""
+"""The weight map: which boxes of the trainer's tensors fill each parameter of one engine worker, and how."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from launcher.bridge.protocol import Manifest, TensorEntry
 from launcher.common.codec import from_builtins
 
 
-class Way(StrEnum):
+class LoadMethod(StrEnum):
     """How a parameter gets its values."""
 
     TRACED = "traced"
     """Copies that the model's own loader was seen to make."""
 
     PACKED = "packed"
-    """The same copies beside the parameter, and the engine's own packing of the whole when it is written."""
+    """The same copies into a tensor beside the parameter, and the engine's own packing of the whole at the commit."""
 
-    STAGED = "staged"
+    RELOADED = "reloaded"
     """Whole tensors through the model's own loader, for every version anew."""
 
-    KEPT = "kept"
+    UNCHANGED = "unchanged"
     """No tensor of the trainer feeds it: it keeps what it has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Copy:
+class CopyOp:
     """One box of one trainer tensor and the elements of one parameter that it fills.
 
     The box, read in row-major order and viewed as ``shape``, goes to the strided view of the parameter. ``shape`` is
@@ -53,18 +53,18 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bound:
+class BoundParameter:
     """One parameter (or buffer that the loader writes) of the worker."""
 
     name: str
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: str
-    way: Way
+    method: LoadMethod
     reason: str = ""
-    """Why not simply traced; empty otherwise."""
+    """Why it is not simply traced; empty otherwise."""
 
-    copies: tuple[Copy, ...] = ()
+    copies: tuple[CopyOp, ...] = ()
     padding: tuple[Box, ...] = ()
     """Regions that no tensor feeds: the loader fills them with a constant, once (a padded vocabulary)."""
 
@@ -73,49 +73,49 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Binding:
-    """Everything that one worker needs of the trainer for one version; a value, the same for every version."""
+class WeightMap:
+    """Everything that one worker requires of the trainer for one version; a value, the same for every version."""
 
     manifest: Manifest
     """The trainer's tensors that it was made for."""
 
-    parameters: tuple[Bound, ...]
-    staged: tuple[str, ...] = ()
-    """Trainer tensors that go whole through the loader, for the parameters bound that way."""
+    parameters: tuple[BoundParameter, ...]
+    reloaded: tuple[str, ...] = ()
+    """Trainer tensors that go whole through the loader, for the parameters whose method is that."""
 
     unused: tuple[str, ...] = ()
     """Trainer tensors that this worker does not need: other ranks' layers or experts, the other name of a tied one."""
 
     @property
-    def copies(self) -> tuple[Copy, ...]:
+    def copies(self) -> tuple[CopyOp, ...]:
         """All copies, in the order of the parameters."""
         return tuple(copy for bound in self.parameters for copy in bound.copies)
 
     @property
-    def ways(self) -> dict[str, Way]:
-        """Which way was taken, by parameter."""
-        return {bound.name: bound.way for bound in self.parameters}
+    def methods(self) -> dict[str, LoadMethod]:
+        """Which method was taken, by parameter."""
+        return {bound.name: bound.method for bound in self.parameters}
 
     def describe(self) -> str:
-        """For people: the ways with their counts, then everything that is not a plain traced parameter."""
-        counts = Counter(bound.way for bound in self.parameters)
-        head = ", ".join(f"{counts[way]} {way}" for way in Way if counts[way])
+        """For people: the methods with their counts, then everything that is not a plain traced parameter."""
+        counts = Counter(bound.method for bound in self.parameters)
+        head = ", ".join(f"{counts[method]} {method}" for method in LoadMethod if counts[method])
         return "\n".join([f"{len(self.parameters)} parameters: {head}", *self._remarks()])
 
     def _remarks(self) -> Iterator[str]:
         for bound in self.parameters:
-            if bound.way is not Way.TRACED:
-                yield f"  {bound.way:<7} {bound.name}: {bound.reason}"
+            if bound.method is not LoadMethod.TRACED:
+                yield f"  {bound.method:<9} {bound.name}: {bound.reason}"
             for box in bound.padding:
-                yield f"  padding {bound.name}: {box.volume} elements from {list(box.start)} to {list(box.stop)}"
+                yield f"  padding   {bound.name}: {box.volume} elements from {list(box.start)} to {list(box.stop)}"
             for alias in bound.aliases:
-                yield f"  tied    {alias} is {bound.name}"
+                yield f"  tied      {alias} is {bound.name}"
         for name in self.unused:
-            yield f"  unused  {name}"
+            yield f"  unused    {name}"
 
     @property
     def digest(self) -> str:
-        """SHA-256, equal exactly when the bindings are."""
+        """SHA-256, equal exactly when the weight maps are."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -124,13 +124,13 @@ class Binding:
         return {
             "manifest": [asdict(entry) for entry in self.manifest],
             "parameters": [_bound_to_json(bound) for bound in self.parameters],
-            "staged": list(self.staged),
+            "reloaded": list(self.reloaded),
             "unused": list(self.unused),
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Binding:
-        """The binding of its JSON form.
+    def from_json(cls, data: Mapping[str, Any]) -> WeightMap:
+        """The weight map of its JSON form.
 
         Raises:
             KeyError, TypeError, ValueError: It is not one.
@@ -138,7 +138,7 @@ class Binding:
         return cls(
             manifest=from_builtins(data["manifest"], Manifest),
             parameters=tuple(_bound_from_json(item) for item in data["parameters"]),
-            staged=tuple(data["staged"]),
+            reloaded=tuple(data["reloaded"]),
             unused=tuple(data["unused"]),
         )
 
@@ -147,24 +147,24 @@ class Binding:
         return {entry.name: entry for entry in self.manifest if entry.alias_of is None}
 
 
-def never_used(bindings: Sequence[Binding]) -> tuple[str, ...]:
+def unused_tensors(weight_maps: Sequence[WeightMap]) -> tuple[str, ...]:
     """Trainer tensors that no worker of a replica takes: the engine's loader drops some unknown names in silence.
 
     A tied tensor's other name is none of them.
     """
-    unused = [set(binding.unused) for binding in bindings]
+    unused = [set(weight_map.unused) for weight_map in weight_maps]
     return tuple(
-        e.name for e in bindings[0].manifest if e.alias_of is None and all(e.name in names for names in unused)
+        e.name for e in weight_maps[0].manifest if e.alias_of is None and all(e.name in names for names in unused)
     )
 
 
-def _bound_to_json(bound: Bound) -> dict[str, Any]:
+def _bound_to_json(bound: BoundParameter) -> dict[str, Any]:
     return {
         "name": bound.name,
         "shape": bound.shape,
         "strides": bound.strides,
         "dtype": bound.dtype,
-        "way": str(bound.way),
+        "method": str(bound.method),
         "reason": bound.reason,
         "copies": [
             [c.source_name, c.source_box.start, c.source_box.stop, c.offset, c.shape, c.strides] for c in bound.copies
@@ -174,16 +174,16 @@ def _bound_to_json(bound: Bound) -> dict[str, Any]:
     }
 
 
-def _bound_from_json(item: Mapping[str, Any]) -> Bound:
-    return Bound(
+def _bound_from_json(item: Mapping[str, Any]) -> BoundParameter:
+    return BoundParameter(
         name=str(item["name"]),
         shape=tuple(item["shape"]),
         strides=tuple(item["strides"]),
         dtype=str(item["dtype"]),
-        way=Way(item["way"]),
+        method=LoadMethod(item["method"]),
         reason=str(item["reason"]),
         copies=tuple(
-            Copy(
+            CopyOp(
                 source_name=str(source),
                 source_box=Box(tuple(start), tuple(stop)),
                 parameter=str(item["name"]),

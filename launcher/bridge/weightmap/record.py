@@ -1,4 +1,4 @@
-"""Watches a loader at work on stand-ins: copies into parameters are written down instead of made."""
+"""Watches a loader at work on placeholders: copies into parameters are written down instead of made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from launcher.bridge.plan import Box
-from launcher.bridge.weightmap.model import Copy
+from launcher.bridge.weightmap.model import CopyOp
 from launcher.bridge.weightmap.storages import Sources, Target, Targets, UnknownSource, region
 
 aten = torch.ops.aten
@@ -34,7 +34,7 @@ class _Kind(Enum):
 class Record:
     """What was seen of one parameter, in the order in which it happened."""
 
-    events: list[Copy | Box] = field(default_factory=list)
+    events: list[CopyOp | Box] = field(default_factory=list)
     """Copies, and regions that were filled with a constant."""
 
     unknown: str = ""
@@ -45,7 +45,7 @@ class Record:
 
 
 class Interrupted(RuntimeError):
-    """The loader wanted a number out of a stand-in, which has none."""
+    """The loader wanted a number out of a placeholder, which has none."""
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Tensors known by their storage: the stand-ins of the trainer's tensors, what is derived from them, the parameters."""
+"""Tensors known by their storage: placeholders of the trainer's tensors, what is derived from them, parameters."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from launcher.bridge.plan import Box
 from launcher.bridge.protocol import Manifest
-from launcher.bridge.weightmap.model import Copy
-from launcher.bridge.weightmap.strided import Dim, Layout, locate, pieces, through
+from launcher.bridge.weightmap.model import CopyOp
+from launcher.bridge.weightmap.strided import Dim, StridedLayout, box_views, locate, through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whole:
-    """The storage of a stand-in: a trainer tensor, row-major."""
+    """The storage of a placeholder: a trainer tensor, row-major."""
 
     name: str
     tensor: Tensor
@@ -25,7 +25,7 @@ class Whole:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Derived:
-    """The storage of an unchanged copy of a view of a stand-in; possibly of another type."""
+    """The storage of an unchanged copy of a view of a placeholder; possibly of another type."""
 
     of: Tensor
     tensor: Tensor
@@ -35,7 +35,7 @@ class Derived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unknown:
-    """The storage of something computed from stand-ins by an operation that is no copy."""
+    """The storage of something computed from placeholders by an operation that is no copy."""
 
     operation: str
     tensor: Tensor
@@ -66,7 +66,7 @@ def key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def span(tensor: Tensor) -> tuple[int, int]:
+def extent(tensor: Tensor) -> tuple[int, int]:
     """The first and the last element of the storage that a tensor reaches."""
     first = int(tensor.storage_offset())
     return first, first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -85,7 +85,7 @@ class Targets:
         """From names to tensors, all names of tied ones; the first is the one that counts."""
         self = cls()
         for name, tensor in tensors.items():
-            first, last = span(tensor)
+            first, last = extent(tensor)
             here = self._by_storage.setdefault(key(tensor), [])
             same = next((t for t in here if (t.first, t.last, t.tensor.shape) == (first, last, tensor.shape)), None)
             if same is not None and tensor.numel():
@@ -101,7 +101,7 @@ class Targets:
         here = self._by_storage.get(key(view))
         if here is None:
             return None
-        first, last = span(view)
+        first, last = extent(view)
         return next((t for t in here if t.first <= first and last <= t.last), None)
 
     def touches(self, view: Tensor) -> bool:
@@ -110,20 +110,20 @@ class Targets:
 
 
 class Sources:
-    """The stand-ins: tensors of the trainer's shapes and types without memory."""
+    """The placeholders: tensors of the trainer's shapes and types without memory."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.entries = {entry.name: entry for entry in manifest}
         self._tracked: dict[int, Tracked] = {}
-        self._layouts = {e.name: Layout.contiguous(e.shape) for e in manifest if e.alias_of is None}
+        self._layouts = {e.name: StridedLayout.contiguous(e.shape) for e in manifest if e.alias_of is None}
         self._owners: dict[str, Tensor] = {}
         for entry in manifest:
             if entry.alias_of is None:
-                stand_in = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype), device="meta")
-                self._owners[entry.name] = stand_in
-                self._tracked[key(stand_in)] = Whole(name=entry.name, tensor=stand_in)
+                placeholder = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype), device="meta")
+                self._owners[entry.name] = placeholder
+                self._tracked[key(placeholder)] = Whole(name=entry.name, tensor=placeholder)
 
-    def stand_in(self, name: str) -> Tensor:
+    def placeholder(self, name: str) -> Tensor:
         """A new tensor object for a trainer tensor; for a tied one, of the tensor that owns its bytes."""
         entry = self.entries[name]
         return self._owners[entry.alias_of or name].view(entry.shape)
@@ -147,7 +147,7 @@ class Sources:
         self._tracked[key(result)] = Derived(of=of, tensor=result, rounded=rounded)
 
     def forget(self, result: Tensor, operation: str) -> None:
-        """``result`` was computed from stand-ins in a way that is not followed."""
+        """``result`` was computed from placeholders in a way that is not followed."""
         self._tracked[key(result)] = Unknown(operation=operation, tensor=result)
 
     def roots(self, tensor: Tensor) -> str | None:
@@ -157,7 +157,7 @@ class Sources:
             known = self._tracked.get(key(known.of))
         return known.name if isinstance(known, Whole) else None
 
-    def copies(self, view: Tensor, target: Target, source: Tensor) -> list[Copy]:
+    def copies(self, view: Tensor, target: Target, source: Tensor) -> list[CopyOp]:
         """What ``view.copy_(source)`` writes into a parameter, ``source`` being a view of something tracked.
 
         Raises:
@@ -186,19 +186,19 @@ class Sources:
             raise UnknownSource(f"{known.operation} is no copy")
         if source.dtype != known.tensor.dtype:
             raise UnknownSource(f"bits of {known.tensor.dtype} are read as {source.dtype}")
-        found = pieces(offset, int(view.storage_offset()) - target.first, dims, self._layouts[known.name])
+        found = box_views(offset, int(view.storage_offset()) - target.first, dims, self._layouts[known.name])
         if found is None:
             raise UnknownSource(f"what is taken of `{known.name}` is no box")
         return [
-            Copy(
+            CopyOp(
                 source_name=known.name,
-                source_box=piece.box,
+                source_box=view.box,
                 parameter=target.name,
-                offset=piece.offset,
-                shape=piece.shape,
-                strides=piece.strides,
+                offset=view.offset,
+                shape=view.shape,
+                strides=view.strides,
             )
-            for piece in found
+            for view in found
         ]
 
 
@@ -209,8 +209,8 @@ def region(target: Target, view: Tensor) -> Box | None:
     return located.box() if located else None
 
 
-def _layout(tensor: Tensor) -> Layout:
-    return Layout(tuple(tensor.shape), tuple(tensor.stride()))
+def _layout(tensor: Tensor) -> StridedLayout:
+    return StridedLayout(tuple(tensor.shape), tuple(tensor.stride()))
 
 
 def _exact(narrow: torch.dtype, wide: torch.dtype) -> bool:

@@ -24,14 +24,14 @@ class Dim:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class StridedLayout:
     """A tensor in its storage; dense, but with its dimensions in any order."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
     @classmethod
-    def contiguous(cls, shape: Sequence[int]) -> Layout:
+    def contiguous(cls, shape: Sequence[int]) -> StridedLayout:
         """Row-major."""
         strides, step = [], 1
         for size in reversed(shape):
@@ -62,7 +62,7 @@ class Located:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class BoxView:
     """A box on one side, and the other side as a strided view of the box's elements in row-major order."""
 
     box: Box
@@ -71,7 +71,7 @@ class Piece:
     strides: tuple[int, ...]
 
 
-def locate(offset: int, dims: Sequence[Dim], layout: Layout) -> Located | None:
+def locate(offset: int, dims: Sequence[Dim], layout: StridedLayout) -> Located | None:
     """A strided view (``offset`` in elements of the storage) in index coordinates; None if it is irregular there."""
     order = sorted(range(len(layout.shape)), key=lambda d: -layout.strides[d])
     order = [d for d in order if layout.shape[d] > 1]
@@ -118,7 +118,7 @@ def through(located: Located, offset: int, strides: Sequence[int]) -> tuple[int,
     return offset, dims
 
 
-def pieces(offset: int, other_offset: int, dims: Sequence[Dim], layout: Layout) -> list[Piece] | None:
+def box_views(offset: int, other_offset: int, dims: Sequence[Dim], layout: StridedLayout) -> list[BoxView] | None:
     """A pair of views as boxes of the one side and strided views of the other; None when it is too irregular.
 
     Broadcast dimensions and strided slices, which no single box covers, are taken apart if they are short.
@@ -127,16 +127,16 @@ def pieces(offset: int, other_offset: int, dims: Sequence[Dim], layout: Layout) 
     repeated = next((dim for dim in dims if not dim.stride and dim.count > 1), None)
     box = located.box() if located else None
     if located is not None and box is not None and repeated is None:
-        return [_piece(located, box, other_offset)]
+        return [_box_view(located, box, other_offset)]
     # No single box: walk the dimension that is in the way, element by element.
     loose = repeated or next((d for d in sorted(dims, key=lambda d: d.count) if d.count > 1 and _breaks(d, dims)), None)
     if loose is None or loose.count > EXPLODE:
         return None
     rest = list(dims)
     rest.remove(loose)
-    found: list[Piece] = []
+    found: list[BoxView] = []
     for i in range(loose.count):
-        part = pieces(offset + i * loose.stride, other_offset + i * loose.other, rest, layout)
+        part = box_views(offset + i * loose.stride, other_offset + i * loose.other, rest, layout)
         if part is None or len(found) + len(part) > EXPLODE:
             return None
         found += part
@@ -153,7 +153,7 @@ def _breaks(dim: Dim, dims: Sequence[Dim]) -> bool:
     return False
 
 
-def _piece(located: Located, box: Box, offset: int) -> Piece:
+def _box_view(located: Located, box: Box, offset: int) -> BoxView:
     shape: list[int] = []
     strides: list[int] = []
     for dims in located.steps:
@@ -165,4 +165,4 @@ def _piece(located: Located, box: Box, offset: int) -> Piece:
                 merged.append(dim)
         shape += [dim.count for dim in merged] or [1]
         strides += [dim.other for dim in merged] or [0]
-    return Piece(box, offset, tuple(shape), tuple(strides))
+    return BoxView(box, offset, tuple(shape), tuple(strides))

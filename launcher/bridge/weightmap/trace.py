@@ -1,4 +1,4 @@
-"""Runs a model's own loader on stand-ins and returns what it did."""
+"""Runs a model's own loader on placeholders and returns what it did."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class _Feed:
         while self.names:
             name = self.names.popleft()
             self._recorder.current = name
-            yield from self._views(name, self._sources.stand_in(name))
+            yield from self._views(name, self._sources.placeholder(name))
 
 
 def _place(tensor: Tensor) -> tuple[int, int, torch.Size, tuple[int, ...]]:

@@ -20,8 +20,8 @@ from launcher.bridge.engine.worker import EngineWorker
 from launcher.bridge.protocol import Manifest
 from launcher.bridge.settings import Mode
 from launcher.bridge.vllm.middleware import BridgeMiddleware
-from launcher.bridge.weightmap import Binding, Writer
-from launcher.bridge.weightmap.bind import bind
+from launcher.bridge.weightmap import WeightMap, Writer
+from launcher.bridge.weightmap.build import build_weight_map
 from launcher.common.env import LAUNCHER_TOKEN
 
 State = dict[str, torch.Tensor]
@@ -56,11 +56,11 @@ class PlainReplica(EngineWorker):
             if parameter in self.live:
                 self.live[parameter][row : row + weight.shape[0]].copy_(weight)
 
-    def learn(self, manifest: Manifest) -> Binding:
-        return bind(self._load, self.live, manifest)
+    def learn(self, manifest: Manifest) -> WeightMap:
+        return build_weight_map(self._load, self.live, manifest)
 
-    def make_writer(self, binding: Binding, mode: Mode) -> Writer:
-        return Writer(binding, self.live, load=self._load, mode=mode)
+    def make_writer(self, weight_map: WeightMap, mode: Mode) -> Writer:
+        return Writer(weight_map, self.live, load=self._load, mode=mode)
 
     async def collective_rpc(self, _method: str, args: tuple[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """As vLLM's."""

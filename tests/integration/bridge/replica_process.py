@@ -25,8 +25,8 @@ from launcher.bridge.engine.worker import EngineWorker
 from launcher.bridge.protocol import Manifest, TensorEntry
 from launcher.bridge.settings import Mode
 from launcher.bridge.vllm.middleware import BridgeMiddleware
-from launcher.bridge.weightmap import Binding, Writer
-from launcher.bridge.weightmap.bind import bind
+from launcher.bridge.weightmap import WeightMap, Writer
+from launcher.bridge.weightmap.build import build_weight_map
 from launcher.common.env import LAUNCHER_TOKEN
 from tests.integration.bridge.faults import Fault, Passing
 from tests.integration.bridge.link_process import serve
@@ -61,11 +61,11 @@ class PlainWorker(EngineWorker):
         self._model = model
         self._end = end
 
-    def learn(self, manifest: Manifest) -> Binding:
-        return bind(self._model.load_weights, dict(self._model.named_parameters()), manifest)
+    def learn(self, manifest: Manifest) -> WeightMap:
+        return build_weight_map(self._model.load_weights, dict(self._model.named_parameters()), manifest)
 
-    def make_writer(self, binding: Binding, mode: Mode) -> Writer:
-        made = Writer(binding, dict(self._model.named_parameters()), load=self._model.load_weights, mode=mode)
+    def make_writer(self, weight_map: WeightMap, mode: Mode) -> Writer:
+        made = Writer(weight_map, dict(self._model.named_parameters()), load=self._model.load_weights, mode=mode)
         made.received = dict(made.received)
         self.extra_bytes = made.extra_bytes
         made.received = Passing(made.received, lambda: self._end.fault, "receiving")  # type: ignore[assignment]
@@ -125,7 +125,7 @@ class ReplicaProcess:
             self.workers.append(PlainWorker(model, rank, self))
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("127.0.0.1", command["port"]))
+        sock.build_weight_map(("127.0.0.1", command["port"]))
         sock.listen(64)
         middleware = BridgeMiddleware(_nothing)
 
@@ -173,7 +173,7 @@ def warm() -> None:
 
     digest(torch.ones(64, 64))
     model = Shard(["one"], 4, 4, 0, 1)
-    bind(
+    build_weight_map(
         model.load_weights,
         dict(model.named_parameters()),
         (TensorEntry(name="one", shape=(4, 4), dtype="float32", alias_of=None),),

@@ -11,7 +11,7 @@ import torch
 from torch import distributed as dist
 
 from launcher.bridge.codec.pack import pack, unpack
-from launcher.bridge.codec.zero_copy import LARGE_BYTES, cut, received_into, sent_from
+from launcher.bridge.codec.zero_copy import LARGE_BYTES, received_into, sent_from, split_large
 from launcher.bridge.plan import Message
 from launcher.bridge.transport.base import DirectRecvWire, DirectSendWire, Meeting, Pair
 from launcher.bridge.transport.gloo import connect_receiver, connect_sender
@@ -41,7 +41,7 @@ def test_pieces_are_the_message(placement: str, round_bytes: int) -> None:
         for message in case.plan.outgoing(rank):
             whole = torch.zeros(message.nbytes, dtype=torch.uint8)
             pack(case.plan, message, shards, whole)
-            parts, begin = list(cut([message], always)), 0
+            parts, begin = list(split_large([message], always)), 0
             for part in parts:
                 buffer = torch.zeros(part.nbytes, dtype=torch.uint8)
                 pack(case.plan, part, shards, buffer)
@@ -58,7 +58,7 @@ def test_what_is_received_into_is_what_would_be_unpacked_to() -> None:
     case = large(1, 1, "plain", 5_000_000)
     shards = case.shards(case.state(1), 0)
     (message, *_) = case.plan.outgoing(0)
-    parts = list(cut([message], always))
+    parts = list(split_large([message], always))
     assert len(parts) > 2
     for part in parts:
         there = {p.name: torch.zeros(p.shape, dtype=torch.float32) for p in case.needs(0)}
@@ -76,7 +76,7 @@ def test_what_is_received_into_is_what_would_be_unpacked_to() -> None:
 def test_what_is_cast_turned_or_strided_is_packed() -> None:
     case = large(1, 1, "plain", 5_000_000)
     (message, *_) = case.plan.outgoing(0)
-    part = next(part for part in cut([message], always) if part.nbytes >= LARGE_BYTES)
+    part = next(part for part in split_large([message], always) if part.nbytes >= LARGE_BYTES)
     (segment,) = part.segments
     names = [segment.source]
     held = {name: torch.zeros(4096, 64) for name in names}

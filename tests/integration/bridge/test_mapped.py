@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from launcher.bridge.codec.pack import pack
-from launcher.bridge.codec.regions import LARGE_BYTES, region_of, split
+from launcher.bridge.codec.regions import LARGE_BYTES, region_of, split_into_regions
 from launcher.bridge.plan import Receiver
 from launcher.bridge.transport.base import MemoryRegion, Transfer
 from launcher.bridge.transport.mapped import SLOTS, MappedSender
@@ -202,7 +202,7 @@ def test_both_ends_split_alike_and_cast_or_turned_segments_are_packed() -> None:
     case = TransferCase(trainers=1, workers=1, round_bytes=1 << 20)
     (message, *_) = case.plan.outgoing(0)
     (same, *_) = case.plan.incoming(Receiver(engine=0, rank=0))
-    parts, again = split(case.plan, message), split(case.plan, same)
+    parts, again = split_into_regions(case.plan, message), split_into_regions(case.plan, same)
     assert parts == again
     assert parts.packed is not None
     assert {"master", "turned", "widened"} <= {segment.parameter for segment in parts.packed.segments}
@@ -217,5 +217,5 @@ def test_both_ends_split_alike_and_cast_or_turned_segments_are_packed() -> None:
 def test_large_segments_are_regions_and_many_small_ones_are_packed() -> None:
     case = TransferCase(trainers=1, workers=1, model="large", round_bytes=5_000_000)
     (message, *_) = case.plan.outgoing(0)
-    parts = split(case.plan, message)
+    parts = split_into_regions(case.plan, message)
     assert all(segment.nbytes >= LARGE_BYTES for segment in parts.in_place if len(parts.in_place) > 16)

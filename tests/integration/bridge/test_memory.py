@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.bridge.plan import Engine, Location, Parameter, Part, Plan, reshard
+from launcher.bridge.plan import Engine, Location, Parameter, Plan, Region, reshard
 from launcher.bridge.plan.boxes import Box
 from launcher.bridge.plan.sharding import place, replicated
 from launcher.testing.bench.models import TensorSpec
@@ -23,7 +23,7 @@ def plan_of(scene: MiniCluster, round_bytes: int) -> Plan:
     specs = [TensorSpec(name=name, shape=shape, dtype="float32") for name in scene.shapes["names"]]
     whole = Box.full(shape)
     needed = tuple(
-        Parameter(name=s.name, shape=shape, dtype="float32", parts=(Part(source=s.name, box=whole, target=whole),))
+        Parameter(name=s.name, shape=shape, dtype="float32", regions=(Region(source=s.name, box=whole, target=whole),))
         for s in specs
     )
     engine = Engine(parameters=(needed,), locations=(Location(node=1, gpu=0),))

@@ -19,7 +19,7 @@ from launcher.bridge.trainer.connect import ConnectSettings, connect_replicas, s
 from launcher.bridge.trainer.discovery import ReplicaInfo
 from launcher.bridge.trainer.replica_client import ReplicaClient
 from launcher.bridge.transport.choose import here
-from launcher.bridge.weightmap import Binding, Bound, Copy, Way
+from launcher.bridge.weightmap import BoundParameter, CopyOp, LoadMethod, WeightMap
 from launcher.common.codec import from_json, to_json
 from tests.integration.bridge.peer_process import Answer, Pool
 from tests.integration.bridge.transfer_case import TransferCase
@@ -230,14 +230,14 @@ def worker_of(trainer: TrainerSpec) -> WorkerSpec:
     """A worker that holds each tensor whole."""
     whole = Box.full((8, 4))
     parameters = tuple(
-        Bound(
+        BoundParameter(
             name=f"model.{name}",
             shape=(8, 4),
             strides=(4, 1),
             dtype="float32",
-            way=Way.TRACED,
+            method=LoadMethod.TRACED,
             copies=(
-                Copy(
+                CopyOp(
                     source_name=name,
                     source_box=whole,
                     parameter=f"model.{name}",
@@ -249,8 +249,8 @@ def worker_of(trainer: TrainerSpec) -> WorkerSpec:
         )
         for name in NAMES
     )
-    binding = Binding(manifest=trainer.manifest, parameters=parameters)
-    return WorkerSpec(weight_map=binding.to_json(), location=Location(node=1, gpu=0), place=here(CPU))
+    weight_map = WeightMap(manifest=trainer.manifest, parameters=parameters)
+    return WorkerSpec(weight_map=weight_map.to_json(), location=Location(node=1, gpu=0), place=here(CPU))
 
 
 class Engine(BaseHTTPRequestHandler):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from launcher.bridge.plan import Box, Engine, Location, Parameter, Part, Plan, Sharding, Slice, TensorSpec, reshard
+from launcher.bridge.plan import Box, Engine, Location, Parameter, Plan, Region, Sharding, Slice, TensorSpec, reshard
 from launcher.bridge.plan import place as placed
 from launcher.bridge.plan.requirements import fused, qkv, replicated, sharded, vocabulary
 from launcher.bridge.plan.sharding import fsdp, fsdp_tp, tensor_parallel
@@ -119,7 +119,7 @@ class TransferCase:
         if self.model == "large":
             return tuple(sharded(name, of, 0, tp) for name, of in spec.items())
         turned = spec["turned"].shape
-        part = Part(source="turned", box=Box.full(turned), target=Box.full((6, 7, 5)), axes=(1, 2, 0))
+        part = Region(source="turned", box=Box.full(turned), target=Box.full((6, 7, 5)), axes=(1, 2, 0))
         q, k, v = spec["q"], spec["k"], spec["v"]
         return (
             vocabulary("embed_tokens", spec["embed"], padded_to=PADDED, tp=tp),
@@ -132,7 +132,7 @@ class TransferCase:
             replicated("norm", spec["norm"]),
             replicated("master", spec["master"], dtype="bfloat16"),
             replicated("widened", spec["widened"], dtype="float32"),
-            Parameter(name="turned", shape=(6, 7, 5), dtype="bfloat16", parts=(part,)),
+            Parameter(name="turned", shape=(6, 7, 5), dtype="bfloat16", regions=(part,)),
             replicated("one", spec["one"]),
         )
 

@@ -60,7 +60,7 @@ def changes_bytes(plan: Plan, rank: int) -> tuple[int, int]:
     several, in the trainer's own); the second, for each replica, the same message of two versions, a byte for each of
     its words, and eight for each that has changed, of which there are few or the message goes whole.
     """
-    wires = {t.part.source: ITEMSIZE[t.wire] for transfers in plan.transfers.values() for t in transfers}
+    wires = {t.region.source: ITEMSIZE[t.wire] for transfers in plan.transfers.values() for t in transfers}
     held = sum(
         shard.box.volume * wires.get(name, ITEMSIZE[source.dtype])
         for name, source in plan.sources.items()

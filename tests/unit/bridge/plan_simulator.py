@@ -95,8 +95,8 @@ def simulate(plan: Plan, links: Links = Links()) -> Report:
                     _move(step, plan.engines[parent].locations[rank], at, nbytes)
                     continue
                 sent.update(flow)
-                for source, part in flow.items():
-                    _move(step, plan.trainers[source], at, part)
+                for source, nbytes in flow.items():
+                    _move(step, plan.trainers[source], at, nbytes)
     totals: Step = sum(steps.values(), Counter())
     receivers = [Receiver(engine=i, rank=r) for i, e in enumerate(plan.engines) for r in range(len(e.locations))]
     return Report(
@@ -115,15 +115,15 @@ def simulate(plan: Plan, links: Links = Links()) -> Report:
 
 def _by_round(plan: Plan, receiver: Receiver) -> dict[int, Counter[int]]:
     counts = Counter(
-        (span.round, t.cut, ITEMSIZE[t.wire], span.start, span.stop, t.shares)
+        (chunks.round, t.split, ITEMSIZE[t.wire], chunks.start, chunks.stop, t.chunks)
         for t in plan.transfers[receiver]
-        for span in t.spans
+        for chunks in t.schedule
     )
     rounds: dict[int, Counter[int]] = {}
-    for (number, cut, itemsize, start, stop, shares), times in counts.items():
+    for (number, split, itemsize, start, stop, count), times in counts.items():
         flow = rounds.setdefault(number, Counter())
-        for source in cut.by_source:
-            flow[source] += times * cut.bytes_from(source, itemsize, start, stop, shares)
+        for source in split.by_source:
+            flow[source] += times * split.bytes_from(source, itemsize, start, stop, count)
     return rounds
 
 
@@ -142,7 +142,7 @@ def _time(step: Step, links: Links) -> float:
 
 
 def _model_bytes(plan: Plan) -> int:
-    wire = {t.part.source: ITEMSIZE[t.wire] for transfers in plan.transfers.values() for t in transfers}
+    wire = {t.region.source: ITEMSIZE[t.wire] for transfers in plan.transfers.values() for t in transfers}
     return sum(shard.box.volume * wire.get(s.name, 0) for s in plan.sources.values() for shard in s.shards)
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.bridge.plan.boxes import Box, chunk, largest_share, share, tiling_problem
+from launcher.bridge.plan.boxes import Box, chunk, largest_chunk, take_chunks, tiling_problem
 
 shapes = st.lists(st.integers(1, 7), min_size=0, max_size=3).map(tuple)
 
@@ -61,11 +61,11 @@ def test_a_pinwheel_which_no_cut_divides_tiles() -> None:
 
 
 @given(shapes.filter(len), st.integers(1, 9), st.lists(st.integers(0, 9)))
-def test_shares_partition_a_box(shape: tuple[int, ...], parts: int, cuts: list[int]) -> None:
+def test_chunks_partition_a_box(shape: tuple[int, ...], parts: int, cuts: list[int]) -> None:
     box = Box.full(shape)
     edges = sorted({0, parts, *(min(c, parts) for c in cuts)})
-    assert tiling_problem(box, [share(box, a, b, parts) for a, b in pairwise(edges)]) is None
-    assert max(share(box, i, i + 1, parts).volume for i in range(parts)) <= largest_share(box, parts)
+    assert tiling_problem(box, [take_chunks(box, a, b, parts) for a, b in pairwise(edges)]) is None
+    assert max(take_chunks(box, i, i + 1, parts).volume for i in range(parts)) <= largest_chunk(box, parts)
 
 
 @given(partitions())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from launcher.bridge.codec.pack import pack, unpack
 from launcher.bridge.plan import Box, Engine, Location, Plan, Receiver, Sharding, Slice, TensorSpec, place, reshard
-from launcher.bridge.plan.requirements import WHOLE, Parameter, Part, dense_chunk, local_experts, stacked_experts
+from launcher.bridge.plan.requirements import WHOLE, Parameter, Region, dense_chunk, local_experts, stacked_experts
 from launcher.bridge.plan.sharding import fsdp, fsdp_tp, hsdp, replicated, tensor_parallel
 from launcher.common.errors import BridgeError
 from launcher.testing.bench.models import Model
@@ -245,9 +245,9 @@ def test_experts_that_the_trainer_keeps_stacked(sharding: Sharding, rank: int) -
 
 def test_a_parameter_stored_transposed() -> None:
     spec = TensorSpec(name="w", shape=(5, 7))
-    part = Part(source="w", box=Box.full((5, 7)), target=Box((0, 2, 0), (7, 3, 5)), axes=(1, 0))
+    region = Region(source="w", box=Box.full((5, 7)), target=Box((0, 2, 0), (7, 3, 5)), axes=(1, 0))
     parameter = Parameter(
-        name="p", shape=(7, 3, 5), dtype="bfloat16", parts=(part,), padding=(Box((0, 0, 0), (7, 2, 5)),)
+        name="p", shape=(7, 3, 5), dtype="bfloat16", regions=(region,), padding=(Box((0, 0, 0), (7, 2, 5)),)
     )
     state = weights((spec,))
     assert same_bytes(execute(one(parameter, [spec], fsdp(2)), state)[ONE]["p"][:, 2], state["w"].T)

@@ -26,7 +26,7 @@ def timed_plan(name: str, engines: str, sharding: str = "fsdp", trainers: int = 
     proven = time.perf_counter()
     assert len(plan.digest) == 64
     digested = time.perf_counter()
-    segments = sum(len(t.cut.pieces) for transfers in plan.transfers.values() for t in transfers)
+    segments = sum(len(t.split.boxes) for transfers in plan.transfers.values() for t in transfers)
     what = f"{name} {trainers} {sharding} -> {engines}: {segments} segments, {plan.rounds} rounds"
     times = (planned - started, proven - planned, digested - proven)
     print(what + "; needs and plan {:.2f} s, proof {:.2f} s, digest {:.2f} s".format(*times))

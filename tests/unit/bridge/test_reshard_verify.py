@@ -14,10 +14,10 @@ from launcher.bridge.plan import (
     Engine,
     Location,
     Plan,
+    PlannedTransfer,
     Receiver,
     Sharding,
     Slice,
-    Transfer,
     fingerprints,
     first_difference,
     place,
@@ -27,7 +27,7 @@ from launcher.bridge.plan.boxes import Box
 from launcher.bridge.plan.plan_digest import FRAME
 from launcher.bridge.plan.relay import Relays
 from launcher.bridge.plan.sharding import fsdp, hsdp
-from launcher.bridge.plan.split import Cut
+from launcher.bridge.plan.split import Split
 from launcher.common.errors import BridgeError
 from launcher.testing.bench.models import Model
 
@@ -55,7 +55,7 @@ PLAN = tiny_plan()
 VICTIMS = [(receiver, i) for receiver, transfers in PLAN.transfers.items() for i in range(len(transfers))]
 
 
-def with_transfer(receiver: Receiver, index: int, *transfers: Transfer) -> Plan:
+def with_transfer(receiver: Receiver, index: int, *transfers: PlannedTransfer) -> Plan:
     whole = PLAN.transfers[receiver]
     return replace(PLAN, transfers={**PLAN.transfers, receiver: (*whole[:index], *transfers, *whole[index + 1 :])})
 
@@ -63,67 +63,75 @@ def with_transfer(receiver: Receiver, index: int, *transfers: Transfer) -> Plan:
 def test_the_plan_itself_is_proven() -> None:
     PLAN.verify()
     tiny_plan(hsdp(2, 2)).verify()
-    assert any(len(t.spans) > 1 for transfers in PLAN.transfers.values() for t in transfers)
+    assert any(len(t.schedule) > 1 for transfers in PLAN.transfers.values() for t in transfers)
 
 
-def drop_piece(t: Transfer, data: st.DataObject) -> Transfer:
-    i = data.draw(st.integers(0, len(t.cut.pieces) - 1))
-    return replace(t, cut=Cut(pieces=_without(t.cut.pieces, i), sources=_without(t.cut.sources, i)))
+def drop_box(t: PlannedTransfer, data: st.DataObject) -> PlannedTransfer:
+    i = data.draw(st.integers(0, len(t.split.boxes) - 1))
+    return replace(t, split=Split(boxes=_without(t.split.boxes, i), sources=_without(t.split.sources, i)))
 
 
-def repeat_piece(t: Transfer, data: st.DataObject) -> Transfer:
-    i = data.draw(st.integers(0, len(t.cut.pieces) - 1))
-    return replace(t, cut=Cut(pieces=(*t.cut.pieces, t.cut.pieces[i]), sources=(*t.cut.sources, t.cut.sources[i])))
+def repeat_box(t: PlannedTransfer, data: st.DataObject) -> PlannedTransfer:
+    i = data.draw(st.integers(0, len(t.split.boxes) - 1))
+    return replace(
+        t, split=Split(boxes=(*t.split.boxes, t.split.boxes[i]), sources=(*t.split.sources, t.split.sources[i]))
+    )
 
 
-def resize_piece(t: Transfer, data: st.DataObject) -> Transfer:
-    i = data.draw(st.integers(0, len(t.cut.pieces) - 1))
-    piece = t.cut.pieces[i]
-    axis = data.draw(st.integers(0, len(piece.start) - 1))
+def resize_box(t: PlannedTransfer, data: st.DataObject) -> PlannedTransfer:
+    i = data.draw(st.integers(0, len(t.split.boxes) - 1))
+    box = t.split.boxes[i]
+    axis = data.draw(st.integers(0, len(box.start) - 1))
     a, b = data.draw(st.sampled_from([(-1, 0), (1, 0), (0, 1), (0, -1), (1, 1), (-1, -1)]))
-    changed = piece.narrow(axis, piece.start[axis] + a, piece.stop[axis] + b)
-    return replace(t, cut=Cut(pieces=(*t.cut.pieces[:i], changed, *t.cut.pieces[i + 1 :]), sources=t.cut.sources))
+    changed = box.narrow(axis, box.start[axis] + a, box.stop[axis] + b)
+    return replace(
+        t, split=Split(boxes=(*t.split.boxes[:i], changed, *t.split.boxes[i + 1 :]), sources=t.split.sources)
+    )
 
 
-def other_sender(t: Transfer, data: st.DataObject) -> Transfer:
-    i = data.draw(st.integers(0, len(t.cut.pieces) - 1))
-    other = (t.cut.sources[i] + data.draw(st.integers(1, 2))) % 3
-    return replace(t, cut=Cut(pieces=t.cut.pieces, sources=(*t.cut.sources[:i], other, *t.cut.sources[i + 1 :])))
+def other_sender(t: PlannedTransfer, data: st.DataObject) -> PlannedTransfer:
+    i = data.draw(st.integers(0, len(t.split.boxes) - 1))
+    other = (t.split.sources[i] + data.draw(st.integers(1, 2))) % 3
+    return replace(
+        t, split=Split(boxes=t.split.boxes, sources=(*t.split.sources[:i], other, *t.split.sources[i + 1 :]))
+    )
 
 
-def move_target(t: Transfer, data: st.DataObject) -> Transfer:
-    return replace(t, part=replace(t.part, target=_shifted(t.part.target, data)))
+def move_target(t: PlannedTransfer, data: st.DataObject) -> PlannedTransfer:
+    return replace(t, region=replace(t.region, target=_shifted(t.region.target, data)))
 
 
-def move_box(t: Transfer, data: st.DataObject) -> Transfer:
-    return replace(t, part=replace(t.part, box=_shifted(t.part.box, data)))
+def move_box(t: PlannedTransfer, data: st.DataObject) -> PlannedTransfer:
+    return replace(t, region=replace(t.region, box=_shifted(t.region.box, data)))
 
 
-def other_parameter(t: Transfer, data: st.DataObject) -> Transfer:
+def other_parameter(t: PlannedTransfer, data: st.DataObject) -> PlannedTransfer:
     return replace(t, parameter=t.parameter + "x")
 
 
-def lose_share(t: Transfer, data: st.DataObject) -> Transfer:
-    return replace(t, shares=t.shares + 1)
+def lose_chunk(t: PlannedTransfer, data: st.DataObject) -> PlannedTransfer:
+    return replace(t, chunks=t.chunks + 1)
 
 
-def lose_span(t: Transfer, data: st.DataObject) -> Transfer:
-    return replace(t, spans=t.spans[:-1] or (replace(t.spans[0], start=1, stop=1),))
+def lose_round(t: PlannedTransfer, data: st.DataObject) -> PlannedTransfer:
+    return replace(t, schedule=t.schedule[:-1] or (replace(t.schedule[0], start=1, stop=1),))
 
 
-def repeat_span(t: Transfer, data: st.DataObject) -> Transfer:
-    return replace(t, spans=(*t.spans, t.spans[-1]))
+def repeat_round(t: PlannedTransfer, data: st.DataObject) -> PlannedTransfer:
+    return replace(t, schedule=(*t.schedule, t.schedule[-1]))
 
 
-DAMAGE: list[Callable[[Transfer, st.DataObject], Transfer]] = [
-    drop_piece, repeat_piece, resize_piece, other_sender, move_target, move_box, other_parameter,
-    lose_share, lose_span, repeat_span,
+DAMAGE: list[Callable[[PlannedTransfer, st.DataObject], PlannedTransfer]] = [
+    drop_box, repeat_box, resize_box, other_sender, move_target, move_box, other_parameter,
+    lose_chunk, lose_round, repeat_round,
 ]  # fmt: skip
 
 
 @given(st.sampled_from(DAMAGE), st.sampled_from(VICTIMS), st.data())
 def test_every_damage_to_a_transfer_is_found(
-    damage: Callable[[Transfer, st.DataObject], Transfer], victim: tuple[Receiver, int], data: st.DataObject
+    damage: Callable[[PlannedTransfer, st.DataObject], PlannedTransfer],
+    victim: tuple[Receiver, int],
+    data: st.DataObject,
 ) -> None:
     receiver, index = victim
     damaged = with_transfer(receiver, index, damage(PLAN.transfers[receiver][index], data))
@@ -145,14 +153,14 @@ def test_an_engine_whose_own_parts_overlap_or_leave_a_hole_is_found() -> None:
     for change in (-1, 1):
         parameters = list(TINY.parameters(Slice(rank=0, size=1)))
         victim = next(i for i, p in enumerate(parameters) if "qkv" in p.name)
-        old = parameters[victim].parts[1]
+        old = parameters[victim].regions[1]
         moved = replace(
             old,
             box=old.box.narrow(0, 0, 7),
             target=old.target.narrow(0, old.target.start[0] + change, old.target.start[0] + change + 7),
         )
-        parts = (parameters[victim].parts[0], moved, *parameters[victim].parts[2:])
-        parameters[victim] = replace(parameters[victim], parts=parts)
+        regions = (parameters[victim].regions[0], moved, *parameters[victim].regions[2:])
+        parameters[victim] = replace(parameters[victim], regions=regions)
         engine = Engine(parameters=(tuple(parameters),), locations=(Location(node=3, gpu=0),))
         plan = reshard(place(TINY.tensors(), [(".*", fsdp(3))]), [engine], [Location(node=0, gpu=i) for i in range(3)])
         with pytest.raises(BridgeError, match=r"qkv_proj.*(overlap|written by nobody)"):
@@ -213,7 +221,7 @@ def test_equal_plans_agree_and_others_name_what_differs() -> None:
     assert first_difference(PLAN, one) == "lm_head.weight"
 
 
-def move_wire(transfer: Transfer) -> Transfer:
+def move_wire(transfer: PlannedTransfer) -> PlannedTransfer:
     return replace(transfer, wire="float16")
 
 

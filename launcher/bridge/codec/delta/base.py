@@ -60,5 +60,5 @@ def _types(plans: Iterable[Plan]) -> dict[str, torch.dtype]:
     for plan in plans:
         for transfers in plan.transfers.values():
             for transfer in transfers:
-                found.setdefault(transfer.part.source, set()).add(transfer.wire)
+                found.setdefault(transfer.region.source, set()).add(transfer.wire)
     return {name: getattr(torch, next(iter(wires))) for name, wires in found.items() if len(wires) == 1}

@@ -1,7 +1,7 @@
-"""A live engine that was updated through a binding answers like a fresh one, also where it packs its experts.
+"""A live engine that was updated through a weight map answers like a fresh one, also where it packs its experts.
 
 As a program, this module is one engine after another in one process: ``python -m
-tests.integration.engine.test_binding_live OUT
+tests.integration.engine.test_weightmap_live OUT
 CASE FOLDER``.
 """
 
@@ -34,7 +34,7 @@ ENVIRONMENT = {
 @pytest.mark.parametrize("case", ["qwen3-moe", "qwen2"])
 def test_an_updated_engine_answers_like_a_fresh_one(tmp_path: Path, case: str) -> None:
     out = tmp_path / "answers.json"
-    command = [sys.executable, "-m", "tests.integration.engine.test_binding_live", str(out), case, str(tmp_path)]
+    command = [sys.executable, "-m", "tests.integration.engine.test_weightmap_live", str(out), case, str(tmp_path)]
     finished = subprocess.run(
         command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=400, check=False
     )
@@ -51,11 +51,11 @@ def main(out: Path, name: str, folder: Path) -> None:
     from vllm.distributed import cleanup_dist_env_and_memory
 
     import launcher.bridge.vllm.worker  # noqa: F401  lets the process use the processor's matrix tiles
-    from launcher.bridge.vllm.weightmap import bind_worker, writer
-    from tests.integration.engine import binding_models
-    from tests.integration.engine.test_binding_vllm import CASES
+    from launcher.bridge.vllm.weightmap import build_worker_map, writer
+    from tests.integration.engine import weightmap_models
+    from tests.integration.engine.test_weightmap_vllm import CASES
 
-    modules = [binding_models.trainer(CASES[name], version) for version in (0, 1)]
+    modules = [weightmap_models.trainer(CASES[name], version) for version in (0, 1)]
     for version, module in enumerate(modules):
         with torch.no_grad():
             for parameter in module.parameters():
@@ -87,13 +87,13 @@ def main(out: Path, name: str, folder: Path) -> None:
     cleanup_dist_env_and_memory()
     engine = start(0)
     answers["old"] = ask(engine)
-    manifest, tensors = binding_models.tensors_of(CASES[name], modules[1], folder / "1")
+    manifest, tensors = weightmap_models.tensors_of(CASES[name], modules[1], folder / "1")
 
     def update(model: torch.nn.Module) -> None:
         config = engine.llm_engine.model_config
-        binding = bind_worker(model, manifest)
-        write = writer(model, config, binding)
-        binding_models.receive(binding, write.received, tensors)
+        weight_map = build_worker_map(model, manifest)
+        write = writer(model, config, weight_map)
+        weightmap_models.receive(weight_map, write.received, tensors)
         write.commit()
 
     engine.apply_model(update)

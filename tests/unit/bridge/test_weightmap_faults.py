@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.bridge.weightmap import Way, Writer, bind, needs, never_used
+from launcher.bridge.weightmap import LoadMethod, Writer, build_weight_map, requirements, unused_tensors
 from launcher.common.errors import BridgeError
-from tests.unit.bridge.test_binding_trace import Toy, manifest, receive, snapshot
+from tests.unit.bridge.test_weightmap_trace import Toy, manifest, receive, snapshot
 
 
 def plain(model: Toy, name: str, tensor: Tensor) -> None:
@@ -29,26 +29,26 @@ def branching(model: Toy, name: str, tensor: Tensor) -> None:
 
 
 @pytest.mark.parametrize("load", [doubled, branching], ids=["computes", "looks at values"])
-def test_an_unknown_operation_is_staged_through_the_loader(load: Any) -> None:
+def test_an_unknown_operation_is_reloaded_through_the_loader(load: Any) -> None:
     model = Toy(load, odd=(3, 2), plain=(4, 2))
     tensors = {"odd": torch.randn(3, 2), "plain": torch.randn(4, 2)}
     before = snapshot(model)
     # One module, so both; a loader that processes needs all of a module at once.
-    binding = bind(model.load_weights, model.live, manifest(**tensors))
+    weight_map = build_weight_map(model.load_weights, model.live, manifest(**tensors))
     assert snapshot(model)["odd"].equal(before["odd"])
-    assert binding.ways == {"odd": Way.STAGED, "plain": Way.STAGED}
-    assert "aten." in binding.parameters[0].reason and "odd" in binding.describe()
-    assert binding.staged == ("odd", "plain")
-    assert [p.name for p in needs(binding)] == ["@odd", "@plain"]
-    writer = Writer(binding, model.live, load=model.load_weights)
-    receive(binding, writer, tensors)
+    assert weight_map.methods == {"odd": LoadMethod.RELOADED, "plain": LoadMethod.RELOADED}
+    assert "aten." in weight_map.parameters[0].reason and "odd" in weight_map.describe()
+    assert weight_map.reloaded == ("odd", "plain")
+    assert [p.name for p in requirements(weight_map)] == ["@odd", "@plain"]
+    writer = Writer(weight_map, model.live, load=model.load_weights)
+    receive(weight_map, writer, tensors)
     writer.commit()
     written = snapshot(model)
     model.load_weights(tensors.items())
     assert all(written[name].equal(value) for name, value in snapshot(model).items())
 
 
-def test_only_the_module_in_question_is_staged() -> None:
+def test_only_the_module_in_question_is_reloaded() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -60,15 +60,16 @@ def test_only_the_module_in_question_is_staged() -> None:
 
     model = Two()
     live = dict(model.named_parameters())
-    binding = bind(model.load_weights, live, manifest(**live))
-    assert binding.ways == {"a.weight": "staged", "a.bias": "staged", "b.weight": "traced", "b.bias": "traced"}
-    assert binding.staged == ("a.weight", "a.bias")
+    weight_map = build_weight_map(model.load_weights, live, manifest(**live))
+    reloaded = dict.fromkeys(("a.weight", "a.bias"), "reloaded")
+    assert weight_map.methods == {**reloaded, "b.weight": "traced", "b.bias": "traced"}
+    assert weight_map.reloaded == ("a.weight", "a.bias")
 
 
 def test_a_name_that_the_engine_does_not_know() -> None:
     model = Toy(plain, w=(3, 2))
     with pytest.raises(BridgeError, match=r"`extra` \(1,\) does not go: the engine's loader says: 'extra'.*HINT"):
-        bind(model.load_weights, model.live, manifest(w=torch.empty(3, 2), extra=torch.empty(1)))
+        build_weight_map(model.load_weights, model.live, manifest(w=torch.empty(3, 2), extra=torch.empty(1)))
 
 
 def test_a_name_that_the_loader_drops_in_silence() -> None:
@@ -78,17 +79,17 @@ def test_a_name_that_the_loader_drops_in_silence() -> None:
 
     model = Toy(load, w=(3, 2))
     entries = manifest(w=torch.empty(3, 2), bias=torch.empty(3))
-    bindings = [bind(model.load_weights, model.live, entries)] * 2
-    assert bindings[0].unused == ("bias",) and never_used(bindings) == ("bias",)
+    weight_maps = [build_weight_map(model.load_weights, model.live, entries)] * 2
+    assert weight_maps[0].unused == ("bias",) and unused_tensors(weight_maps) == ("bias",)
 
 
 @pytest.mark.seed("D7")
 def test_a_parameter_that_the_trainer_does_not_have() -> None:
     model = Toy(plain, w=(3, 2), norm=(2,))
     with pytest.raises(BridgeError, match=r"`norm` \(2,\): no element is written by a tensor of the trainer.*HINT"):
-        bind(model.load_weights, model.live, manifest(w=torch.empty(3, 2)))
-    binding = bind(model.load_weights, model.live, manifest(w=torch.empty(3, 2)), kept=["norm"])
-    assert binding.ways["norm"] is Way.KEPT
+        build_weight_map(model.load_weights, model.live, manifest(w=torch.empty(3, 2)))
+    weight_map = build_weight_map(model.load_weights, model.live, manifest(w=torch.empty(3, 2)), optional=["norm"])
+    assert weight_map.methods["norm"] is LoadMethod.UNCHANGED
 
 
 @pytest.mark.seed("D9")
@@ -98,13 +99,13 @@ def test_a_missing_part_of_a_fused_parameter() -> None:
 
     model = Toy(load, qkv=(6, 3))
     with pytest.raises(BridgeError, match=r"`qkv` \(6, 3\): elements \[4:6, 0:3\] are written by no .*only `k`, `q`"):
-        bind(model.load_weights, model.live, manifest(q=torch.empty(2, 3), k=torch.empty(2, 3)))
+        build_weight_map(model.load_weights, model.live, manifest(q=torch.empty(2, 3), k=torch.empty(2, 3)))
 
 
 def test_a_shape_that_does_not_fit() -> None:
     model = Toy(plain, w=(3, 2))
     with pytest.raises(BridgeError, match=r"`w` \(3, 4\) does not go into `w` \(3, 2\)"):
-        bind(model.load_weights, model.live, manifest(w=torch.empty(3, 4)))
+        build_weight_map(model.load_weights, model.live, manifest(w=torch.empty(3, 4)))
 
 
 def test_a_part_that_is_written_twice() -> None:
@@ -112,8 +113,10 @@ def test_a_part_that_is_written_twice() -> None:
         model.w.data.narrow(0, 0 if name == "a" else 1, 2).copy_(tensor)
 
     model = Toy(load, w=(3, 2))
-    bound = bind(model.load_weights, model.live, manifest(a=torch.empty(2, 2), b=torch.empty(2, 2))).parameters[0]
-    assert bound.way is Way.STAGED and "overlap" in bound.reason
+    bound = build_weight_map(
+        model.load_weights, model.live, manifest(a=torch.empty(2, 2), b=torch.empty(2, 2))
+    ).parameters[0]
+    assert bound.method is LoadMethod.RELOADED and "overlap" in bound.reason
 
 
 def test_a_loader_that_replaces_storage_is_refused() -> None:
@@ -122,7 +125,7 @@ def test_a_loader_that_replaces_storage_is_refused() -> None:
 
     model = Toy(load, w=(3, 2))
     with pytest.raises(BridgeError, match="replaces the storage of `w`"):
-        bind(model.load_weights, model.live, manifest(w=torch.empty(3, 2)))
+        build_weight_map(model.load_weights, model.live, manifest(w=torch.empty(3, 2)))
 
 
 HEADS, KV_HEADS, HEAD, HIDDEN = 4, 2, 6, 5
@@ -160,9 +163,9 @@ def test_a_loader_that_fuses_permutes_and_splits_is_followed(kind: str, size: in
             model.qkv.data[starts[name] : starts[name] + len(part)].copy_(part)
 
         model = Toy(load, qkv=tuple(expected.shape))
-        binding = bind(model.load_weights, model.live, manifest(**tensors))
-        assert set(binding.ways.values()) == {Way.TRACED}
-        writer = Writer(binding, model.live)
-        receive(binding, writer, tensors)
+        weight_map = build_weight_map(model.load_weights, model.live, manifest(**tensors))
+        assert set(weight_map.methods.values()) == {LoadMethod.TRACED}
+        writer = Writer(weight_map, model.live)
+        receive(weight_map, writer, tensors)
         writer.commit()
         assert torch.equal(model.qkv, expected)

@@ -11,19 +11,19 @@ from torch import Tensor
 from launcher.bridge.plan.boxes import describe
 from launcher.bridge.protocol import Manifest
 from launcher.bridge.weightmap.coverage import Coverage, cover
-from launcher.bridge.weightmap.model import Binding, Bound, Way
+from launcher.bridge.weightmap.model import BoundParameter, LoadMethod, WeightMap
 from launcher.bridge.weightmap.names import Views, checkpoint_views
 from launcher.bridge.weightmap.record import Loader, Record
 from launcher.bridge.weightmap.storages import Sources, Targets
-from launcher.bridge.weightmap.strided import Layout
+from launcher.bridge.weightmap.strided import StridedLayout
 from launcher.bridge.weightmap.trace import Trace, trace
 from launcher.common.errors import BridgeError
 
-KEPT = (r".*\.(k|v|q|prob)_scale",)
+OPTIONAL = (r".*\.(k|v|q|prob)_scale",)
 """Parameters that checkpoints rarely have: an engine's own defaults for them are right."""
 
 
-def bind(
+def build_weight_map(
     load: Loader,
     live: Mapping[str, Tensor],
     manifest: Manifest,
@@ -31,8 +31,8 @@ def bind(
     views: Views | None = None,
     processed: Mapping[str, str] | None = None,
     packed: Mapping[str, str] | None = None,
-    kept: Sequence[str] = KEPT,
-) -> Binding:
+    optional: Sequence[str] = OPTIONAL,
+) -> WeightMap:
     """How the trainer's tensors fill one worker's parameters. Nothing is written, and no memory is taken.
 
     Args:
@@ -41,7 +41,7 @@ def bind(
         manifest: The trainer's tensors.
         views: From the trainer's names to the checkpoint's; by default the usual ones.
         processed: Parameters that the engine does not keep as its loader wrote them, with the reason. They can only be
-            staged.
+            reloaded.
         packed: Parameters that are so, but by a packing of the same shape that the worker can repeat, with its name.
         kept: Regular expressions of the parameters that need no tensor of the trainer.
 
@@ -50,13 +50,13 @@ def bind(
     """
     targets, sources = Targets.of(live), Sources(manifest)
     seen = trace(load, sources, targets, views or checkpoint_views(manifest))
-    binder = _Binder(
-        targets=targets, sources=sources, seen=seen, processed=processed or {}, packed=packed or {}, kept=kept
+    builder = _Builder(
+        targets=targets, sources=sources, seen=seen, processed=processed or {}, packed=packed or {}, optional=optional
     )
-    return binder.finish(manifest)
+    return builder.finish(manifest)
 
 
-class _Binder:
+class _Builder:
     def __init__(
         self,
         *,
@@ -65,13 +65,13 @@ class _Binder:
         seen: Trace,
         processed: Mapping[str, str],
         packed: Mapping[str, str],
-        kept: Sequence[str],
+        optional: Sequence[str],
     ) -> None:
         self.targets, self.sources, self.seen = targets, sources, seen
         self._processed = processed
-        self._kept = [re.compile(pattern) for pattern in kept]
+        self._optional = [re.compile(pattern) for pattern in optional]
         self._covered: dict[str, Coverage] = {}
-        self._ways: dict[str, tuple[Way, str]] = {}
+        self._methods: dict[str, tuple[LoadMethod, str]] = {}
         for name, target in targets.by_name.items():
             record = seen.records.get(name)
             if record is None and not isinstance(target.tensor, torch.nn.Parameter):
@@ -81,44 +81,44 @@ class _Binder:
             reason = processed.get(name) or (record.unknown if record else "") or coverage.problem
             if not reason and coverage.missing and (near := self._interrupted_near(name)):
                 reason = seen.interrupted[near[0]]
-            self._ways[name] = (Way.STAGED, reason) if reason else _followed(packed.get(name, ""))
+            self._methods[name] = (LoadMethod.RELOADED, reason) if reason else _followed(packed.get(name, ""))
 
-    def finish(self, manifest: Manifest) -> Binding:
-        """The binding, with whole modules staged: a loader that processes needs all of a module's tensors at once."""
-        modules = {_module(name): name for name, (way, _) in self._ways.items() if way is Way.STAGED}
-        staged: set[str] = set()
+    def finish(self, manifest: Manifest) -> WeightMap:
+        """The weight map, with whole modules reloaded: a loader that processes needs all of its tensors."""
+        modules = {_module(name): name for name, (method, _) in self._methods.items() if method is LoadMethod.RELOADED}
+        reloaded: set[str] = set()
         parameters = []
-        for name, (way, reason) in self._ways.items():
-            beside = modules.get(_module(name))
-            if beside is None or (way is not Way.STAGED and name not in self.seen.records):
-                parameters.append(self._bound(name, way, reason))
+        for name, (method, reason) in self._methods.items():
+            reloaded_with = modules.get(_module(name))
+            if reloaded_with is None or (method is not LoadMethod.RELOADED and name not in self.seen.records):
+                parameters.append(self._bound(name, method, reason))
                 continue
             feeding = self._feeding(name)
-            staged |= {self._owner(source) for source in feeding}
-            why = reason if way is Way.STAGED else f"its module is loaded as a whole, for `{beside}`"
-            parameters.append(self._bound(name, Way.STAGED if feeding else Way.KEPT, why))
-        used = staged | {copy.source_name for bound in parameters for copy in bound.copies}
-        return Binding(
+            reloaded |= {self._owner(source) for source in feeding}
+            why = reason if method is LoadMethod.RELOADED else f"its module is loaded as a whole, for `{reloaded_with}`"
+            parameters.append(self._bound(name, LoadMethod.RELOADED if feeding else LoadMethod.UNCHANGED, why))
+        used = reloaded | {copy.source_name for bound in parameters for copy in bound.copies}
+        return WeightMap(
             manifest=manifest,
             parameters=tuple(parameters),
-            staged=tuple(entry.name for entry in manifest if entry.name in staged),
+            reloaded=tuple(entry.name for entry in manifest if entry.name in reloaded),
             unused=tuple(entry.name for entry in manifest if entry.name not in used),
         )
 
-    def _bound(self, name: str, way: Way, reason: str) -> Bound:
+    def _bound(self, name: str, method: LoadMethod, reason: str) -> BoundParameter:
         tensor, coverage = self.targets.by_name[name].tensor, self._covered[name]
-        copied = way in (Way.TRACED, Way.PACKED)
+        copied = method in (LoadMethod.TRACED, LoadMethod.PACKED)
         if copied and coverage.missing:
-            if not self._is_kept(name):
+            if not self._is_optional(name):
                 raise BridgeError(self._missing(name, coverage))
             if not coverage.copies:
-                way, reason, copied = Way.KEPT, "the trainer has no tensor for it", False
-        return Bound(
+                method, reason, copied = LoadMethod.UNCHANGED, "the trainer has no tensor for it", False
+        return BoundParameter(
             name=name,
             shape=tuple(tensor.shape),
             strides=tuple(tensor.stride()),
             dtype=str(tensor.dtype).removeprefix("torch."),
-            way=way,
+            method=method,
             reason=reason,
             copies=coverage.copies if copied else (),
             padding=(*coverage.padding, *coverage.missing) if copied else (),
@@ -128,16 +128,16 @@ class _Binder:
     def _feeding(self, name: str) -> set[str]:
         record = self.seen.records.get(name)
         feeding = (record.sources if record else set()) | set(self._interrupted_near(name))
-        if not feeding and not self._is_kept(name):
+        if not feeding and not self._is_optional(name):
             raise BridgeError(self._missing(name, self._covered[name]))
         return feeding
 
     def _cover(self, name: str, record: Record) -> Coverage:
         tensor = self.targets.by_name[name].tensor
-        return cover(Layout(tuple(tensor.shape), tuple(tensor.stride())), record.events)
+        return cover(StridedLayout(tuple(tensor.shape), tuple(tensor.stride())), record.events)
 
-    def _is_kept(self, name: str) -> bool:
-        return any(pattern.fullmatch(name) for pattern in self._kept)
+    def _is_optional(self, name: str) -> bool:
+        return any(pattern.fullmatch(name) for pattern in self._optional)
 
     def _owner(self, source: str) -> str:
         return self.sources.entries[source].alias_of or source
@@ -158,8 +158,8 @@ class _Binder:
         )
 
 
-def _followed(packing: str) -> tuple[Way, str]:
-    return (Way.PACKED, packing) if packing else (Way.TRACED, "")
+def _followed(packing: str) -> tuple[LoadMethod, str]:
+    return (LoadMethod.PACKED, packing) if packing else (LoadMethod.TRACED, "")
 
 
 def _module(name: str) -> str:

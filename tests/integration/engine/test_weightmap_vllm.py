@@ -1,7 +1,7 @@
-"""A version written through a binding is byte for byte what vLLM's own loader makes of the same checkpoint.
+"""A version written through a weight map is byte for byte what vLLM's own loader makes of the same checkpoint.
 
 The models are real vLLM models in real tensor-parallel groups, built without a server around them. As a program, this
-module is one rank: ``python -m tests.integration.engine.test_binding_vllm FOLDER RANK WORLD_SIZE PORT``.
+module is one rank: ``python -m tests.integration.engine.test_weightmap_vllm FOLDER RANK WORLD_SIZE PORT``.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    command = [sys.executable, "-m", "tests.integration.engine.test_binding_vllm", str(folder)]
+    command = [sys.executable, "-m", "tests.integration.engine.test_weightmap_vllm", str(folder)]
     ranks = [
         subprocess.Popen(
             [*command, str(rank), str(request.param), str(port)],
             cwd=ROOT,
             # The identifier names the group's shared memory; vLLM's own launcher would set it.
-            env=environment | {"OMP_NUM_THREADS": "1", "VLLM_DIST_IDENT": f"binding-{port}"},
+            env=environment | {"OMP_NUM_THREADS": "1", "VLLM_DIST_IDENT": f"weightmap-{port}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -94,7 +94,7 @@ def test_replayed_bytes_equal_loaded_bytes(results: list[dict[str, Any]], name: 
         assert found["changed_by_tracing"] == []
         assert found["different_before"], "the versions must differ for this test to say anything"
         assert found["different"] == {"writer": [], "in place": [], "apply": []}
-        assert found["ways"] == ["traced"]
+        assert found["methods"] == ["traced"]
     assert results[-1][name]["padded"], "a vocabulary of 100 is padded on the last rank"
 
 
@@ -104,15 +104,15 @@ def test_processed_engines_equal_freshly_processed_ones(results: list[dict[str, 
     """As they serve: on some processors vLLM keeps experts in a packed layout of its own."""
     for rank in results:
         assert rank[name]["different_processed"] == []
-        assert set(rank[name]["ways_processed"]) <= ({"traced", "packed"} if "moe" in name else {"traced"})
+        assert set(rank[name]["methods_processed"]) <= ({"traced", "packed"} if "moe" in name else {"traced"})
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.tied])
 def test_staging_whole_modules_gives_the_same_bytes(results: list[dict[str, Any]], name: str) -> None:
     for rank in results:
-        assert rank[name]["ways_staged"] == ["staged", "traced"]
-        assert rank[name]["different_staged"] == []
+        assert rank[name]["methods_reloaded"] == ["reloaded", "traced"]
+        assert rank[name]["different_reloaded"] == []
 
 
 def main(folder: Path, rank: int, size: int, port: int) -> None:
@@ -120,7 +120,7 @@ def main(folder: Path, rank: int, size: int, port: int) -> None:
     from vllm.config import set_current_vllm_config
     from vllm.distributed import init_distributed_environment, initialize_model_parallel
 
-    from tests.integration.engine import binding_models
+    from tests.integration.engine import weightmap_models
 
     found: dict[str, Any] = {}
     # The first model decides which groups there are: only one with experts makes the expert-parallel one.
@@ -129,17 +129,17 @@ def main(folder: Path, rank: int, size: int, port: int) -> None:
     modules = {}
     for name, case in cases:
         for version in (0, 1):
-            modules[name] = binding_models.trainer(case, version)
+            modules[name] = weightmap_models.trainer(case, version)
             modules[name].save_pretrained(folder / f"{name}-{rank}-{version}")
     for name, case in cases:
         begin = time.monotonic()
         paths = [folder / f"{name}-{rank}-{version}" for version in (0, 1)]
-        config = binding_models.engine_config(paths[0], size)
+        config = weightmap_models.engine_config(paths[0], size)
         with set_current_vllm_config(config):
             if not found:
                 init_distributed_environment(size, rank, f"tcp://127.0.0.1:{port}", rank, "gloo")
                 initialize_model_parallel(size)
-            found[name] = binding_models.compare(case, config, paths, modules[name])
+            found[name] = weightmap_models.compare(case, config, paths, modules[name])
         found[name]["seconds"] = time.monotonic() - begin
     (folder / f"{rank}.json").write_text(json.dumps(found))
 

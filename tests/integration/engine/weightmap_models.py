@@ -19,18 +19,18 @@ from launcher.bridge.plan import Engine, Location, Receiver, TensorSpec, place, 
 from launcher.bridge.plan.sharding import fsdp
 from launcher.bridge.protocol import Manifest, TensorEntry
 from launcher.bridge.settings import Mode
-from launcher.bridge.vllm.weightmap import bind_worker, live_tensors, loader, writer
-from launcher.bridge.weightmap import Binding, Way, Writer, bind, needs
+from launcher.bridge.vllm.weightmap import build_worker_map, live_tensors, loader, writer
+from launcher.bridge.weightmap import LoadMethod, WeightMap, Writer, build_weight_map, requirements
 
 if TYPE_CHECKING:
-    from tests.integration.engine.test_binding_vllm import Case
+    from tests.integration.engine.test_weightmap_vllm import Case
 
 TRAINERS = 3
 
 
 def trainer(case: Case, seed: int) -> Any:
     """The trainer's module; norms and biases are random, too, so that mixing them up shows."""
-    from tests.integration.engine.test_binding_vllm import SIZES
+    from tests.integration.engine.test_weightmap_vllm import SIZES
 
     config = AutoConfig.for_model(case.architecture, **{**SIZES, **case.sizes}, tie_word_embeddings=case.tied)
     module = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, case.dtype))
@@ -86,11 +86,11 @@ def tensors_of(case: Case, module: nn.Module, path: Path) -> tuple[Manifest, dic
     return tuple(entries), held
 
 
-def receive(binding: Binding, received: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+def receive(weight_map: WeightMap, received: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
     """Three FSDP ranks send this worker what it needs, over a reshard plan."""
-    specs = [TensorSpec(name=e.name, shape=e.shape, dtype=e.dtype) for e in binding.owners().values()]
+    specs = [TensorSpec(name=e.name, shape=e.shape, dtype=e.dtype) for e in weight_map.owners().values()]
     at = Location(node=0, gpu=0)
-    engine = Engine(parameters=(needs(binding),), locations=(at,))
+    engine = Engine(parameters=(requirements(weight_map),), locations=(at,))
     plan = reshard(place(specs, [(".*", fsdp(TRAINERS))]), [engine], [at] * TRAINERS)
     plan.verify()
     for message in plan.incoming(Receiver(engine=0, rank=0)):
@@ -112,23 +112,23 @@ def compare(case: Case, config: Any, paths: list[Path], module: nn.Module) -> di
     model = engine_model(config, paths[0])
     before = snapshot(model)
     load: Any = model.load_weights
-    binding = bind(load, live_tensors(model), manifest)
+    weight_map = build_weight_map(load, live_tensors(model), manifest)
     found: dict[str, Any] = {
         "changed_by_tracing": different(snapshot(model), before),
         "different_before": different(before, expected),
-        "ways": sorted(set(binding.ways.values())),
-        "padded": [bound.name for bound in binding.parameters if bound.padding],
-        "unused": list(binding.unused),
-        "copies": len(binding.copies),
+        "methods": sorted(set(weight_map.methods.values())),
+        "padded": [bound.name for bound in weight_map.parameters if bound.padding],
+        "unused": list(weight_map.unused),
+        "copies": len(weight_map.copies),
         "different": {},
     }
     for in_place in (False, True):
         model = engine_model(config, paths[0])
-        write = Writer(binding, live_tensors(model), mode=Mode.INPLACE if in_place else Mode.SHADOW)
-        receive(binding, write.received, tensors)
+        write = Writer(weight_map, live_tensors(model), mode=Mode.INPLACE if in_place else Mode.SHADOW)
+        receive(weight_map, write.received, tensors)
         write.commit()
         found["different"]["in place" if in_place else "writer"] = different(snapshot(model), expected)
-    found |= compare_staged(config, paths, manifest, tensors, expected)
+    found |= compare_reloaded(config, paths, manifest, tensors, expected)
     return found | compare_processed(config, paths, manifest, tensors)
 
 
@@ -136,17 +136,17 @@ def compare_processed(config: Any, paths: list[Path], manifest: Manifest, tensor
     """The same on models as they serve, through the worker's own adapter."""
     expected = snapshot(engine_model(config, paths[1], processed=True))
     model = engine_model(config, paths[0], processed=True)
-    binding = bind_worker(model, manifest)
-    write = writer(model, config.model_config, binding)
-    receive(binding, write.received, tensors)
+    weight_map = build_worker_map(model, manifest)
+    write = writer(model, config.model_config, weight_map)
+    receive(weight_map, write.received, tensors)
     write.commit()
     return {
         "different_processed": different(snapshot(model), expected),
-        "ways_processed": sorted(set(binding.ways.values())),
+        "methods_processed": sorted(set(weight_map.methods.values())),
     }
 
 
-def compare_staged(
+def compare_reloaded(
     config: Any, paths: list[Path], manifest: Manifest, tensors: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> dict[str, Any]:
     """With the attention of one layer declared to be kept in another form: those modules go through vLLM's reload."""
@@ -154,15 +154,15 @@ def compare_staged(
     live = live_tensors(model)
     reasons = {name: "as if it were" for name in live if ".layers.0.self_attn.qkv_proj." in name}
     load: Any = model.load_weights
-    binding = bind(load, live, manifest, processed=reasons)
-    assert {name for name, way in binding.ways.items() if way is Way.STAGED} == set(reasons)
-    reload = loader(model, config.model_config, binding, layerwise=True)
-    write = Writer(binding, live, load=reload)
-    receive(binding, write.received, tensors)
+    weight_map = build_weight_map(load, live, manifest, processed=reasons)
+    assert {name for name, method in weight_map.methods.items() if method is LoadMethod.RELOADED} == set(reasons)
+    reload = loader(model, config.model_config, weight_map, layerwise=True)
+    write = Writer(weight_map, live, load=reload)
+    receive(weight_map, write.received, tensors)
     write.commit()
     return {
-        "ways_staged": sorted(set(binding.ways.values())),
-        "different_staged": different(snapshot(model), expected),
+        "methods_reloaded": sorted(set(weight_map.methods.values())),
+        "different_reloaded": different(snapshot(model), expected),
     }
 
 

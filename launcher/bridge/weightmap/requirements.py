@@ -1,14 +1,14 @@
-"""A binding in the terms of the reshard plan: what this worker needs, and in which tensors it wants to receive it."""
+"""A weight map in the terms of the reshard plan: what a worker requires, and in which tensors it receives it."""
 
 from __future__ import annotations
 
-from launcher.bridge.plan import Box, Parameter, Part
+from launcher.bridge.plan import Box, Parameter, Region
 from launcher.bridge.weightmap.coverage import target_box
-from launcher.bridge.weightmap.model import Binding, Bound, Copy, Way
-from launcher.bridge.weightmap.strided import Dim, Layout, locate
+from launcher.bridge.weightmap.model import BoundParameter, CopyOp, LoadMethod, WeightMap
+from launcher.bridge.weightmap.strided import Dim, StridedLayout, locate
 
 
-def needs(binding: Binding) -> tuple[Parameter, ...]:
+def requirements(weight_map: WeightMap) -> tuple[Parameter, ...]:
     """What the worker receives, by the name of the tensor that receives it.
 
     A parameter that is filled by boxes is received in its own shape and under its own name. What is not (values are
@@ -16,55 +16,55 @@ def needs(binding: Binding) -> tuple[Parameter, ...]:
     put in place when the version is written.
     """
     found: list[Parameter] = []
-    for bound in binding.parameters:
-        parts = direct(bound)
-        if parts is not None:
+    for bound in weight_map.parameters:
+        boxes = regions(bound)
+        if boxes is not None:
             found.append(
-                Parameter(name=bound.name, shape=bound.shape, dtype=bound.dtype, parts=parts, padding=bound.padding)
+                Parameter(name=bound.name, shape=bound.shape, dtype=bound.dtype, regions=boxes, padding=bound.padding)
             )
         else:
-            found += [_aside(name, copy, bound) for name, copy in asides(bound)]
-    owners = binding.owners()
-    for name in binding.staged:
+            found += [_separate(name, copy, bound) for name, copy in separate_copies(bound)]
+    owners = weight_map.owners()
+    for name in weight_map.reloaded:
         entry = owners[name]
         whole = Box.full(entry.shape)
         found.append(
             Parameter(
-                name=staged_name(name),
+                name=reloaded_name(name),
                 shape=entry.shape,
                 dtype=entry.dtype,
-                parts=(Part(source=name, box=whole, target=whole),),
+                regions=(Region(source=name, box=whole, target=whole),),
             )
         )
     return tuple(found)
 
 
-def direct(bound: Bound) -> tuple[Part, ...] | None:
+def regions(bound: BoundParameter) -> tuple[Region, ...] | None:
     """The copies of a parameter as boxes on both sides; None when one of them is more than that."""
-    if bound.way not in (Way.TRACED, Way.PACKED):
+    if bound.method not in (LoadMethod.TRACED, LoadMethod.PACKED):
         return None
-    layout = Layout(bound.shape, bound.strides)
-    parts = [_part(copy, layout) for copy in bound.copies]
-    return tuple(part for part in parts if part is not None) if all(parts) else None
+    layout = StridedLayout(bound.shape, bound.strides)
+    found = [_region(copy, layout) for copy in bound.copies]
+    return tuple(region for region in found if region is not None) if all(found) else None
 
 
-def asides(bound: Bound) -> list[tuple[str, Copy]]:
-    """Names for what is received of a parameter that is not received directly; nothing for other ways than copies."""
+def separate_copies(bound: BoundParameter) -> list[tuple[str, CopyOp]]:
+    """Names for what is received of a parameter that is not received whole; nothing for other methods than copies."""
     return [(f"{bound.name}#{i}", copy) for i, copy in enumerate(bound.copies)]
 
 
-def staged_name(source: str) -> str:
+def reloaded_name(source: str) -> str:
     """The name under which a whole trainer tensor is received."""
     return f"@{source}"
 
 
-def _aside(name: str, copy: Copy, bound: Bound) -> Parameter:
+def _separate(name: str, copy: CopyOp, bound: BoundParameter) -> Parameter:
     box = copy.source_box
-    part = Part(source=copy.source_name, box=box, target=Box.full(box.shape))
-    return Parameter(name=name, shape=box.shape, dtype=bound.dtype, parts=(part,))
+    region = Region(source=copy.source_name, box=box, target=Box.full(box.shape))
+    return Parameter(name=name, shape=box.shape, dtype=bound.dtype, regions=(region,))
 
 
-def _part(copy: Copy, layout: Layout) -> Part | None:
+def _region(copy: CopyOp, layout: StridedLayout) -> Region | None:
     if copy.shape != copy.source_box.shape:
         return None
     target = target_box(copy, layout)
@@ -84,6 +84,6 @@ def _part(copy: Copy, layout: Layout) -> Part | None:
                 return None
             order.append(axis)
     if order == sorted(order):
-        return Part(source=copy.source_name, box=copy.source_box, target=target)
+        return Region(source=copy.source_name, box=copy.source_box, target=target)
     short = [axis for axis, dim in enumerate(dims) if dim.count == 1]
-    return Part(source=copy.source_name, box=copy.source_box, target=target, axes=(*order, *short))
+    return Region(source=copy.source_name, box=copy.source_box, target=target, axes=(*order, *short))
