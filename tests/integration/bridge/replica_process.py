@@ -125,7 +125,7 @@ class ReplicaProcess:
             self.workers.append(PlainWorker(model, rank, self))
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.build_weight_map(("127.0.0.1", command["port"]))
+        sock.bind(("127.0.0.1", command["port"]))
         sock.listen(64)
         middleware = BridgeMiddleware(_nothing)
 
