@@ -10,7 +10,7 @@ from launcher.bridge.plan.dtypes import ITEMSIZE
 from launcher.bridge.plan.sharding import shards_of
 from launcher.bridge.plan.split import aligned
 from launcher.bridge.protocol import TrainerSpec, WorkerSpec
-from launcher.bridge.weightmap import WeightMap, requirements, unused_tensors
+from launcher.bridge.weightmap import WeightMap, check_alike, requirements, unused_tensors
 from launcher.common.errors import BridgeError
 
 
@@ -22,9 +22,11 @@ def replica_plan(trainer: TrainerSpec, workers: Sequence[WorkerSpec]) -> Plan:
         workers: of the replica, in the order of their ranks.
 
     Raises:
-        BridgeError: a tensor of the trainer is used by no worker, or a requirement cannot be met.
+        BridgeError: a tensor of the trainer is used by no worker, workers would load one parameter in different ways,
+            or a requirement cannot be met.
     """
     weight_maps = [WeightMap.from_json(worker.weight_map) for worker in workers]
+    check_alike(weight_maps)
     missed = unused_tensors(weight_maps)
     if missed:
         raise BridgeError(f"{len(missed)} of the trainer's tensors are used by no worker, first: `{missed[0]}`.")

@@ -131,6 +131,8 @@ def _parse(vllm_arguments: list[str]) -> argparse.Namespace:
     if compat.is_cpu():
         from launcher.bridge.vllm.plain_linear import NAME
 
+        if any(word.partition("=")[0] in ("-q", "--quantization") for word in vllm_arguments):
+            refuse(f"on a CPU an engine can only be updated with `--quantization {NAME}`, which is set already")
         vllm_arguments = [*vllm_arguments, "--quantization", NAME]
     return compat.parse_arguments(vllm_arguments, refuse)
 

@@ -13,12 +13,14 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from typing import Any
 
 from launcher.bridge.engine.state_machine import Refused
 from launcher.bridge.engine.version_spans import RunningRequest
+from launcher.bridge.vllm.options import refusal
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +92,22 @@ class VllmEngine:
         """Decodes again."""
         await self._client.resume_generation()
 
+    def refusal(self) -> str | None:
+        """Why nothing can be published to this engine, if so."""
+        return refusal(getattr(self._client, "vllm_config", None))
+
     async def reset_prefix_cache(self) -> None:
-        """Drops the prefix cache and preempts running requests."""
-        await self._client.reset_prefix_cache(reset_running_requests=True)
+        """Drops keys and values, also those outside of the engine, and what encoders made of images and sounds;
+        preempts running requests.
+
+        Raises:
+            Refused: something of the old weights is left.
+        """
+        dropped = await self._client.reset_prefix_cache(reset_running_requests=True, reset_connector=True)
+        if dropped is False:
+            raise Refused(500, "the engine has not dropped all keys and values of the old weights")
+        if hasattr(self._client, "reset_encoder_cache"):
+            await self._client.reset_encoder_cache()
 
     async def set_version(self, version: int) -> None:
         """From 0.32 on vLLM labels the tokens of its own token-in-token-out answers."""
@@ -245,6 +260,69 @@ def expert_packer(experts: Any) -> Callable[[Any], Any]:
 def expert_backend(method: Any) -> str:
     """vLLM's name of the kernel of an unquantized layer of experts."""
     return str(getattr(getattr(method, "unquantized_backend", None), "value", "unknown"))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedConvolution:
+    """A convolution whose weight vLLM has packed for this processor, beside the weight as it was loaded."""
+
+    name: str
+    module: Any
+    mirrors: tuple[Any, ...]
+    """More tensors with the weight as it was loaded, which a mixer took from it before it was packed."""
+
+    @property
+    def loaded(self) -> Any:
+        """The weight as the loader wrote it: ``(channels, 1, width)``."""
+        return self.module._cpu_unpacked_conv_weight.unsqueeze(1)
+
+    def renew(self) -> None:
+        """Packs the loaded weight again, into the memory that the kernel reads."""
+        from vllm import _custom_ops as ops
+
+        unpacked = self.module._cpu_unpacked_conv_weight
+        self.module.weight.data.copy_(ops.causal_conv1d_weight_pack(unpacked))
+        for mirror in self.mirrors:
+            mirror.copy_(unpacked.view(mirror.shape))
+
+
+def packed_convolutions(model: Any) -> list[PackedConvolution]:
+    """On a CPU, the convolutions that vLLM packs."""
+    found = []
+    for prefix, module in model.named_modules():
+        for name, child in module.named_children():
+            if getattr(child, "_cpu_unpacked_conv_weight", None) is not None:
+                mirror = getattr(module, "conv_weights", None)
+                path = f"{prefix}.{name}.weight".lstrip(".")
+                found.append(PackedConvolution(path, child, () if mirror is None else (mirror,)))
+    return found
+
+
+def is_processed_attention(module: Any) -> bool:
+    """Whether vLLM lets an attention layer compute something from its weights after all layers are loaded."""
+    return hasattr(module, "impl") and callable(getattr(module, "process_weights_after_loading", None))
+
+
+def keep_linear_weights() -> None:
+    """On a CPU, has linear layers that are built without a quantization method compute from their parameter, too.
+
+    vLLM asks this one function for the kernel of each layer; it packs the weight and drops the parameter.
+    """
+    import torch
+    from vllm.model_executor.layers import utils
+
+    original = utils.dispatch_cpu_unquantized_gemm
+    if getattr(original, "keeps_weights", False):
+        return
+
+    def dispatch(layer: Any, remove_weight: bool) -> None:
+        if layer.weight.dim() == 2:
+            layer.cpu_linear = torch.nn.functional.linear
+        else:
+            original(layer, remove_weight)
+
+    dispatch.keeps_weights = True  # type: ignore[attr-defined]
+    utils.dispatch_cpu_unquantized_gemm = dispatch
 
 
 def reload_weights(

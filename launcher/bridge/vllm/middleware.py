@@ -47,7 +47,11 @@ class BridgeMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves the bridge's routes, checks keys on the others."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan" and (reason := _engine(scope).refusal()):
+            logger.error("bridge: %s", reason)
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": reason})
+        elif scope["type"] != "http":
             await self._app(scope, receive, send)
         elif scope["path"].startswith("/bridge/"):
             await self._serve(scope, receive, send)
@@ -67,8 +71,9 @@ class BridgeMiddleware:
         route = scope["path"].removeprefix("/bridge/")
         try:
             request = _request(scope["method"], route, await _content(receive))
-            state = scope["app"].state
-            engine = VllmEngine(state.engine_client, getattr(state, "openai_serving_models", None))
+            engine = _engine(scope)
+            if reason := engine.refusal():
+                raise Refused(409, reason)
             await _reply(send, 200, await self._updates.handle(engine, request))
         except Refused as refused:
             logger.warning("bridge: refused %s: %s", route, refused)
@@ -117,6 +122,11 @@ def _stamped(send: Send, served: ServedModel, request_id: str) -> Send:
         await send(message)
 
     return stamp
+
+
+def _engine(scope: Scope) -> VllmEngine:
+    state = scope["app"].state
+    return VllmEngine(getattr(state, "engine_client", None), getattr(state, "openai_serving_models", None))
 
 
 def _bearer(scope: Scope) -> str:

@@ -17,6 +17,8 @@ from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
 
+from launcher.bridge.vllm.compat import keep_linear_weights
+
 NAME = "launcher-plain"
 
 
@@ -39,6 +41,10 @@ class PlainEmbeddingMethod(UnquantizedEmbeddingMethod):
 @register_quantization_config(NAME)
 class PlainConfig(QuantizationConfig):
     """Chooses the plain methods for linear layers and embeddings, and vLLM's own for everything else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        keep_linear_weights()  # routers and gates are built without any method
 
     def get_name(self) -> str:
         """The name for ``--quantization``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from launcher.bridge.protocol import Manifest
 from launcher.bridge.settings import Mode
 from launcher.bridge.vllm import compat
-from launcher.bridge.weightmap.build import build_weight_map
+from launcher.bridge.vllm.derived import Derived
+from launcher.bridge.weightmap.build import OPTIONAL, build_weight_map
 from launcher.bridge.weightmap.model import LoadMethod, WeightMap
+from launcher.bridge.weightmap.state import Held
 from launcher.bridge.weightmap.write import Pack, Writer
 from launcher.common.errors import BridgeError
 
@@ -24,26 +27,47 @@ PLAIN = frozenset(
 PLAIN_EXPERTS = frozenset({"TRITON", "BATCHED_TRITON"})
 
 
-def build_worker_map(model: nn.Module, manifest: Manifest) -> WeightMap:
+def build_worker_map(model: nn.Module, model_config: Any, manifest: Manifest) -> WeightMap:
     """The weight map of this worker's part of the model; call it in the worker, at any time after the model is built.
 
     Raises:
         BridgeError: See :func:`launcher.bridge.weightmap.build.build_weight_map`.
     """
     load: Any = model.load_weights
-    return build_weight_map(
-        load,
-        live_tensors(model),
-        manifest,
-        processed=processed(model),
-        packed=dict.fromkeys(packers(model), "prepacked for the CPU's expert kernel"),
-    )
+    derived = Derived(model, model_config.dtype)
+    live = live_tensors(model)
+    copies = derived.copies(model, {**live, **derived.as_loaded})
+    if copies:
+        raise BridgeError(f"The engine keeps a copy of a parameter in `{copies[0]}`, which an update would not reach.")
+    held = Held(model)
+    try:
+        for name, tensor in derived.as_loaded.items():
+            live[name].data = tensor
+        weight_map = build_weight_map(
+            load,
+            live,
+            manifest,
+            processed=processed(model),
+            packed=dict.fromkeys(packers(model), "prepacked for the CPU's expert kernel"),
+            optional=(*OPTIONAL, *map(re.escape, derived.names)),
+        )
+        changed = [path for path in held.changed() if path not in derived.as_loaded]
+    finally:
+        held.put_back()
+    if changed:
+        raise BridgeError(
+            f"{type(model).__name__} does more in its `load_weights` than fill tensors: it replaces `{changed[0]}`, so"
+            " that an update cannot be written where the engine reads. Nothing was changed."
+        )
+    return weight_map
 
 
 def writer(model: nn.Module, model_config: Any, weight_map: WeightMap, mode: Mode = Mode.SHADOW) -> Writer:
     """The writer of a weight map made by :func:`build_worker_map`."""
     load = loader(model, model_config, weight_map)
-    return Writer(weight_map, live_tensors(model), load=load, pack=packers(model), mode=mode)
+    derived = Derived(model, model_config.dtype)
+    live = {**live_tensors(model), **derived.as_loaded}
+    return Writer(weight_map, live, load=load, pack=packers(model), mode=mode, after=derived.renew)
 
 
 def live_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -75,11 +99,6 @@ def processed(model: nn.Module) -> dict[str, str]:
         if reason:
             names = [name for name, _ in module.named_parameters(recurse=False)]
             found.update((f"{prefix}.{name}" if prefix else name, reason) for name in names)
-        if hasattr(module, "W_UK_T") or hasattr(module, "W_UV"):
-            # Latent attention keeps products of this projection; writing it alone would leave them as they were.
-            absorbed = "latent attention computes with matrices derived from it"
-            projection = f"{prefix.rpartition('.')[0]}.kv_b_proj."
-            found.update((n, absorbed) for n, _ in model.named_parameters() if n.startswith(projection))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 from launcher.bridge.engine.worker import EngineWorker
 from launcher.bridge.protocol import FAILED
 from launcher.bridge.vllm.adapter import AdapterWorker
+from launcher.bridge.vllm.options import remarks, weights_refusal
 from launcher.bridge.vllm.plain_linear import use_live_weights
 from launcher.bridge.vllm.weightmap import build_worker_map, writer
 from launcher.common.errors import BridgeError
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from launcher.bridge.protocol import Manifest
     from launcher.bridge.settings import Mode
     from launcher.bridge.weightmap import WeightMap, Writer
+
+logger = logging.getLogger(__name__)
 
 
 class BridgeWorker:
@@ -53,10 +57,15 @@ class ModelWorker(EngineWorker):
 
     def learn(self, manifest: Manifest) -> WeightMap:
         """From the model's own loader."""
+        config = self._worker.vllm_config
+        if reason := weights_refusal(config):
+            raise BridgeError(reason)
+        for remark in remarks(config):
+            logger.warning("bridge: %s", remark)
         model = self._worker.get_model()
         if self.device.type == "cpu":
             use_live_weights(model)
-        return build_worker_map(model, manifest)
+        return build_worker_map(model, config.model_config, manifest)
 
     def make_writer(self, weight_map: WeightMap, mode: Mode) -> Writer:
         """Into the model's parameters."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launcher.bridge.weightmap.build import build_weight_map
-from launcher.bridge.weightmap.model import BoundParameter, CopyOp, LoadMethod, WeightMap, unused_tensors
+from launcher.bridge.weightmap.model import BoundParameter, CopyOp, LoadMethod, WeightMap, check_alike, unused_tensors
 from launcher.bridge.weightmap.requirements import requirements
 from launcher.bridge.weightmap.write import Writer
 
@@ -14,6 +14,7 @@ __all__ = [
     "WeightMap",
     "Writer",
     "build_weight_map",
+    "check_alike",
     "requirements",
     "unused_tensors",
 ]

@@ -68,7 +68,7 @@ class _Builder:
         optional: Sequence[str],
     ) -> None:
         self.targets, self.sources, self.seen = targets, sources, seen
-        self._processed = processed
+        self._packed = packed
         self._optional = [re.compile(pattern) for pattern in optional]
         self._covered: dict[str, Coverage] = {}
         self._methods: dict[str, tuple[LoadMethod, str]] = {}
@@ -94,6 +94,11 @@ class _Builder:
                 parameters.append(self._bound(name, method, reason))
                 continue
             feeding = self._feeding(name)
+            if name in self._packed:
+                raise BridgeError(
+                    f"`{name}` is kept packed, and `{reloaded_with}` beside it can only be loaded anew"
+                    f" ({self._methods[reloaded_with][1]}): one module would need both. This engine cannot be updated."
+                )
             reloaded |= {self._owner(source) for source in feeding}
             why = reason if method is LoadMethod.RELOADED else f"its module is loaded as a whole, for `{reloaded_with}`"
             parameters.append(self._bound(name, LoadMethod.RELOADED if feeding else LoadMethod.UNCHANGED, why))

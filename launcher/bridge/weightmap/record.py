@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from launcher.bridge.plan import Box
 from launcher.bridge.weightmap.model import CopyOp
-from launcher.bridge.weightmap.storages import Sources, Target, Targets, UnknownSource, region
+from launcher.bridge.weightmap.storages import Constant, Sources, Target, Targets, UnknownSource, region
 
 aten = torch.ops.aten
 
@@ -82,6 +82,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if target is not None:
                 self._fill(target, args[0])
                 return args[0]
+            # Some loaders zero what one rank alone is to add, and then load it like the rest.
+            if self._sources.find(args[0]) is not None and self._sources.fill(args[0]):
+                return args[0]
         if kind is _Kind.COPY and self._sources.find(args[0]) is not None:
             result = func(args[0], **{**kwargs, **({"device": "meta"} if "device" in kwargs else {})})
             self._sources.derive(args[0], result)
@@ -94,6 +97,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _copy(self, target: Target, view: Tensor, source: Tensor) -> None:
         record = self._record(target)
         record.sources.add(self._sources.roots(source) or self.current)
+        if isinstance(self._sources.find(source), Constant):
+            self._fill(target, view)
+            return
         try:
             if view.numel():
                 record.events += self._sources.copies(view, target, source)

@@ -32,6 +32,7 @@ class Writer:
         pack: For packed parameters, by name.
         views: As for :func:`launcher.bridge.weightmap.build.build_weight_map`.
         mode: Where a version is received. What cannot be received in place has a copy in every mode.
+        after: Computes anew what the engine derives from its parameters.
 
     Raises:
         BridgeError: The parameters are not those of the weight map, or ``load`` or ``pack`` is missing.
@@ -46,8 +47,9 @@ class Writer:
         pack: Mapping[str, Pack] | None = None,
         views: Views | None = None,
         mode: Mode = Mode.SHADOW,
+        after: Callable[[], None] | None = None,
     ) -> None:
-        self._weight_map, self._load, self._mode = weight_map, load, mode
+        self._weight_map, self._load, self._mode, self._after = weight_map, load, mode, after
         self._views = views or checkpoint_views(weight_map.manifest)
         if weight_map.reloaded and load is None:
             raise BridgeError(f"`{weight_map.reloaded[0]}` goes through the engine's loader, but no loader was given.")
@@ -93,6 +95,8 @@ class Writer:
                 parameter.copy_(pack(loaded))
             if self._load is not None and self._weight_map.reloaded:
                 self._load(self._reloaded())
+            if self._after is not None:
+                self._after()
 
     def _beside(self, like: Tensor, shape: Sequence[int]) -> Tensor:
         """Memory to receive into, of another tensor's type."""

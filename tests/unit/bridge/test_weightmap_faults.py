@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.bridge.weightmap import LoadMethod, Writer, build_weight_map, requirements, unused_tensors
+from launcher.bridge.weightmap import LoadMethod, Writer, build_weight_map, check_alike, requirements, unused_tensors
 from launcher.common.errors import BridgeError
 from tests.unit.bridge.test_weightmap_trace import Toy, manifest, receive, snapshot
 
@@ -169,3 +169,38 @@ def test_a_loader_that_fuses_permutes_and_splits_is_followed(kind: str, size: in
         receive(weight_map, writer, tensors)
         writer.commit()
         assert torch.equal(model.qkv, expected)
+
+
+def test_a_tensor_that_one_rank_alone_adds_is_zeroed_by_the_others_and_not_sent_to_them() -> None:
+    def load(model: Toy, name: str, tensor: Tensor) -> None:
+        if model.rank:
+            tensor.zero_()
+        model.live[name].data.copy_(tensor.clone())
+
+    maps = []
+    for rank in (0, 1):
+        model = Toy(load, bias=(4,))
+        model.rank = rank
+        maps.append(build_weight_map(model.load_weights, model.live, manifest(bias=torch.empty(4))))
+    assert [weight_map.methods for weight_map in maps] == [{"bias": LoadMethod.TRACED}] * 2
+    assert [len(weight_map.copies) for weight_map in maps] == [1, 0]
+    assert [region.volume for region in maps[1].parameters[0].padding] == [4]
+    check_alike(maps)
+
+
+def test_workers_that_would_load_one_parameter_in_different_ways_are_refused() -> None:
+    maps = []
+    for load in (plain, doubled):
+        model = Toy(load, odd=(3, 2))
+        maps.append(build_weight_map(model.load_weights, model.live, manifest(odd=torch.empty(3, 2))))
+    with pytest.raises(
+        BridgeError, match=r"`odd` would be loaded in different ways: traced in worker 0, reloaded in wo"
+    ):
+        check_alike(maps)
+
+
+def test_a_module_that_needs_packing_and_its_loader_at_once_is_refused() -> None:
+    model = Toy(doubled, odd=(3, 2), packed=(4, 2))
+    tensors = manifest(odd=torch.empty(3, 2), packed=torch.empty(4, 2))
+    with pytest.raises(BridgeError, match="`packed` is kept packed, and `odd` beside it can only be loaded anew"):
+        build_weight_map(model.load_weights, model.live, tensors, packed={"packed": "by the kernel"})
