@@ -31,6 +31,26 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SavedView:
+    """A tensor of a checkpoint, or an even run of them, as a view of one tensor of the trainer."""
+
+    name: str
+    """In the checkpoint; of a run with ``*`` for the number, which counts from 0."""
+
+    offset: int
+    """In elements of the trainer's tensor, which is row-major."""
+
+    split: tuple[int, ...]
+    strides: tuple[int, ...]
+    """The view before its dimensions are merged to ``shape``."""
+
+    shape: tuple[int, ...]
+    count: int = 1
+    step: int = 0
+    """Elements between the members of a run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorEntry:
     """One tensor of the trainer, whole."""
 
@@ -41,6 +61,9 @@ class TensorEntry:
 
     alias_of: str | None = None
     """Its bytes are those of this earlier entry and are not sent."""
+
+    saved: tuple[SavedView, ...] | None = None
+    """What a checkpoint has of it; None: the whole, under its own name."""
 
 
 Manifest = tuple[TensorEntry, ...]

@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.bridge.plan.boxes import Box, tiling_problem
 from launcher.bridge.plan.sharding import Placement, Shard, Sharding, group, shards_of
-from launcher.bridge.protocol import Manifest, TensorEntry
+from launcher.bridge.protocol import Manifest, SavedView, TensorEntry
 from launcher.common.codec import from_json, to_json
 from launcher.common.errors import BridgeError
 
@@ -37,6 +37,9 @@ class HeldTensor:
 
     boxes: tuple[Box, ...] | None = None
     """What this rank holds on its own; the whole tensor if None."""
+
+    saved: tuple[SavedView, ...] | None = None
+    """What a checkpoint has of it; None: the whole, under its own name."""
 
 
 Description = tuple[HeldTensor, ...]
@@ -91,7 +94,9 @@ def union(descriptions: Sequence[tuple[Description, Sequence[int]]], world_size:
         aliases = {held.alias_of for held, _ranks in holders}
         # Tied on some ranks only: sent as a tensor of its own.
         alias = aliases.pop() if len(aliases) == 1 else None
-        entries.append(TensorEntry(name=name, shape=first.shape, dtype=first.dtype, alias_of=alias))
+        # Of tensors that are tied on some ranks only, a checkpoint has what any rank would save.
+        saved = next((held.saved for held, _ranks in holders if held.saved), first.saved)
+        entries.append(TensorEntry(name=name, shape=first.shape, dtype=first.dtype, alias_of=alias, saved=saved))
         if alias is None:
             placement = placements[name] = _placement(name, holders, world_size)
             key = (placement, first.shape)

@@ -13,9 +13,11 @@ from torch.distributed.tensor import DTensor
 
 from launcher.bridge.codec.checksum import MASK, partial
 from launcher.bridge.plan.sharding import Sharding
+from launcher.bridge.protocol import TensorEntry
 from launcher.bridge.trainer.description import Description, HeldTensor, Union, named_ranks, replicated_shards
 from launcher.bridge.trainer.rank_group import RankGroup
 from launcher.bridge.trainer.refusal import wrapper_problem
+from launcher.bridge.trainer.saved import saved_views
 from launcher.common.errors import BridgeError
 
 
@@ -29,6 +31,9 @@ class Weight:
 
     alias_of: str | None
     """Name of an earlier weight that shares its storage (tied weights); None if it has its own."""
+
+    module: nn.Module | None = None
+    """The whole that it belongs to, which knows what a checkpoint has of it."""
 
     @property
     def local(self) -> torch.Tensor:
@@ -61,7 +66,8 @@ def weights(module: nn.Module, exclude: Sequence[str] = ()) -> list[Weight]:
     for name in sorted(state):
         tensor = state[name]
         owner = owners.setdefault(id(tensor), name)
-        found.append(Weight(name=name, tensor=tensor, alias_of=None if owner == name else owner))
+        alias_of = None if owner == name else owner
+        found.append(Weight(name=name, tensor=tensor, alias_of=alias_of, module=module))
     return found
 
 
@@ -85,11 +91,14 @@ def description(held: Sequence[Weight], *, is_adapter: bool = False) -> Descript
     """What this rank holds, for the others; of a model, or of an adapter.
 
     Raises:
-        BridgeError: a tensor's placement is partial, or not one that the bridge knows; or names and shapes tell that
-            these are not the weights themselves.
+        BridgeError: a tensor's placement is partial, or not one that the bridge knows; names and shapes tell that these
+            are not the weights themselves; or a checkpoint of the module is more than views of its tensors.
     """
     if not is_adapter and (problem := wrapper_problem({weight.name: weight.tensor for weight in held})):
         raise BridgeError(problem)
+    entries = [TensorEntry(name=w.name, shape=tuple(w.tensor.shape), dtype=w.dtype, alias_of=w.alias_of) for w in held]
+    module = held[0].module if held else None
+    saved = {} if module is None else saved_views(module, tuple(entries))
     return tuple(
         HeldTensor(
             name=weight.name,
@@ -97,6 +106,7 @@ def description(held: Sequence[Weight], *, is_adapter: bool = False) -> Descript
             dtype=weight.dtype,
             alias_of=weight.alias_of,
             sharding=_sharding(weight.name, weight.tensor) if isinstance(weight.tensor, DTensor) else None,
+            saved=saved.get(weight.name),
         )
         for weight in held
     )

@@ -13,6 +13,7 @@ from typing import Any
 from launcher.bridge.plan import Box
 from launcher.bridge.protocol import Manifest, TensorEntry
 from launcher.common.codec import from_builtins
+from launcher.common.errors import BridgeError
 
 
 class LoadMethod(StrEnum):
@@ -150,12 +151,30 @@ class WeightMap:
 def unused_tensors(weight_maps: Sequence[WeightMap]) -> tuple[str, ...]:
     """Trainer tensors that no worker of a replica takes: the engine's loader drops some unknown names in silence.
 
-    A tied tensor's other name is none of them.
+    A tied tensor's other name is none of them, and neither is what no checkpoint has.
     """
     unused = [set(weight_map.unused) for weight_map in weight_maps]
-    return tuple(
-        e.name for e in weight_maps[0].manifest if e.alias_of is None and all(e.name in names for names in unused)
-    )
+    manifest = weight_maps[0].manifest
+    wanted = {e.alias_of or e.name for e in manifest if e.saved != ()}
+    return tuple(e.name for e in manifest if e.name in wanted and all(e.name in names for names in unused))
+
+
+def check_alike(weight_maps: Sequence[WeightMap]) -> None:
+    """Compares how the workers of one replica load each parameter that several of them have a part of.
+
+    Raises:
+        BridgeError: one of them would copy into a parameter what another one loads anew, or packs.
+    """
+    seen: dict[str, tuple[int, LoadMethod]] = {}
+    for rank, weight_map in enumerate(weight_maps):
+        for bound in weight_map.parameters:
+            first, method = seen.setdefault(bound.name, (rank, bound.method))
+            if method is not bound.method:
+                raise BridgeError(
+                    f"The engine's `{bound.name}` would be loaded in different ways: {method} in worker {first},"
+                    f" {bound.method} in worker {rank} ({bound.reason or 'as its loader does'}). This engine cannot be"
+                    " updated."
+                )
 
 
 def _bound_to_json(bound: BoundParameter) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from launcher.bridge.plan import Box
-from launcher.bridge.protocol import Manifest
+from launcher.bridge.protocol import Manifest, SavedView
 from launcher.bridge.weightmap.model import CopyOp
 from launcher.bridge.weightmap.strided import Dim, StridedLayout, box_views, locate, through
 
@@ -41,7 +41,14 @@ class Unknown:
     tensor: Tensor
 
 
-Tracked = Whole | Derived | Unknown
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """The storage of a placeholder, or of a copy of one, that a loader has filled with a constant."""
+
+    tensor: Tensor
+
+
+Tracked = Whole | Derived | Unknown | Constant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,17 +123,13 @@ class Sources:
         self.entries = {entry.name: entry for entry in manifest}
         self._tracked: dict[int, Tracked] = {}
         self._layouts = {e.name: StridedLayout.contiguous(e.shape) for e in manifest if e.alias_of is None}
-        self._owners: dict[str, Tensor] = {}
-        for entry in manifest:
-            if entry.alias_of is None:
-                placeholder = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype), device="meta")
-                self._owners[entry.name] = placeholder
-                self._tracked[key(placeholder)] = Whole(name=entry.name, tensor=placeholder)
 
     def placeholder(self, name: str) -> Tensor:
-        """A new tensor object for a trainer tensor; for a tied one, of the tensor that owns its bytes."""
+        """A new placeholder for a trainer tensor; for a tied one, of the tensor that owns its bytes."""
         entry = self.entries[name]
-        return self._owners[entry.alias_of or name].view(entry.shape)
+        placeholder = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype), device="meta")
+        self._tracked[key(placeholder)] = Whole(name=entry.alias_of or name, tensor=placeholder)
+        return placeholder
 
     def find(self, tensor: Tensor) -> Tracked | None:
         """What is known about a tensor's storage; None for one that has nothing to do with the trainer."""
@@ -138,6 +141,9 @@ class Sources:
         if isinstance(known, Unknown):
             self.forget(result, known.operation)
             return
+        if isinstance(known, Constant):
+            self._tracked[key(result)] = Constant(tensor=result)
+            return
         rounded = known.rounded if isinstance(known, Derived) else None
         if rounded is not None and not _exact(rounded, result.dtype):
             self.forget(result, f"a cast to {rounded} and then to {result.dtype}")
@@ -145,6 +151,15 @@ class Sources:
         if rounded is None and not _exact(of.dtype, result.dtype):
             rounded = result.dtype
         self._tracked[key(result)] = Derived(of=of, tensor=result, rounded=rounded)
+
+    def fill(self, view: Tensor) -> bool:
+        """A constant is written into what is tracked; False if not into all of its storage, which is not followed."""
+        tensor = self._tracked[key(view)].tensor
+        every = all(stride for size, stride in zip(view.shape, view.stride(), strict=True) if size > 1)
+        if view.numel() != tensor.numel() or not every:
+            return False
+        self._tracked[key(view)] = Constant(tensor=tensor)
+        return True
 
     def forget(self, result: Tensor, operation: str) -> None:
         """``result`` was computed from placeholders in a way that is not followed."""
@@ -157,22 +172,29 @@ class Sources:
             known = self._tracked.get(key(known.of))
         return known.name if isinstance(known, Whole) else None
 
-    def copies(self, view: Tensor, target: Target, source: Tensor) -> list[CopyOp]:
-        """What ``view.copy_(source)`` writes into a parameter, ``source`` being a view of something tracked.
+    def saved_view(self, name: str, tensor: Tensor) -> tuple[str, SavedView]:
+        """The trainer tensor of which a tensor is a view, and which, for a checkpoint that has it under ``name``.
 
         Raises:
-            UnknownSource: It is no plain copy, or too irregular to write down; with the reason.
+            UnknownSource: it is more than a view of one; with the reason.
         """
-        if view.dtype != target.tensor.dtype:
-            raise UnknownSource(f"its bits are written as {view.dtype}")
-        source = source.expand(view.shape)
+        if self.find(tensor) is None:
+            raise UnknownSource("it is computed")
+        shape = tuple(tensor.shape)
+        known, offset, dims = self._root(tensor, StridedLayout.contiguous(shape).strides, tensor.dtype)
+        dims = sorted((dim for dim in dims if dim.count > 1), key=lambda dim: -dim.other)
+        split, strides = tuple(dim.count for dim in dims), tuple(dim.stride for dim in dims)
+        return known.name, SavedView(name=name, offset=offset, split=split, strides=strides, shape=shape)
+
+    def _root(self, source: Tensor, strides: Sequence[int], rounds_to: torch.dtype) -> tuple[Whole, int, list[Dim]]:
+        """The placeholder that a tensor is a plain copy of a part of, walked together with a view of other strides."""
         known = self._tracked[key(source)]
-        offset, strides = int(source.storage_offset()), source.stride()
-        dims = [Dim(*dim) for dim in zip(view.shape, strides, view.stride(), strict=True)]
+        offset = int(source.storage_offset())
+        dims = [Dim(*dim) for dim in zip(source.shape, source.stride(), strides, strict=True)]
         while isinstance(known, Derived):
             if source.dtype != known.tensor.dtype:
                 raise UnknownSource(f"bits of {known.tensor.dtype} are read as {source.dtype}")
-            if known.rounded not in (None, target.tensor.dtype):
+            if known.rounded not in (None, rounds_to):
                 raise UnknownSource(f"its values are rounded to {known.rounded} on the way")
             located = locate(offset, [dim for dim in dims if dim.stride], _layout(known.tensor))
             if located is None:
@@ -184,8 +206,22 @@ class Sources:
             known = self._tracked[key(source)]
         if isinstance(known, Unknown):
             raise UnknownSource(f"{known.operation} is no copy")
+        if isinstance(known, Constant):
+            raise UnknownSource("it is a constant")
         if source.dtype != known.tensor.dtype:
             raise UnknownSource(f"bits of {known.tensor.dtype} are read as {source.dtype}")
+        return known, offset, dims
+
+    def copies(self, view: Tensor, target: Target, source: Tensor) -> list[CopyOp]:
+        """What ``view.copy_(source)`` writes into a parameter, ``source`` being a view of something tracked.
+
+        Raises:
+            UnknownSource: It is no plain copy, or too irregular to write down; with the reason.
+        """
+        if view.dtype != target.tensor.dtype:
+            raise UnknownSource(f"its bits are written as {view.dtype}")
+        source = source.expand(view.shape)
+        known, offset, dims = self._root(source, view.stride(), target.tensor.dtype)
         found = box_views(offset, int(view.storage_offset()) - target.first, dims, self._layouts[known.name])
         if found is None:
             raise UnknownSource(f"what is taken of `{known.name}` is no box")

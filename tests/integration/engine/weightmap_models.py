@@ -19,6 +19,8 @@ from launcher.bridge.plan import Engine, Location, Receiver, TensorSpec, place, 
 from launcher.bridge.plan.sharding import fsdp
 from launcher.bridge.protocol import Manifest, TensorEntry
 from launcher.bridge.settings import Mode
+from launcher.bridge.trainer.description import union
+from launcher.bridge.trainer.module_state import description, weights
 from launcher.bridge.vllm.weightmap import build_worker_map, live_tensors, loader, writer
 from launcher.bridge.weightmap import LoadMethod, WeightMap, Writer, build_weight_map, requirements
 
@@ -69,20 +71,15 @@ def engine_model(config: Any, path: Path, *, processed: bool = False) -> nn.Modu
 
 def tensors_of(case: Case, module: nn.Module, path: Path) -> tuple[Manifest, dict[str, Tensor]]:
     """The trainer's tensors, with tied names as aliases."""
-    if case.names == "checkpoint":
-        from safetensors.torch import load_file
+    if case.names == "module":
+        manifest = union([(description(weights(module)), [0])], 1).manifest
+        return manifest, {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    from safetensors.torch import load_file
 
-        held = dict(load_file(str(path / "model.safetensors")))
-    else:
-        held = {name: tensor.detach() for name, tensor in module.state_dict().items()}
-    owners: dict[int, str] = {}
-    entries = []
-    for name, tensor in held.items():
-        owner = owners.setdefault(tensor.data_ptr(), name)
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        entries.append(
-            TensorEntry(name=name, shape=tuple(tensor.shape), dtype=dtype, alias_of=None if owner == name else owner)
-        )
+    held = dict(load_file(str(path / "model.safetensors")))
+    entries = [
+        TensorEntry(name=n, shape=tuple(t.shape), dtype=str(t.dtype).removeprefix("torch.")) for n, t in held.items()
+    ]
     return tuple(entries), held
 
 
@@ -136,7 +133,7 @@ def compare_processed(config: Any, paths: list[Path], manifest: Manifest, tensor
     """The same on models as they serve, through the worker's own adapter."""
     expected = snapshot(engine_model(config, paths[1], processed=True))
     model = engine_model(config, paths[0], processed=True)
-    weight_map = build_worker_map(model, manifest)
+    weight_map = build_worker_map(model, config.model_config, manifest)
     write = writer(model, config.model_config, weight_map)
     receive(weight_map, write.received, tensors)
     write.commit()
