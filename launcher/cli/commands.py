@@ -57,6 +57,7 @@ _ALL = (
     Command(name="ui", group=LOOK, usage="[RUN|DIR]", summary="a page about a run, or a sweep, in a browser"),
     Command(name="attach", group=STEER, usage="RUN [-- COMMAND]", summary="a shell, or a command, on one of its nodes"),
     Command(name="cancel", group=STEER, usage="RUN ...", summary="end runs, and wait until they have ended"),
+    Command(name="models", group=TOOLS, usage="[NAME ...]", summary="models that updates were shown to be right for"),
     Command(name="completion", group=TOOLS, usage="bash|zsh|fish", summary="completion for a shell"),
 )
 

@@ -91,7 +91,7 @@ def main(out: Path, name: str, folder: Path) -> None:
 
     def update(model: torch.nn.Module) -> None:
         config = engine.llm_engine.model_config
-        weight_map = build_worker_map(model, manifest)
+        weight_map = build_worker_map(model, config, manifest)
         write = writer(model, config, weight_map)
         weightmap_models.receive(weight_map, write.received, tensors)
         write.commit()
