@@ -16,7 +16,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from launcher.bridge.adapter import Adapter
     from launcher.bridge.compat import (
         BridgeConfig,
         VLLMWeightBridge,
@@ -31,12 +30,13 @@ if TYPE_CHECKING:
     )
     from launcher.bridge.groups import init_process_group
     from launcher.bridge.settings import BridgeSettings
+    from launcher.bridge.trainer.adapter import Adapter
     from launcher.bridge.trainer.api import Bridge, connect
     from launcher.bridge.trainer.update import Update, UpdateReport
     from launcher.common.errors import BridgeError, TransferError
 
 _MODULE = {
-    "Adapter": "launcher.bridge.adapter",
+    "Adapter": "launcher.bridge.trainer.adapter",
     "Bridge": "launcher.bridge.trainer.api",
     "BridgeError": "launcher.common.errors",
     "BridgeSettings": "launcher.bridge.settings",

@@ -21,7 +21,6 @@ def digest_sent(plan: Plan, message: Message, shards: Mapping[str, torch.Tensor]
     """The sum over a message as its sender holds it: int64 scalar on the shards' device, not waited for."""
     values = []
     for segment in message.segments:
-        assert isinstance(message.sender, int)
         held = plan.held(segment.source, message.sender)
         local = shards[segment.source][segment.box.within(held).slices()]
         values.append(_partial(plan, segment, local.to(getattr(torch, segment.wire))))

@@ -163,7 +163,6 @@ class Messages:
         if tensor.device != device or tensor.dtype != getattr(torch, segment.wire):
             return None
         if what in SENDING:
-            assert isinstance(message.sender, int)
             return tensor[segment.box.within(self._plan.held(segment.source, message.sender)).slices()]
         return None if segment.axes is not None else tensor[segment.target.slices()]
 

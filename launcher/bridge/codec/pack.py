@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from launcher.bridge.plan.plan import Message, Plan, Segment
-from launcher.common.errors import BridgeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,12 +17,7 @@ def pack(plan: Plan, message: Message, shards: Mapping[str, Tensor], buffer: Ten
     Args:
         shards: What the sending rank holds, by trainer name (``DTensor.to_local()``).
         buffer: uint8, at least ``message.nbytes`` long, on the shards' device, aligned to 16 bytes.
-
-    Raises:
-        BridgeError: The message is relayed: its bytes are forwarded as they came, not packed.
     """
-    if not isinstance(message.sender, int):
-        raise BridgeError(f"A message relayed by engine {message.sender.engine} is forwarded, not packed.")
     for segment in message.segments:
         held = plan.held(segment.source, message.sender)
         local = shards[segment.source][segment.box.within(held).slices()]

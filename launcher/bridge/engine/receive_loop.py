@@ -122,5 +122,5 @@ def naming(message: Message) -> Iterator[None]:
     try:
         yield
     except TransferError as error:
-        whom = f"trainer rank {message.sender}" if isinstance(message.sender, int) else "the replica that relays"
+        whom = "the replica that relays" if message.is_relayed else f"trainer rank {message.sender}"
         raise TransferError(f"receiving round {message.round} from {whom} {error}") from error

@@ -14,14 +14,13 @@ import torch
 from launcher.bridge.codec.beside import SideStream
 from launcher.bridge.codec.delta.apply import apply
 from launcher.bridge.codec.messages import Messages
-from launcher.bridge.codec.regions import Splits, received_regions
-from launcher.bridge.codec.zero_copy import received_into, split_large
 from launcher.bridge.engine import receive_loop
 from launcher.bridge.engine.relay import Progress, Relay, relayed
 from launcher.bridge.negotiation import restricted
 from launcher.bridge.plan import Message, Plan, Receiver
 from launcher.bridge.transport.base import DirectRecvWire, Meeting, RecvWire, RegionRecvWire, Transfer
 from launcher.bridge.transport.links import connect_receivers
+from launcher.bridge.transport.regions import Splits, received_into, received_regions, split_large
 from launcher.common.errors import BridgeError, TransferError
 
 MASK = (1 << 64) - 1
@@ -182,7 +181,7 @@ class WeightReceiver:
             torch.cuda.synchronize(self._device)
 
     def _meet(self) -> None:
-        senders = sorted({self._sender(message) for message in self._incoming})
+        senders = sorted({message.sender for message in self._incoming})
         transports = {sender: self._relay or self._transports[sender] for sender in senders}
         try:
             wires = connect_receivers(self._meeting_place, self._rank, transports, self._device)
@@ -259,10 +258,10 @@ class WeightReceiver:
         return int(total.item()) & MASK if self._verify else None
 
     def _post(self, message: Message, nbytes: int) -> Transfer:
-        return self._wires[self._sender(message)].post_recv(nbytes)
+        return self._wires[message.sender].post_recv(nbytes)
 
     def _post_whole(self, message: Message) -> receive_loop.Posted:
-        wire = self._wires[self._sender(message)]
+        wire = self._wires[message.sender]
         if isinstance(wire, RegionRecvWire) and not self._relay:
             found = received_regions(
                 message,
@@ -278,6 +277,3 @@ class WeightReceiver:
             if target is not None:
                 return receive_loop.Posted(wire.post_recv_into(target), None)
         return receive_loop.Posted(self._post(message, message.nbytes), message)
-
-    def _sender(self, message: Message) -> int:
-        return message.sender if isinstance(message.sender, int) else self._rank

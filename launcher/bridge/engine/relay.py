@@ -1,4 +1,4 @@
-"""A worker passes on to other replicas what it receives: its like there needs the same bytes.
+"""A worker passes on to other replicas what it receives: the same rank there requires the same bytes.
 
 It sends out of the tensors that it receives into, round by round, as soon as a round is there. So a child that is slow
 or hangs holds up nobody but its own children, and a relay takes no memory but its wires'. The child compares what came
@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -19,8 +20,7 @@ import torch
 
 from launcher.bridge.codec.pack import repack
 from launcher.bridge.negotiation import restricted
-from launcher.bridge.plan import Message, Receiver
-from launcher.bridge.plan.plan import together
+from launcher.bridge.plan import Message
 from launcher.bridge.transport.base import Meeting, SendWire, Transfer
 from launcher.bridge.transport.links import connect_senders
 from launcher.common.errors import BridgeError, TransferError
@@ -33,9 +33,16 @@ END_S = 10.0
 
 
 def relayed(incoming: Sequence[Message], rank: int) -> list[Message]:
-    """What a worker gets of its like in another replica: one message for each round of what that one gets."""
-    like = Receiver(engine=0, rank=rank)
-    return [together(list(messages), like) for _round, messages in groupby(incoming, key=lambda message: message.round)]
+    """What a worker gets from the same rank of another replica: each round as one message."""
+    return [_joined(list(messages), rank) for _round, messages in groupby(incoming, key=lambda message: message.round)]
+
+
+def _joined(messages: Sequence[Message], rank: int) -> Message:
+    segments, offset = [], 0
+    for message in messages:
+        segments += [replace(segment, offset=segment.offset + offset) for segment in message.segments]
+        offset += message.nbytes
+    return replace(messages[0], sender=rank, segments=tuple(segments), nbytes=offset, is_relayed=True)
 
 
 class Progress:

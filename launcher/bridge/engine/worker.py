@@ -15,7 +15,7 @@ import torch
 from launcher.bridge import protocol as p
 from launcher.bridge.engine.receiver import WeightReceiver
 from launcher.bridge.negotiation import replica_plan
-from launcher.bridge.plan import Location, fingerprints
+from launcher.bridge.plan import Location, fingerprints, plan_digest
 from launcher.bridge.settings import Mode
 from launcher.bridge.transport.base import Meeting, Pair
 from launcher.bridge.transport.choose import Place, choose, choose_all, here
@@ -114,9 +114,10 @@ class EngineWorker(ABC):
         if WeightMap.from_json(request.workers[self.rank].weight_map).digest != self._weight_map.digest:
             raise TransferError("the trainer has another weight map of this worker than the worker itself")
         plan = replica_plan(self._spec, request.workers)
-        if plan.digest != request.plan:
+        digest = plan_digest(plan)
+        if digest != request.plan:
             # The trainer names the first difference from these.
-            return p.WorkerConnected(plan=plan.digest, fingerprints=fingerprints(plan))
+            return p.WorkerConnected(plan=digest, fingerprints=fingerprints(plan))
         mode = Mode(request.mode)
         self._writer = self.make_writer(self._weight_map, mode)
         relay = None if request.relay_from is None else self._candidates(request, request.relay_from, is_sender=False)
@@ -133,7 +134,7 @@ class EngineWorker(ABC):
             verify=request.verify,
             is_aside=mode is not Mode.INPLACE,
         )
-        return p.WorkerConnected(plan=plan.digest, extra_bytes=self._writer.extra_bytes)
+        return p.WorkerConnected(plan=digest, extra_bytes=self._writer.extra_bytes)
 
     def _relay(self, request: p.RelayTo) -> None:
         candidates = self._candidates(request, request.places, is_sender=True)

@@ -1,15 +1,15 @@
-"""Weights from the trainer's shards to the engines' shards: the plan, its proof, and its execution."""
+"""Weights from the trainer's shards to the engines' shards: the plan, its proof, and its digest."""
 
 from __future__ import annotations
 
 from launcher.bridge.plan.boxes import Box
 from launcher.bridge.plan.plan import Engine, Message, Plan, PlannedTransfer, Receiver, Segment
-from launcher.bridge.plan.plan_digest import fingerprints, first_difference
+from launcher.bridge.plan.plan_digest import fingerprints, first_difference, plan_digest
 from launcher.bridge.plan.planner import ROUND_BYTES, reshard
-from launcher.bridge.plan.relay import Relays
 from launcher.bridge.plan.requirements import Parameter, Region, Slice
 from launcher.bridge.plan.sharding import Placement, Shard, Sharding, Source, TensorSpec, place
 from launcher.bridge.plan.split import Location
+from launcher.bridge.plan.verify import verify_plan
 
 __all__ = [
     "ROUND_BYTES",
@@ -23,7 +23,6 @@ __all__ = [
     "PlannedTransfer",
     "Receiver",
     "Region",
-    "Relays",
     "Segment",
     "Shard",
     "Sharding",
@@ -33,5 +32,7 @@ __all__ = [
     "fingerprints",
     "first_difference",
     "place",
+    "plan_digest",
     "reshard",
+    "verify_plan",
 ]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 
 from launcher.bridge.plan.boxes import Box, take_chunks
 from launcher.bridge.plan.dtypes import ITEMSIZE
-from launcher.bridge.plan.relay import Relays
 from launcher.bridge.plan.requirements import Parameter, Region
 from launcher.bridge.plan.sharding import Source
 from launcher.bridge.plan.split import Location, Split, aligned
@@ -81,12 +79,13 @@ class Message:
     """All that one rank sends another in one round."""
 
     round: int
-    sender: int | Receiver
-    """A trainer rank, or the receiver that relays."""
+    sender: int
+    """A trainer rank; the same rank of another replica if it is relayed."""
 
     receiver: Receiver
     segments: tuple[Segment, ...]
     nbytes: int
+    is_relayed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,33 +96,12 @@ class Plan:
     trainers: tuple[Location, ...]
     engines: tuple[Engine, ...]
     transfers: Mapping[Receiver, tuple[PlannedTransfer, ...]]
-    """For every receiver whose home the trainer feeds; the members of a home share one value."""
-
-    relays: Relays
-
     round_bytes: int
 
     @cached_property
     def rounds(self) -> int:
-        """Rounds that an engine takes; a relayed one takes each later by its depth."""
+        """Rounds that an engine takes."""
         return 1 + max((t.schedule[-1].round for transfers in self.transfers.values() for t in transfers), default=-1)
-
-    def verify(self) -> None:
-        """Proves that every element of every parameter of every receiver is written exactly once.
-
-        Raises:
-            BridgeError: It is not so; the first hole, overlap or wrong sender is named.
-        """
-        from launcher.bridge.plan.verify import verify
-
-        verify(self)
-
-    @cached_property
-    def digest(self) -> str:
-        """sha256 of the plan, equal on all ranks that planned alike."""
-        from launcher.bridge.plan.plan_digest import plan_digest
-
-        return plan_digest(self)
 
     def held(self, name: str, trainer: int) -> Box:
         """The box of a tensor that a trainer rank holds; empty when it holds nothing of it."""
@@ -139,34 +117,20 @@ class Plan:
         return {}
 
     def incoming(self, receiver: Receiver) -> Iterator[Message]:
-        """What a receiver gets, in the order of rounds: from the trainer by sender, or all at once by relay."""
-        found = self._find(Receiver(engine=self.relays.origin(receiver.engine), rank=receiver.rank), None)
-        for number, senders in groupby(sorted(found), key=lambda key: key[0]):
-            messages = [_message(number, key[1], receiver, found[key]) for key in senders]
-            parent = self.relays.parent(receiver.engine, number)
-            if parent is None:
-                yield from messages
-            else:
-                yield together(messages, Receiver(engine=parent, rank=receiver.rank))
+        """What a receiver gets, in the order of rounds and then of senders."""
+        found = self._find(receiver, None)
+        for number, sender in sorted(found):
+            yield _message(number, sender, receiver, found[number, sender])
 
     def outgoing(self, trainer: int) -> Iterator[Message]:
-        """What a trainer rank sends, step by step; in a step, senders begin with different receivers."""
-        step, order = self.relays.step, {receiver: i for i, receiver in enumerate(self.transfers)}
+        """What a trainer rank sends, round by round; in a round, senders begin with different receivers."""
+        order = {receiver: i for i, receiver in enumerate(self.transfers)}
         messages = [
             _message(number, source, receiver, boxes)
             for receiver in self.transfers
             for (number, source), boxes in self._find(receiver, trainer).items()
-            if self.relays.parent(receiver.engine, number) is None
         ]
-        yield from sorted(
-            messages, key=lambda m: (step(m.receiver.engine, m.round), (order[m.receiver] - trainer) % len(order))
-        )
-
-    def forwarding(self, receiver: Receiver) -> Iterator[Message]:
-        """What a receiver relays, by round: all bytes of that round as they came, one message per child."""
-        children = [Receiver(engine=engine, rank=receiver.rank) for engine in self.relays.children(receiver.engine)]
-        messages = [m for child in children for m in self.incoming(child) if m.sender == receiver]
-        yield from sorted(messages, key=lambda m: m.round)
+        yield from sorted(messages, key=lambda m: (m.round, (order[m.receiver] - trainer) % len(order)))
 
     def _find(self, receiver: Receiver, sender: int | None) -> dict[tuple[int, int], list[tuple[PlannedTransfer, Box]]]:
         """By round and trainer rank, of one trainer rank or of all, what is to be sent and in which order."""
@@ -180,16 +144,6 @@ class Plan:
                         if box.volume:
                             found.setdefault((chunks.round, source), []).append((transfer, box))
         return found
-
-
-def together(messages: Sequence[Message], parent: Receiver) -> Message:
-    """All messages of one round to one receiver as one that is relayed: a child of a child sees the same bytes."""
-    segments, offset = [], 0
-    for message in messages:
-        segments += [replace(segment, offset=segment.offset + offset) for segment in message.segments]
-        offset += message.nbytes
-    receiver, number = messages[0].receiver, messages[0].round
-    return Message(round=number, sender=parent, receiver=receiver, segments=tuple(segments), nbytes=offset)
 
 
 def _message(number: int, source: int, receiver: Receiver, boxes: Sequence[tuple[PlannedTransfer, Box]]) -> Message:

@@ -12,7 +12,7 @@ from launcher.bridge.plan.sharding import Shard
 from launcher.bridge.plan.split import Split
 
 FRAME = "(plan)"
-"""The name under which everything that belongs to no single tensor is fingerprinted: ranks, places, relays."""
+"""The name under which everything that belongs to no single tensor is fingerprinted: ranks and places."""
 
 
 def fingerprints(plan: Plan) -> dict[str, str]:
@@ -36,8 +36,6 @@ def fingerprints(plan: Plan) -> dict[str, str]:
     frame = {
         "trainers": [(at.node, at.gpu) for at in plan.trainers],
         "engines": [[(at.node, at.gpu) for at in engine.locations] for engine in plan.engines],
-        "homes": plan.relays.homes,
-        "feeds": plan.relays.feeds,
         "round_bytes": plan.round_bytes,
         "shapes": [
             [_shapes(memo, plan, index, rank) for rank in range(len(e.parameters))]

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from launcher.bridge.plan.boxes import Box
 from launcher.bridge.plan.dtypes import ITEMSIZE, wire_dtype
 from launcher.bridge.plan.plan import Engine, Plan, PlannedTransfer, Receiver, RoundChunks
-from launcher.bridge.plan.relay import Relays, choose_relays, join
 from launcher.bridge.plan.requirements import Parameter, Region
 from launcher.bridge.plan.sharding import Source
 from launcher.bridge.plan.split import Location, Split, possible_splits
@@ -16,12 +15,6 @@ from launcher.common.errors import BridgeError
 
 ROUND_BYTES = 128 << 20
 """Default for the most bytes that a receiver takes in one round: what it must stage."""
-
-SMALLEST_ROUND = 1 << 20
-"""Bytes below which rounds are not made smaller for a deep relay: messages would be too short for the network."""
-
-ROUNDS_PER_RELAY = 32
-"""Rounds wanted for every relay on the longest way to an engine; the last engine is done 1/32 later than the first."""
 
 GRAIN = 32
 """Fractions of a round below which no transfer is divided."""
@@ -41,29 +34,23 @@ def reshard(
         sources: The trainer's tensors by name.
         engines: The replicas.
         trainers: Where each trainer rank runs.
-        round_bytes: Most bytes that a receiver must stage; a round takes all of it, or less where several rounds are
-            on their way to an engine at a time, or relays are many.
+        round_bytes: Most bytes that a receiver takes in one round.
         wires: Element type on the way, by trainer tensor, where it shall not be the smaller of both sides.
 
     Raises:
         BridgeError: A tensor is missing, cannot be cast, or cannot be divided into rounds of this size.
     """
-    wire_types = _WireTypes(sources, wires or {})
-    relays, round_bytes = _relays(engines, trainers, wire_types, round_bytes)
-    planner = _Planner(wire_types, tuple(trainers), round_bytes)
-    transfers: dict[Receiver, tuple[PlannedTransfer, ...]] = {}
-    for home, members in enumerate(relays.homes):
-        if relays.feeds[home] is None:
-            first = engines[members[0]]
-            for rank, (parameters, location) in enumerate(zip(first.parameters, first.locations, strict=True)):
-                shared = planner.receive(parameters, location)
-                transfers.update((Receiver(engine=engine, rank=rank), shared) for engine in members)
+    planner = _Planner(_WireTypes(sources, wires or {}), tuple(trainers), round_bytes)
+    transfers = {
+        Receiver(engine=index, rank=rank): planner.receive(parameters, location)
+        for index, engine in enumerate(engines)
+        for rank, (parameters, location) in enumerate(zip(engine.parameters, engine.locations, strict=True))
+    }
     return Plan(
         sources=sources,
         trainers=tuple(trainers),
         engines=tuple(engines),
         transfers=transfers,
-        relays=relays,
         round_bytes=round_bytes,
     )
 
@@ -83,9 +70,6 @@ class _WireTypes:
             )
         return self._wires.get(region.source) or wire_dtype(source.dtype, parameter.dtype)
 
-    def bytes_needed(self, parameters: Sequence[Parameter]) -> int:
-        return sum(region.box.volume * ITEMSIZE[self.wire(region, p)] for p in parameters for region in p.regions)
-
 
 class _Planner:
     """Splits each distinct required box once per placement, and keeps the senders' loads even."""
@@ -94,7 +78,7 @@ class _Planner:
         self._trainers = trainers
         self._wires = wires
         self._round_bytes = round_bytes
-        # A round is left less than this much short of full, so that a relay, which is one round behind, keeps pace.
+        # A round is left less than this much short of full, so that a relay, one round behind, keeps pace.
         self._grain = max(1, round_bytes // GRAIN)
         placements = {id(source.shards): source.shards for source in wires.sources.values()}
         self._balance = any(len(shard.ranks) > 1 for shards in placements.values() for shard in shards)
@@ -183,36 +167,3 @@ class _Fill:
             else:
                 self._number, self.left = self._number + 1, self._round_bytes
         return tuple(schedule)
-
-
-def _relays(
-    engines: Sequence[Engine], trainers: Sequence[Location], wires: _WireTypes, round_bytes: int
-) -> tuple[Relays, int]:
-    """Who relays to whom, and the size of rounds that suits the longest way."""
-    holders = sorted({location.node for location in trainers})
-    groups, limit = [], round_bytes
-    for members in _alike(engines):
-        needed = max((wires.bytes_needed(parameters) for parameters in engines[members[0]].parameters), default=0)
-        nodes = [tuple(location.node for location in engines[i].locations) for i in members]
-        relays = choose_relays(nodes, holders, max(1, needed // round_bytes))
-        groups.append((members, relays))
-        width = max(map(relays.width, range(len(members))))
-        if relays.deepest:
-            # Each relay is a round behind the one above it, so the last one is late by the depth times one round.
-            enough = needed // (relays.deepest * ROUNDS_PER_RELAY)
-            limit = min(limit, max(SMALLEST_ROUND, min(round_bytes, enough) // width))
-    return join(groups), limit
-
-
-def _alike(engines: Sequence[Engine]) -> list[list[int]]:
-    """Indices of the engines, grouped by equal requirements: one may relay to another."""
-    groups: list[tuple[Engine, list[int]]] = []
-    for index, engine in enumerate(engines):
-        # Identical engines mostly share one object, which `is` tells faster than comparing every parameter.
-        for other, members in groups:
-            if other.parameters is engine.parameters or other.parameters == engine.parameters:
-                members.append(index)
-                break
-        else:
-            groups.append((engine, [index]))
-    return [members for _, members in groups]

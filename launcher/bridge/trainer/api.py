@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher.bridge.adapter import adapter_of, adapter_weights
 from launcher.bridge.protocol import ReplicaStatus
 from launcher.bridge.settings import BridgeSettings
+from launcher.bridge.trainer.adapter import adapter_of, adapter_weights
 from launcher.bridge.trainer.discovery import FixedReplicas, ReplicaDiscovery
 from launcher.bridge.trainer.module_state import weights
 from launcher.bridge.trainer.publisher import OnPhase, WeightPublisher, device_of

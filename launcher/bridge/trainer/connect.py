@@ -18,7 +18,7 @@ from torch import distributed as dist
 from launcher.bridge import protocol as p
 from launcher.bridge.negotiation import replica_plan
 from launcher.bridge.parallel import Results, call_each
-from launcher.bridge.plan import Plan, first_difference
+from launcher.bridge.plan import Plan, first_difference, plan_digest, verify_plan
 from launcher.bridge.trainer.rank_group import world
 from launcher.bridge.trainer.replica_client import ReplicaClient
 from launcher.bridge.trainer.replica_sender import RelayedSender, ReplicaSender, largest_messages
@@ -109,7 +109,7 @@ def connect_replicas(
         try:
             plans[index] = plan = replica_plan(spec, workers[index])
             if rank == 0:
-                plan.verify()
+                verify_plan(plan)
             calls[index] = [partial(_meet_workers, index, plan, workers[index], settings)]
         except LauncherError as error:
             failures[index] = str(error)
@@ -208,7 +208,7 @@ def _connect_request(group: str, plan: Plan, workers: Sequence[p.WorkerSpec], se
     return p.Connect(
         **_link_fields(group, settings),
         workers=tuple(workers),
-        plan=plan.digest,
+        plan=plan_digest(plan),
         places=settings.places,
         mode=settings.mode,
         verify=settings.verify,
@@ -217,7 +217,7 @@ def _connect_request(group: str, plan: Plan, workers: Sequence[p.WorkerSpec], se
 
 def _connect(replica: ReplicaClient, plan: Plan, request: p.Connect, timeout_s: float) -> None:
     for worker, answer in enumerate(replica.call(request, timeout_s=timeout_s).workers):
-        if answer.plan != plan.digest:
+        if answer.plan != request.plan:
             name = first_difference(plan, answer.fingerprints)
             raise TransferError(
                 f"Replica {replica.index}, worker {worker}, computes another plan than the trainer; they first"

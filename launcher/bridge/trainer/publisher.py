@@ -9,10 +9,10 @@ from difflib import get_close_matches
 
 import torch
 
-from launcher.bridge.adapter import Adapter
 from launcher.bridge.plan import Location
 from launcher.bridge.protocol import TrainerSpec
 from launcher.bridge.settings import ROUND_BYTES, BridgeSettings
+from launcher.bridge.trainer.adapter import Adapter
 from launcher.bridge.trainer.agreement import Call
 from launcher.bridge.trainer.description import Description, Union, decoded, digest_of, encoded, union
 from launcher.bridge.trainer.discovery import CommitRecord, ReplicaDiscovery

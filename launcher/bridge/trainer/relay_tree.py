@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from launcher.bridge.plan.dtypes import ITEMSIZE
-from launcher.bridge.plan.relay import choose_relays
 from launcher.bridge.protocol import TrainerSpec, WorkerSpec
+
+Nodes = tuple[int, ...]
 
 
 def parents(spec: TrainerSpec, workers: Mapping[int, Sequence[WorkerSpec]]) -> dict[int, int]:
@@ -24,12 +27,65 @@ def parents(spec: TrainerSpec, workers: Mapping[int, Sequence[WorkerSpec]]) -> d
     for members in _alike(workers):
         nodes = [tuple(worker.location.node for worker in workers[index]) for index in members]
         rounds = _bytes(spec) // (len(nodes[0]) * spec.round_bytes)
-        relays = choose_relays(nodes, trainers, max(1, rounds))
-        for slot, index in enumerate(members):
-            parent = relays.parent(slot, 0)
+        for index, parent in zip(members, choose_parents(nodes, trainers, max(1, rounds)), strict=True):
             if parent is not None:
                 found[index] = members[parent]
     return found
+
+
+def choose_parents(replicas: Sequence[Nodes], trainer_nodes: Collection[int], rounds: int) -> list[int | None]:
+    """For each of several replicas that require the same, which of them relays to it; None where the trainer sends.
+
+    The trainer's nodes can send as fast as an equal number of nodes can receive. As many groups of nodes as that get
+    the weights from the trainer; the others are below them. Replicas on the same nodes pass the weights along, so that
+    the network carries them once. A replica on the trainer's own nodes is as near to it as to any other replica, and
+    always gets them from the trainer.
+
+    Args:
+        replicas: the node of every rank of every replica.
+        trainer_nodes: the nodes that hold the source.
+        rounds: in which one replica's weights arrive: what the depth of the tree is measured against.
+    """
+    senders = set(trainer_nodes)
+    by_nodes: dict[Nodes, list[int]] = {}
+    for index, nodes in enumerate(replicas):
+        if not senders.issuperset(nodes):
+            by_nodes.setdefault(nodes, []).append(index)
+    found: list[int | None] = [None] * len(replicas)
+    for members in by_nodes.values():
+        for above, below in pairwise(members):
+            found[below] = above
+    heads = [members[0] for members in by_nodes.values()]
+    if heads:
+        roots = max(1, len(senders) // len(set(replicas[heads[0]])))
+        for child, parent in _forest(heads, roots, rounds):
+            found[child] = parent
+    return found
+
+
+def _forest(heads: Sequence[int], roots: int, rounds: int) -> list[tuple[int, int]]:
+    # One that feeds f others sends f times what it receives, so every round takes f times as long; but the tree is
+    # shallower. Many rounds want chains, few rounds want a bushy tree.
+    best: tuple[int, list[tuple[int, int]]] = (0, [])
+    for fan_out in range(1, len(heads) - roots + 1):
+        edges, deepest = _grow(heads, roots, fan_out)
+        cost = fan_out * (rounds + deepest)
+        if not best[1] or cost < best[0]:
+            best = cost, edges
+        if fan_out * rounds >= best[0]:
+            break
+    return best[1]
+
+
+def _grow(heads: Sequence[int], roots: int, fan_out: int) -> tuple[list[tuple[int, int]], int]:
+    open_slots = deque((head, 0) for head in heads[:roots] for _ in range(fan_out))
+    edges, deepest = [], 0
+    for head in heads[roots:]:
+        parent, level = open_slots.popleft()
+        edges.append((head, parent))
+        deepest = level + 1
+        open_slots.extend((head, level + 1) for _ in range(fan_out))
+    return edges, deepest
 
 
 def levels(tree: Mapping[int, int]) -> Iterator[list[int]]:

@@ -13,11 +13,10 @@ from launcher.bridge.codec.beside import SideStream
 from launcher.bridge.codec.delta.encode import Scratch, encode
 from launcher.bridge.codec.delta.head import HEAD_BYTES
 from launcher.bridge.codec.messages import Messages
-from launcher.bridge.codec.regions import Splits, all_regions, sent_regions, sizes_of
-from launcher.bridge.codec.zero_copy import sent_from, split_large
 from launcher.bridge.negotiation import restricted
 from launcher.bridge.plan import Message, Plan
 from launcher.bridge.transport.base import DirectSendWire, RegionSendWire, SendWire, Transfer
+from launcher.bridge.transport.regions import Splits, all_regions, sent_from, sent_regions, sizes_of, split_large
 from launcher.common.errors import TransferError
 
 IN_FLIGHT = 4

@@ -81,7 +81,7 @@ class RecvWire(ABC):
 
 class DirectSendWire(SendWire):
     """One that can send from where the bytes are; messages go over it cut, see
-    :mod:`launcher.bridge.codec.zero_copy`."""
+    :mod:`launcher.bridge.transport.regions`."""
 
     @abstractmethod
     def post_send_from(self, content: torch.Tensor) -> Transfer:
@@ -132,7 +132,7 @@ class MemoryRegion:
 
 class RegionSendWire(SendWire):
     """One that sends a message out of several regions of the caller's memory, without a copy of its own; see
-    :mod:`launcher.bridge.codec.regions`."""
+    :mod:`launcher.bridge.transport.regions`."""
 
     device: torch.device
     """Whose memory it sends."""

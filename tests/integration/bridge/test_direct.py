@@ -11,10 +11,10 @@ import torch
 from torch import distributed as dist
 
 from launcher.bridge.codec.pack import pack, unpack
-from launcher.bridge.codec.zero_copy import LARGE_BYTES, received_into, sent_from, split_large
 from launcher.bridge.plan import Message
 from launcher.bridge.transport.base import DirectRecvWire, DirectSendWire, Meeting, Pair
 from launcher.bridge.transport.gloo import connect_receiver, connect_sender
+from launcher.bridge.transport.regions import LARGE_BYTES, received_into, sent_from, split_large
 from tests.integration.bridge.peer_process import Pool
 from tests.integration.bridge.test_transfer_matrix import check_digests, contents_of
 from tests.integration.bridge.transfer_case import TransferCase

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from launcher.bridge.negotiation import replica_plan
-from launcher.bridge.plan import Box, Location, Placement, Sharding, fingerprints, first_difference
+from launcher.bridge.plan import Box, Location, Placement, Sharding, fingerprints, first_difference, plan_digest
 from launcher.bridge.plan.sharding import fsdp, replicated
 from launcher.bridge.protocol import Connect, ConnectReply, TensorEntry, TrainerSpec, WorkerConnected, WorkerSpec
 from launcher.bridge.trainer.connect import ConnectSettings, connect_replicas, serve_store
@@ -262,7 +262,7 @@ class Engine(BaseHTTPRequestHandler):
         """Plans for itself."""
         request = from_json(self.rfile.read(int(self.headers["Content-Length"])), Connect)
         plan = replica_plan(self.facts, request.workers)
-        worker = WorkerConnected(plan=plan.digest, fingerprints=fingerprints(plan))
+        worker = WorkerConnected(plan=plan_digest(plan), fingerprints=fingerprints(plan))
         content = to_json(ConnectReply(workers=(worker,), version=None))
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))

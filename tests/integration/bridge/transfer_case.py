@@ -10,7 +10,19 @@ from typing import Any
 
 import torch
 
-from launcher.bridge.plan import Box, Engine, Location, Parameter, Plan, Region, Sharding, Slice, TensorSpec, reshard
+from launcher.bridge.plan import (
+    Box,
+    Engine,
+    Location,
+    Parameter,
+    Plan,
+    Region,
+    Sharding,
+    Slice,
+    TensorSpec,
+    reshard,
+    verify_plan,
+)
 from launcher.bridge.plan import place as placed
 from launcher.bridge.plan.requirements import fused, qkv, replicated, sharded, vocabulary
 from launcher.bridge.plan.sharding import fsdp, fsdp_tp, tensor_parallel
@@ -80,7 +92,7 @@ class TransferCase:
         )
         trainers = [Location(node=0, gpu=rank) for rank in range(self.trainers)]
         plan = reshard(placed(self.specs, self._rules()), [engine], trainers, round_bytes=self.round_bytes)
-        plan.verify()
+        verify_plan(plan)
         return plan
 
     def state(self, version: int, density: float | None = None) -> State:

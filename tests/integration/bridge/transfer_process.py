@@ -18,7 +18,7 @@ import torch
 
 from launcher.bridge.codec.delta.base import Base
 from launcher.bridge.engine.receiver import WeightReceiver
-from launcher.bridge.plan import fingerprints
+from launcher.bridge.plan import fingerprints, plan_digest
 from launcher.bridge.trainer.replica_sender import ReplicaSender, largest_messages
 from launcher.bridge.transport.links import connect_senders
 from launcher.common.errors import BridgeError
@@ -205,7 +205,7 @@ def answer(command: dict[str, Any]) -> dict[str, Any]:
     match command["do"]:
         case "plan":
             plan = TransferCase(**command["case"]).plan
-            return {"digest": plan.digest, "fingerprints": fingerprints(plan)}
+            return {"digest": plan_digest(plan), "fingerprints": fingerprints(plan)}
         case "compute":
             # Whether the device still takes and finishes work.
             device = torch.device(command["device"])

@@ -15,7 +15,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 import launcher.bridge.vllm.plain_linear  # noqa: F401  registers the method
 from launcher.bridge.codec.pack import pack, unpack
-from launcher.bridge.plan import Engine, Location, Receiver, TensorSpec, place, reshard
+from launcher.bridge.plan import Engine, Location, Receiver, TensorSpec, place, reshard, verify_plan
 from launcher.bridge.plan.sharding import fsdp
 from launcher.bridge.protocol import Manifest, TensorEntry
 from launcher.bridge.settings import Mode
@@ -89,9 +89,8 @@ def receive(weight_map: WeightMap, received: dict[str, Tensor], tensors: dict[st
     at = Location(node=0, gpu=0)
     engine = Engine(parameters=(requirements(weight_map),), locations=(at,))
     plan = reshard(place(specs, [(".*", fsdp(TRAINERS))]), [engine], [at] * TRAINERS)
-    plan.verify()
+    verify_plan(plan)
     for message in plan.incoming(Receiver(engine=0, rank=0)):
-        assert isinstance(message.sender, int)
         shards = {
             spec.name: tensors[spec.name][plan.held(spec.name, message.sender).slices()]
             for spec in specs

@@ -83,7 +83,7 @@ def receiver_bytes(plan: Plan, rank: int, transports: Mapping[int, str]) -> int:
         transports: of its wires, by trainer rank.
     """
     incoming = plan.incoming(Receiver(engine=0, rank=rank))
-    largest = _largest((message.sender, message) for message in incoming if isinstance(message.sender, int))
+    largest = _largest((message.sender, message) for message in incoming)
     wires = sum(STAGED[transports[sender]].receiver * slot_size(nbytes) for sender, nbytes in largest.items())
     return wires + _one_more(largest)
 

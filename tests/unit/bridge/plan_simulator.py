@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 
 from launcher.bridge.plan.dtypes import ITEMSIZE
 from launcher.bridge.plan.plan import Engine, Plan, Receiver
+from launcher.bridge.plan.plan_digest import plan_digest
 from launcher.bridge.plan.planner import reshard
 from launcher.bridge.plan.requirements import WHOLE, Slice
 from launcher.bridge.plan.sharding import Sharding, fsdp, hsdp, place, replicated
 from launcher.bridge.plan.split import Location
+from launcher.bridge.plan.verify import verify_plan
 from launcher.common.errors import BridgeError, LauncherError
 from launcher.testing.bench.models import LLAMA_8B, Latent, Model
 
@@ -57,15 +59,11 @@ class Report:
     model_bytes: int
     trainer_out: tuple[int, ...]
     engine_in: tuple[int, ...]
-    engine_out: tuple[int, ...]
     node_in: dict[int, int]
     """Over the network, by node."""
 
     node_out: dict[int, int]
     rounds: int
-    deepest: int
-    """Most relays between the trainer and an engine."""
-
     seconds: float
     limit: float
     """Seconds below which no plan can come: what a node must take in, or what must leave the trainer once."""
@@ -79,21 +77,12 @@ def simulate(plan: Plan, links: Links = Links()) -> Report:
     steps: dict[int, Step] = {}
     sent: Counter[int] = Counter()
     taken: Counter[Receiver] = Counter()
-    relayed: Counter[Receiver] = Counter()
-    flows: dict[Receiver, dict[int, Counter[int]]] = {}
     for index, engine in enumerate(plan.engines):
         for rank, at in enumerate(engine.locations):
-            me, origin = Receiver(engine=index, rank=rank), Receiver(engine=plan.relays.origin(index), rank=rank)
-            if origin not in flows:
-                flows[origin] = _by_round(plan, origin)
-            for number, flow in flows[origin].items():
-                step = steps.setdefault(plan.relays.step(index, number), Counter())
-                parent, nbytes = plan.relays.parent(index, number), sum(flow.values())
-                taken[me] += nbytes
-                if parent is not None:
-                    relayed[Receiver(engine=parent, rank=rank)] += nbytes
-                    _move(step, plan.engines[parent].locations[rank], at, nbytes)
-                    continue
+            receiver = Receiver(engine=index, rank=rank)
+            for number, flow in _by_round(plan, receiver).items():
+                step = steps.setdefault(number, Counter())
+                taken[receiver] += sum(flow.values())
                 sent.update(flow)
                 for source, nbytes in flow.items():
                     _move(step, plan.trainers[source], at, nbytes)
@@ -103,11 +92,9 @@ def simulate(plan: Plan, links: Links = Links()) -> Report:
         model_bytes=_model_bytes(plan),
         trainer_out=tuple(sent[rank] for rank in range(len(plan.trainers))),
         engine_in=tuple(taken[r] for r in receivers),
-        engine_out=tuple(relayed[r] for r in receivers),
         node_in={node: n for (kind, node, _), n in sorted(totals.items()) if kind == "node in"},
         node_out={node: n for (kind, node, _), n in sorted(totals.items()) if kind == "node out"},
         rounds=plan.rounds,
-        deepest=plan.relays.deepest,
         seconds=sum(_time(step, links) for step in steps.values()),
         limit=_limit(plan, links),
     )
@@ -232,13 +219,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             round_bytes=args.round_mb << 20,
         )
         planned = time.perf_counter()
-        plan.verify()
+        verify_plan(plan)
         verified = time.perf_counter()
     except LauncherError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     print(render(simulate(plan, links)))
-    print(f"planned in {planned - started:.2f} s, proven in {verified - planned:.2f} s, digest {plan.digest[:16]}")
+    print(
+        f"planned in {planned - started:.2f} s, proven in {verified - planned:.2f} s, digest {plan_digest(plan)[:16]}"
+    )
     return 0
 
 
@@ -248,15 +237,13 @@ def render(report: Report) -> str:
     for name, ranks in (
         ("trainer rank out", report.trainer_out),
         ("engine rank in", report.engine_in),
-        ("engine rank out", report.engine_out),
         ("node in", tuple(report.node_in.values())),
         ("node out", tuple(report.node_out.values())),
     ):
         if any(ranks):
             mean = sum(ranks) / len(ranks) / 1e9
             lines.append(f"{name:<16} {min(ranks) / 1e9:10.2f} GB least, {max(ranks) / 1e9:.2f} most, {mean:.2f} mean")
-    relays = f" + {report.deepest} for relays" if report.deepest else ""
-    lines.append(f"rounds           {report.rounds:10d}{relays}")
+    lines.append(f"rounds           {report.rounds:10d}")
     lines.append(
         f"time             {report.seconds:10.4f} s, limit {report.limit:.4f} s: {report.seconds / report.limit:.3f}x"
     )

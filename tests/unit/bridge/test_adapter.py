@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from launcher.bridge.adapter import adapter_of, adapter_weights
 from launcher.bridge.engine.state_machine import Refused, UpdateStateMachine
 from launcher.bridge.protocol import FAILED, Bind, Commit, GetInfo
+from launcher.bridge.trainer.adapter import adapter_of, adapter_weights
 from launcher.bridge.vllm.compat import VllmEngine
 from launcher.common.errors import BridgeError
 from tests.unit.bridge.test_bridge_engine import NOTHING, Vllm, requests

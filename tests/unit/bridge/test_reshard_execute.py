@@ -8,7 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.bridge.codec.pack import pack, unpack
-from launcher.bridge.plan import Box, Engine, Location, Plan, Receiver, Sharding, Slice, TensorSpec, place, reshard
+from launcher.bridge.plan import (
+    Box,
+    Engine,
+    Location,
+    Plan,
+    Receiver,
+    Sharding,
+    Slice,
+    TensorSpec,
+    place,
+    reshard,
+    verify_plan,
+)
 from launcher.bridge.plan.requirements import WHOLE, Parameter, Region, dense_chunk, local_experts, stacked_experts
 from launcher.bridge.plan.sharding import fsdp, fsdp_tp, hsdp, replicated, tensor_parallel
 from launcher.common.errors import BridgeError
@@ -36,7 +48,6 @@ def execute(plan: Plan, state: State) -> dict[Receiver, State]:
         for e, engine in enumerate(plan.engines)
         for r, parameters in enumerate(engine.parameters)
     }
-    got: dict[tuple[Receiver, int], torch.Tensor] = {}
     per_pair: set[tuple[object, ...]] = set()
     for rank in range(len(plan.trainers)):
         shards = {name: state[name][plan.held(name, rank).slices()].clone() for name in plan.sources}
@@ -46,29 +57,11 @@ def execute(plan: Plan, state: State) -> dict[Receiver, State]:
             buffer = torch.zeros(message.nbytes, dtype=torch.uint8)
             pack(plan, message, shards, buffer)
             unpack(message, buffer, storage[message.receiver])
-            key = (message.receiver, message.round)
-            got[key] = torch.cat([got.get(key, buffer[:0]), buffer])
     for receiver in storage:
         messages = list(plan.incoming(receiver))
         for number in {m.round for m in messages}:
             assert sum(m.nbytes for m in messages if m.round == number) <= plan.round_bytes
-    relay(plan, storage, got)
     return storage
-
-
-def relay(plan: Plan, storage: dict[Receiver, State], got: dict[tuple[Receiver, int], torch.Tensor]) -> None:
-    """Forwards each round's bytes as they came, by everyone who has them, until no one gets more."""
-    waiting = list(got)
-    while waiting:
-        parent, number = waiting.pop()
-        for message in plan.forwarding(parent):
-            key = (message.receiver, message.round)
-            if message.round == number:
-                assert key not in got, "a round reaches a receiver once"
-                got[key] = got[parent, number]
-                assert len(got[key]) == message.nbytes
-                unpack(message, got[key], storage[message.receiver])
-                waiting.append(key)
 
 
 def load(model: Model, state: State, tp: Slice, ep: Slice) -> State:
@@ -182,7 +175,7 @@ def test_engines_end_with_slices_of_the_model(
     trainers = [Location(node=r // 2, gpu=r % 2) for r in range(rules[0][1].world_size)]
     round_bytes = data.draw(st.sampled_from([512, 5000, 1 << 20]))
     plan = reshard(place(model.tensors(), rules), engines, trainers, round_bytes=round_bytes)
-    plan.verify()
+    verify_plan(plan)
     state = weights(model.tensors())
     for receiver, storage in execute(plan, state).items():
         expected = load(model, state, *slices[receiver.rank])
@@ -195,7 +188,7 @@ def one(parameter: Parameter, specs: list[TensorSpec], sharding: Sharding, wires
     engine = Engine(parameters=((parameter,),), locations=(Location(node=1, gpu=0),))
     trainers = [Location(node=0, gpu=r) for r in range(sharding.world_size)]
     plan = reshard(place(specs, [(".*", sharding)]), [engine], trainers, wires=wires)
-    plan.verify()
+    verify_plan(plan)
     return plan
 
 

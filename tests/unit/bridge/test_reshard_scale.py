@@ -9,9 +9,20 @@ from collections import Counter
 
 import pytest
 
-from launcher.bridge.plan import Engine, Location, Plan, Receiver, Sharding, Slice, place, reshard
-from launcher.bridge.plan.relay import Relays, choose_relays
+from launcher.bridge.plan import (
+    Engine,
+    Location,
+    Plan,
+    Receiver,
+    Sharding,
+    Slice,
+    place,
+    plan_digest,
+    reshard,
+    verify_plan,
+)
 from launcher.bridge.plan.sharding import fsdp, hsdp, replicated
+from launcher.bridge.trainer.relay_tree import choose_parents
 from launcher.testing.bench.models import LLAMA_8B
 from tests.unit.bridge.plan_simulator import MODELS, Links, main, on_paper, simulate
 
@@ -22,14 +33,14 @@ def timed_plan(name: str, engines: str, sharding: str = "fsdp", trainers: int = 
     started = time.perf_counter()
     plan = on_paper(MODELS[name], trainers=trainers, engines=engines, sharding=sharding)
     planned = time.perf_counter()
-    plan.verify()
+    verify_plan(plan)
     proven = time.perf_counter()
-    assert len(plan.digest) == 64
+    assert len(plan_digest(plan)) == 64
     digested = time.perf_counter()
     segments = sum(len(t.split.boxes) for transfers in plan.transfers.values() for t in transfers)
     what = f"{name} {trainers} {sharding} -> {engines}: {segments} segments, {plan.rounds} rounds"
     times = (planned - started, proven - planned, digested - proven)
-    print(what + "; needs and plan {:.2f} s, proof {:.2f} s, digest {:.2f} s".format(*times))
+    print(what + "; requirements and plan {:.2f} s, proof {:.2f} s, digest {:.2f} s".format(*times))
     return plan
 
 
@@ -40,14 +51,8 @@ def timed_plan(name: str, engines: str, sharding: str = "fsdp", trainers: int = 
         ("llama-70b", "1xtp16", "fsdp", 16),
         ("llama-70b", "2xtp8", "hsdp2", 16),
         ("llama-70b", "2xtp8", "plain", 16),
-        ("llama-70b", "4xtp8", "fsdp", 16),
-        ("llama-70b", "16xtp8", "fsdp", 16),
-        ("llama-70b", "64xtp8", "fsdp", 16),
-        ("llama-70b", "8xtp2", "fsdp", 16),
-        ("llama-8b", "8xtp1", "fsdp", 8),
         ("qwen3-235b", "1xep16", "fsdp", 16),
         ("kimi-1t", "1xep16", "fsdp", 16),
-        ("kimi-1t", "4xep16", "fsdp", 16),
     ],
 )
 def test_the_time_on_paper_is_near_the_limit(name: str, engines: str, sharding: str, trainers: int) -> None:
@@ -75,7 +80,7 @@ def test_replicated_shards_are_read_from_the_nearest_node(sharding: Sharding) ->
     parameters = tuple(LLAMA_8B.parameters(Slice(rank=r, size=8)) for r in range(8))
     engine = Engine(parameters=parameters, locations=tuple(Location(node=1, gpu=r) for r in range(8)))
     plan = reshard(place(LLAMA_8B.tensors(), [(".*", sharding)]), [engine], trainers)
-    plan.verify()
+    verify_plan(plan)
     report = simulate(plan)
     assert sum(report.trainer_out[:8]) == 0, "the first node's copies stay unread"
     assert not report.node_in
@@ -94,7 +99,7 @@ def test_equally_near_holders_share_the_egress() -> None:
         trainers = [Location(node=0, gpu=i) for i in range(sharding.world_size)]
         engine = Engine(parameters=(LLAMA_8B.parameters(Slice(rank=0, size=1)),), locations=(Location(node=1, gpu=0),))
         plan = reshard(place(LLAMA_8B.tensors(), [(".*", sharding)]), [engine], trainers)
-        plan.verify()
+        verify_plan(plan)
         sent: Counter[object] = Counter()
         for message in plan.incoming(Receiver(engine=0, rank=0)):
             sent[message.sender] += message.nbytes
@@ -102,48 +107,30 @@ def test_equally_near_holders_share_the_egress() -> None:
         assert max(sent.values()) <= 1.005 * min(sent.values())
 
 
-def parents(relays: Relays, number: int = 0) -> list[int | None]:
-    return [relays.parent(engine, number) for engine in range(sum(map(len, relays.homes)))]
-
-
 def test_no_relay_while_the_trainers_nodes_suffice() -> None:
-    assert parents(choose_relays([(9,), (8,)], [0, 1], 100)) == [None, None]
-    assert parents(choose_relays([(9, 10), (7, 8)], [0, 1, 2, 3], 100)) == [None, None]
-    assert parents(choose_relays([(0,), (1,), (0,)], [0, 1], 100)) == [None, None, None]
+    assert choose_parents([(9,), (8,)], [0, 1], 100) == [None, None]
+    assert choose_parents([(9, 10), (7, 8)], [0, 1, 2, 3], 100) == [None, None]
+    assert choose_parents([(0,), (1,), (0,)], [0, 1], 100) == [None, None, None]
+
+
+def depth(parents: list[int | None], index: int) -> int:
+    parent = parents[index]
+    return 0 if parent is None else 1 + depth(parents, parent)
 
 
 def test_many_rounds_make_chains_and_few_make_trees() -> None:
     replicas = [(10 + i,) for i in range(32)]
-    chains = choose_relays(replicas, [0, 1], 500)
-    assert max(Counter(p for p in parents(chains) if p is not None).values()) == 1
-    assert parents(chains).count(None) == 2
-    assert chains.deepest == 15
-    tree = choose_relays(replicas, [0, 1], 1)
-    assert max(Counter(p for p in parents(tree) if p is not None).values()) > 1
-    assert tree.deepest < 6
+    chains = choose_parents(replicas, [0, 1], 500)
+    assert max(Counter(p for p in chains if p is not None).values()) == 1
+    assert chains.count(None) == 2
+    assert max(depth(chains, index) for index in range(32)) == 15
+    tree = choose_parents(replicas, [0, 1], 1)
+    assert max(Counter(p for p in tree if p is not None).values()) > 1
+    assert max(depth(tree, index) for index in range(32)) < 6
 
 
-def test_replicas_of_a_node_take_turns_at_its_network() -> None:
-    relays = choose_relays([(5,), (5,), (6,), (6,), (5,)], [0], 100)
-    assert relays.homes == ((0, 1, 4), (2, 3))
-    assert parents(relays, 0) == [None, 0, 0, 2, 1]
-    assert parents(relays, 1) == [4, None, 3, 1, 1]
-    assert parents(relays, 2) == [4, 0, 4, 2, None]
-    for number in range(6):
-        for engine in range(5):
-            assert all(
-                engine in relays.children(parent) for parent in [relays.parent(engine, number)] if parent is not None
-            )
-            assert relays.depth(engine, number) <= relays.deepest
-
-
-def test_every_relayed_engine_gets_everything() -> None:
-    plan = on_paper(LLAMA_8B, trainers=4, engines="6xtp2", gpus_per_node=2)
-    assert sum(feed is None for feed in plan.relays.feeds) == 2
-    report = simulate(plan, Links(node=100e9, gpus_per_node=2))
-    assert len(set(report.engine_in)) <= 2
-    assert report.deepest == 2
-    assert report.seconds <= 1.1 * report.limit
+def test_the_network_carries_the_weights_once_to_replicas_of_one_node() -> None:
+    assert choose_parents([(5,), (5,), (6,), (6,), (5,)], [0], 100) == [None, 0, 0, 2, 1]
 
 
 def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,7 @@
-"""Large tensors go from where they lie to where they belong, over wires that take several regions as one message.
+"""Large tensors go from where they lie to where they belong, without being packed and unpacked.
+
+A link that takes one tensor as a message (:class:`DirectSendWire`) gets large segments as messages of their own. A link
+that takes several regions as one message (:class:`RegionSendWire`) gets all of them at once.
 
 Both ends split a message alike, by the plan alone: segments that travel in the type and order in which both sides hold
 them are regions of their own; the rest, small or cast or turned, is packed and is the last region. An end that cannot
@@ -7,8 +10,9 @@ give or take a region as rows of bytes packs it after all, or unpacks it, withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 
@@ -17,7 +21,7 @@ from launcher.bridge.plan.split import aligned
 from launcher.bridge.transport.base import MemoryRegion, RegionSendWire
 
 LARGE_BYTES = 256 << 10
-"""Segments of at least so many bytes are regions of their own."""
+"""Segments of at least so many bytes are not packed; below, a message or region of its own costs more than a copy."""
 
 FEW = 16
 """Smaller ones are, too, where a message has no more of them: a copy each costs less than packing and unpacking."""
@@ -102,7 +106,6 @@ def sent_regions(
     wire: RegionSendWire,
 ) -> SentRegions:
     """Where a trainer rank has the regions of a message."""
-    assert isinstance(message.sender, int)
     regions: list[MemoryRegion | None] = []
     keep, odd = [], []
     for segment in split.in_place:
@@ -218,3 +221,48 @@ def _merged(view: torch.Tensor) -> list[tuple[int, int]]:
         else:
             dims.append((size, stride))
     return dims or [(1, 1)]
+
+
+def split_large(messages: Iterable[Message], is_direct: Callable[[Message], bool]) -> Iterator[Message]:
+    """Each large segment as a message of its own, those between them together; in the same order.
+
+    Args:
+        is_direct: whether a message goes over a wire that can do so; others stay as they are.
+    """
+    for message in messages:
+        if not is_direct(message):
+            yield message
+            continue
+        for _, group in groupby(message.segments, key=lambda s: id(s) if s.nbytes >= LARGE_BYTES else None):
+            segments = tuple(group)
+            begin, last = segments[0].offset, segments[-1]
+            moved = tuple(replace(segment, offset=segment.offset - begin) for segment in segments)
+            yield replace(message, segments=moved, nbytes=last.offset - begin + aligned(last.nbytes, 1))
+
+
+def sent_from(plan: Plan, message: Message, shards: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """A message's bytes where they lie in a trainer rank's shards; None if they must be packed."""
+    segment = _alone(message)
+    if segment is None:
+        return None
+    held = plan.held(segment.source, message.sender)
+    return _stretch(segment, shards[segment.source][segment.box.within(held).slices()])
+
+
+def received_into(message: Message, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """Where a message's bytes belong in a worker's parameters; None if they must be unpacked."""
+    segment = _alone(message)
+    if segment is None or segment.axes is not None:
+        return None
+    return _stretch(segment, parameters[segment.parameter][segment.target.slices()])
+
+
+def _alone(message: Message) -> Segment | None:
+    is_alone = len(message.segments) == 1 and message.segments[0].nbytes == message.nbytes >= LARGE_BYTES
+    return message.segments[0] if is_alone else None
+
+
+def _stretch(segment: Segment, view: torch.Tensor) -> torch.Tensor | None:
+    if view.device.type != "cpu" or view.dtype != getattr(torch, segment.wire) or not view.is_contiguous():
+        return None
+    return view.detach().view(-1).view(torch.uint8)
