@@ -18,6 +18,7 @@ from launcher.trainers.grpo.tiny_model import TinyModel, make_tiny_model
 from launcher.trainers.grpo.update import Updater, make_batch
 
 
+@pytest.mark.slow
 def test_two_ranks_do_what_one_does(tmp_path: Path) -> None:
     models = [make_tiny_model(tmp_path / str(tied), TinyModel(tied=tied)) for tied in (False, True)]
     alone = TrainerRank(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
