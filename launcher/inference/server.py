@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from launcher.common.env import (
@@ -124,10 +125,13 @@ def _serve_headless(vllm_arguments: list[str]) -> None:
 def _parse(vllm_arguments: list[str]) -> argparse.Namespace:
     """vLLM's own parser on vLLM's own arguments."""
     from launcher.bridge.vllm import compat
+    from launcher.bridge.vllm.options import missing_packages
 
     def refuse(message: str) -> NoReturn:
         raise EngineRefusal(f"vLLM refuses its arguments: {message}. HINT: see `inference.args`.")
 
+    if missing := missing_packages(Path(_from_agent(LAUNCHER_MODEL_PATH))):
+        raise EngineRefusal(missing)
     if compat.is_cpu():
         from launcher.bridge.vllm.plain_linear import NAME
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+MULTIMODAL = ("torchvision", "mistral_common", "blake3")
+"""What vLLM imports for models that take more than text, and the short list of packages for CPUs leaves out."""
 
 RESETTABLE_CONNECTORS = frozenset({"OffloadingConnector", "SimpleCPUOffloadConnector"})
 """Connectors that drop the keys and values that they keep outside of the engine when they are told to."""
@@ -53,6 +59,27 @@ def weights_refusal(config: Any) -> str | None:
             " (`--calculate-kv-scales`), and does so once. HINT: start it without that option."
         )
     return None
+
+
+def missing_packages(model: Path) -> str | None:
+    """What vLLM imports for a model and is not installed, in words; None if nothing is known to be missing.
+
+    Args:
+        model: the directory of its ``config.json``.
+    """
+    try:
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # for vLLM to say
+    if not any(key in config for key in ("vision_config", "audio_config", "thinker_config")):
+        return None
+    missing = [package for package in MULTIMODAL if find_spec(package) is None]
+    if not missing:
+        return None
+    return (
+        f"The model in `{model}` takes images or sounds, for which vLLM needs {' and '.join(missing)}: not installed."
+        f" HINT: `pip install {' '.join(missing)}`, of torchvision the build for your torch."
+    )
 
 
 def remarks(config: Any) -> list[str]:

@@ -40,6 +40,12 @@ OWNED: dict[str, str] = {
 }
 """Arguments of vLLM's server that the launcher decides, and what to do instead."""
 
+NOT_UPDATED: dict[str, str] = {
+    "--enable-eplb": "experts move between the workers of an engine while it serves, and an update would not find them",
+    "--calculate-kv-scales": "the scales of keys and values are computed once, from the weights of the start",
+}
+"""Arguments with which an engine could not be updated rightly, and why."""
+
 OWNED_PREFIXES: dict[str, str] = {
     "--data-parallel-": "use more replicas (`layout.inference_nodes`, `inference.replicas_per_node`)",
     "--ssl-": "the trainer is told plain http:// URLs",
@@ -79,6 +85,13 @@ def engine_problems(config: Config) -> Iterator[str]:
             remedy = next((why for prefix, why in OWNED_PREFIXES.items() if name.startswith(prefix)), None)
         if remedy is not None:
             yield f"`inference.args` ({word}) is decided by the launcher. HINT: leave it out; {remedy}."
+        if name in NOT_UPDATED:
+            yield f"`inference.args` ({word}): engines could not be updated: {NOT_UPDATED[name]}. HINT: leave it out."
+        if name in ("--quantization", "-q") and config.layout.device == "cpu":
+            yield (
+                f"`inference.args` ({word}): on a CPU engines can be updated with the launcher's own method only."
+                " HINT: leave it out."
+            )
     yield from _device(config)
 
 

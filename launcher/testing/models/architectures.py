@@ -208,7 +208,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         expert_layer_period=2,
         expert_layer_offset=1,
     ),
-    "bamba": _of("bamba", attn_layer_indices=[1], **SSM),
+    "bamba": _of("bamba", attn_layer_indices=[1], layer_types=["mamba", "attention"], **SSM),
     "falcon-h1": _of("falcon_h1", **SSM, mamba_d_ssm=256),
     "zamba2": _of(
         "zamba2",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.bridge.vllm.derived import Derived
-from launcher.bridge.vllm.options import refusal, remarks, weights_refusal
+from launcher.bridge.vllm.options import MULTIMODAL, missing_packages, refusal, remarks, weights_refusal
 from launcher.bridge.vllm.weightmap import build_worker_map, writer
 from launcher.bridge.weightmap.state import Held, different, reachable, snapshot
 from launcher.common.errors import BridgeError
@@ -176,3 +178,13 @@ def test_other_options_are_not(path: str, value: Any) -> None:
 
 def test_a_draft_model_is_reported_as_stale() -> None:
     assert "answers are right" in remarks(config("speculative_config.method", "eagle"))[0]
+
+
+def test_packages_that_images_need_are_named_before_the_engine_starts(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llava", "vision_config": {}}', encoding="utf-8")
+    missing = [package for package in MULTIMODAL if find_spec(package) is None]
+    found = missing_packages(tmp_path)
+    assert (found is None) == (not missing)
+    assert all(package in (found or "") for package in missing)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    assert missing_packages(tmp_path) is None and missing_packages(tmp_path / "nowhere") is None

@@ -328,3 +328,16 @@ def test_stopping_must_fit_before_the_time_limit() -> None:
     assert problem.startswith("`cluster.signal_s` (180) is not less than `cluster.time` (3, 180 s)")
     (problem,) = problems(slurm(cluster__signal_s=60))
     assert problem.startswith("`checkpoint.stop_timeout_s` (60) is not less than `cluster.signal_s` (60)")
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--enable-eplb", "experts move"),
+        ("--calculate_kv_scales", "scales of keys and values"),
+        ("--quantization=fp8", "on a CPU"),
+    ],
+)
+def test_options_that_leave_engines_that_cannot_be_updated(argument: str, words: str) -> None:
+    found = problems(local(inference__args=[argument]))
+    assert [problem for problem in found if words in problem and "HINT: leave it out" in problem]
