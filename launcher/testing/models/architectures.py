@@ -129,6 +129,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama": _of("llama", **UNTIED),
     "llama-tied": _of("llama", **TIED),
     "llama-one-kv-head": _of("llama", num_key_value_heads=1),
+    "llama-with-adapters": Architecture(model_type="llama", sizes=TIED, engine={"enable_lora": True}),
     "mistral": _of("mistral", sliding_window=16),
     "ministral": _of("ministral", sliding_window=16, head_dim=32, layer_types=["sliding_attention", "full_attention"]),
     "qwen2": _of("qwen2", **UNTIED),
@@ -137,6 +138,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": _of("qwen3", **HEAD, **UNTIED),
     "qwen3-tied": _of("qwen3", **HEAD, **TIED),
     "qwen3-moe": _of("qwen3_moe", **HEAD, **EXPERTS),
+    "qwen3-moe-expert-parallel": Architecture(
+        model_type="qwen3_moe", sizes={**HEAD, **EXPERTS}, engine={"enable_expert_parallel": True}
+    ),
     "qwen3-moe-tied": _of("qwen3_moe", **HEAD, **EXPERTS, **TIED),
     "qwen3-next": _of(
         "qwen3_next",
