@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.testing.slurm_cluster.cluster import NODES, SlurmCluster
-from launcher.testing.slurm_cluster.spec import missing_requirements
+from tests.slurm_cluster.cluster import NODES, SlurmCluster
+from tests.slurm_cluster.spec import missing_requirements
 
 UNIT = Path(__file__).parent / "unit"
 NOT_FAST = {"slow", "slurm", "engine", "browser", "gpu"}

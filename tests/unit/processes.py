@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from launcher.testing.slurm_cluster.processes import NodeProcess, descendants
+from tests.slurm_cluster.processes import NodeProcess, descendants
 
 MARK = "LEFTOVER_MARK"
 

@@ -1,9 +1,10 @@
-"""The fault matrix: ``python -m launcher.testing.chaos [--cases WORDS] [--moments WORDS] [--out DIR] [OVERRIDES ...]``.
+"""The fault matrix: ``python -m launcher.testing.chaos +cluster=slurm [--cases WORDS] [--moments WORDS] [--out DIR]``.
 
 With the word ``soak``: one run under random faults, for ``--minutes N``.
 
-Runs a small job for each case and moment on a SLURM that it makes on this machine (as root, in a checkout) or, with
-``+cluster=slurm``, on the one of the environment, and prints what followed. Ends with 0 if nothing was a surprise.
+Runs a small job for each case and moment on the SLURM of the environment and prints what followed; in a checkout
+``python -m tests.chaos`` does so, as root, on a SLURM that it makes on this machine. Further words are overrides of the
+runs. Ends with 0 if nothing was a surprise.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
-from launcher.common.errors import LauncherError
+from launcher.common.errors import LauncherError, UsageError
 from launcher.testing.chaos.cases import CASES, Moment
-from launcher.testing.chaos.cluster import ChaosCluster, LocalChaosCluster
+from launcher.testing.chaos.cluster import ChaosCluster
 from launcher.testing.chaos.judge import CaseResult, add, load, table
 from launcher.testing.chaos.run_case import Scenario, run_scenario
 from launcher.testing.chaos.soak import report, soak
 
 SURPRISED, TERMINATED = 1, 143
-NODES = "rack[0-1]n[01-06]"
 SMALL = (
     "trainer.command=[python,-m,launcher.testing.chaos.trainer]",
     "trainer.steps=4",
@@ -42,14 +43,18 @@ SMALL = (
 """A job that reaches every moment soon: two trainer nodes with a rank each, one engine on a third node."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the matrix."""
+LocalCluster = Callable[[Path], ChaosCluster]
+"""Makes a SLURM on this machine, given a directory for a small disk."""
+
+
+def main(argv: Sequence[str] | None = None, local_cluster: LocalCluster | None = None) -> int:
+    """Runs the matrix, or a soak; the exit code."""
     options = _parser().parse_intermixed_args(argv)
     folder = options.out.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     cluster = None
     try:
-        cluster = _cluster(options, folder)
+        cluster = _cluster(options, folder, local_cluster)
         words = [f"model.path={_model(folder)}", *(w for w in options.overrides if w not in ("soak", "+cluster=slurm"))]
         if "soak" in options.overrides:
             soaked = soak(options.minutes, options.seed, words, folder, cluster)
@@ -100,9 +105,13 @@ def _scenarios(options: argparse.Namespace, folder: Path) -> list[Scenario]:
     ]
 
 
-def _cluster(options: argparse.Namespace, folder: Path) -> ChaosCluster:
+def _cluster(options: argparse.Namespace, folder: Path, local_cluster: LocalCluster | None) -> ChaosCluster:
     if "+cluster=slurm" not in options.overrides:
-        return LocalChaosCluster(NODES, folder / "small")
+        if local_cluster is None:
+            raise UsageError(
+                "`+cluster=slurm` is missing. HINT: add it; in a checkout `python -m tests.chaos` makes a SLURM itself."
+            )
+        return local_cluster(folder / "small")
     commands = dict(word.partition("=")[::2] for word in options.do)
     return ChaosCluster(commands, options.urgent, options.small_disk)
 
@@ -140,7 +149,11 @@ def _run(
         return [result for result in pool.map(one, scenarios) if result is not None]
 
 
-if __name__ == "__main__":
-    # As Ctrl-C: what was started is ended first.
+def run_program(local_cluster: LocalCluster | None = None) -> NoReturn:
+    """Runs :func:`main` as this process's program; SIGTERM ends what was started first, as Ctrl-C does."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    sys.exit(main())
+    sys.exit(main(local_cluster=local_cluster))
+
+
+if __name__ == "__main__":
+    run_program()

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launcher.testing.slurm_cluster.cluster import SlurmCluster
 from tests.integration.jobs.launched import ROOT
 from tests.integration.jobs.logged import read_events, select
+from tests.slurm_cluster.cluster import SlurmCluster
 
 START_S = 150
 """Longest wait for an attempt's next step: the requeue, imports and an engine that starts beside it on two cores."""

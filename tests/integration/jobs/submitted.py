@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.testing.slurm_cluster.cluster import SlurmCluster
 from tests.integration.jobs.launched import ROOT, run_dir_of
 from tests.integration.jobs.logged import read_events, select
+from tests.slurm_cluster.cluster import SlurmCluster
 
 
 @dataclass(kw_only=True)

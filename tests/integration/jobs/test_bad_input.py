@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.testing.slurm_cluster.cluster import SlurmCluster
-from launcher.testing.slurm_cluster.processes import descendants
 from tests.integration.jobs.launched import ROOT, Launcher
+from tests.slurm_cluster.cluster import SlurmCluster
+from tests.slurm_cluster.processes import descendants
 
 CONFIG_CODE = 2
 ALLOCATION_CODE = 4

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from launcher.testing.slurm_cluster.cluster import SlurmCluster
 from tests.integration.jobs.launched import ROOT
 from tests.integration.jobs.test_slurm_job import SLEEPS, submit
+from tests.slurm_cluster.cluster import SlurmCluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.engine]
 DEADLINE_S = 90

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.testing.slurm_cluster.cluster import SlurmCluster
-from launcher.testing.slurm_cluster.spec import Partition
 from tests.integration.jobs.launched import ROOT, run_dir_of
+from tests.slurm_cluster.cluster import SlurmCluster
+from tests.slurm_cluster.spec import Partition
 from tests.unit.documents import commands, files
 
 DEADLINE_S = 600

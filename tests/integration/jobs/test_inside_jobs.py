@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.testing.slurm_cluster.cluster import SlurmCluster
 from tests.integration.jobs.launched import ROOT, run_dir_of
+from tests.slurm_cluster.cluster import SlurmCluster
 
 pytestmark = [pytest.mark.slurm]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.testing.slurm_cluster.cluster import SlurmCluster
 from tests.integration.jobs.followed import START_S, Run, saving_program
+from tests.slurm_cluster.cluster import SlurmCluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.engine]
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from launcher.node.stale_resources import used
-from launcher.testing.slurm_cluster.processes import descendants
 from tests.integration.jobs.launched import Launched, Launcher
 from tests.integration.jobs.logged import select
+from tests.slurm_cluster.processes import descendants
 
 pytestmark = [pytest.mark.engine]
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from launcher.testing.slurm_cluster.cluster import SlurmCluster
 from tests.integration.jobs.launched import ROOT, run_dir_of
 from tests.integration.jobs.submitted import submit
+from tests.slurm_cluster.cluster import SlurmCluster
 
 pytestmark = [pytest.mark.slurm]
 

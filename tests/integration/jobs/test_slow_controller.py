@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.testing.slurm_cluster.cluster import SlurmCluster
-from launcher.testing.slurm_cluster.spec import missing_requirements
 from tests.integration.jobs.followed import START_S, Run, saving_program
 from tests.integration.jobs.launched import ROOT
 from tests.integration.jobs.submitted import submit
+from tests.slurm_cluster.cluster import SlurmCluster
+from tests.slurm_cluster.spec import missing_requirements
 
 pytestmark = [pytest.mark.slurm, pytest.mark.engine]
 

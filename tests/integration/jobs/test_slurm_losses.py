@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from launcher.testing.slurm_cluster.cluster import NODES, SlurmCluster
 from tests.integration.jobs.logged import select
 from tests.integration.jobs.test_restarts import WAITS
 from tests.integration.jobs.test_slurm_job import RELEASE_S, Submitted, submit
+from tests.slurm_cluster.cluster import NODES, SlurmCluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.engine]
 

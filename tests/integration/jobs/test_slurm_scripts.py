@@ -13,9 +13,9 @@ from launcher.config import compose
 from launcher.layout import plan
 from launcher.submit.job_array import submit_array
 from launcher.submit.run_dir import create
-from launcher.testing.slurm_cluster.cluster import SlurmCluster
 from tests.integration.jobs.launched import ROOT
 from tests.integration.jobs.submitted import submit
+from tests.slurm_cluster.cluster import SlurmCluster
 from tests.unit.golden_scripts import SCENARIOS, script_of
 
 pytestmark = [pytest.mark.slurm]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.testing.slurm_cluster.cluster import NODES, SlurmCluster
 from tests.integration.jobs.launched import ROOT
 from tests.integration.jobs.submitted import Submitted, submit
+from tests.slurm_cluster.cluster import NODES, SlurmCluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.engine]
 

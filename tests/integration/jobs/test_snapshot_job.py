@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.testing.slurm_cluster.cluster import SlurmCluster
 from tests.integration.jobs.edited_program import Project, check_seen, files_with
 from tests.integration.jobs.launched import ROOT, run_dir_of
+from tests.slurm_cluster.cluster import SlurmCluster
 
 pytestmark = pytest.mark.engine
 

@@ -18,8 +18,8 @@ import pytest
 from launcher.config.metric import Metric
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.status import run_statuses
-from launcher.testing.slurm_cluster.cluster import ENDED, SlurmCluster
 from tests.integration.jobs.launched import ROOT, Launcher
+from tests.slurm_cluster.cluster import ENDED, SlurmCluster
 
 TRAINER = "trainer.command=[python,tests/integration/jobs/sweep_trainer.py,'${trainer.lr}']"
 SLEEPS = 'trainer.command=[sleep,"600"]'

@@ -23,9 +23,9 @@ import pytest
 
 from launcher.common.env import LAUNCHER_TOKEN
 from launcher.common.keys import api_key, bridge_key
-from launcher.testing.slurm_cluster.cluster import SlurmCluster
-from launcher.testing.slurm_cluster.spec import missing_requirements
 from tests.integration.jobs.launched import ROOT, run_dir_of
+from tests.slurm_cluster.cluster import SlurmCluster
+from tests.slurm_cluster.spec import missing_requirements
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 

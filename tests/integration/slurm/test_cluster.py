@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import submitit
 
-from launcher.testing.slurm_cluster.cluster import ROOT, SlurmCluster
-from launcher.testing.slurm_cluster.processes import descendants
-from launcher.testing.slurm_cluster.spec import (
+from tests.slurm_cluster.cluster import ROOT, SlurmCluster
+from tests.slurm_cluster.processes import descendants
+from tests.slurm_cluster.spec import (
     ClusterError,
     ClusterSpec,
     Isolation,
@@ -184,7 +184,7 @@ def test_nodes_and_their_slurmd_can_die_and_come_back() -> None:
 @pytest.mark.parametrize("isolation", ["uts", "plain"])
 def test_nothing_outlives_a_killed_owner(isolation: str) -> None:
     owner = subprocess.Popen(
-        [sys.executable, "-m", "launcher.testing.slurm_cluster", "--nodes=n[1-2]", f"--isolation={isolation}"],
+        [sys.executable, "-m", "tests.slurm_cluster", "--nodes=n[1-2]", f"--isolation={isolation}"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         cwd=ROOT,
@@ -224,6 +224,6 @@ def test_bad_node_names_are_refused(expression: str) -> None:
 def test_what_the_machine_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ClusterSpec(node_names=("n1",), isolation=Isolation.PLAIN, accounting=True)
     assert missing_requirements(spec) == []
-    monkeypatch.setattr("launcher.testing.slurm_cluster.spec.SEARCH_PATH", "/nowhere")
+    monkeypatch.setattr("tests.slurm_cluster.spec.SEARCH_PATH", "/nowhere")
     monkeypatch.setenv("PATH", "/nowhere")
     assert any("'slurmctld'" in line for line in missing_requirements(spec))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.testing.slurm_cluster.cluster import SlurmCluster
+from tests.slurm_cluster.cluster import SlurmCluster
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[3]

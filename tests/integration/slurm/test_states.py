@@ -10,7 +10,7 @@ import pytest
 
 from launcher.slurm.client import ControllerAway
 from launcher.slurm.query import accounted_states, job_state, job_states
-from launcher.testing.slurm_cluster.cluster import SlurmCluster
+from tests.slurm_cluster.cluster import SlurmCluster
 
 pytestmark = pytest.mark.slurm
 DEADLINE_S = 60

@@ -1,4 +1,4 @@
-"""Starts a cluster to try things on: ``python -m launcher.testing.slurm_cluster --nodes 'rack[0-1]n[01-02]' [--
+"""Starts a cluster to try things on: ``python -m tests.slurm_cluster --nodes 'rack[0-1]n[01-02]' [--
 COMMAND ...]``.
 
 Without a command it opens a shell on the login node, or, when input is no terminal, prints the variables to export
@@ -14,14 +14,14 @@ import signal
 import subprocess
 import sys
 
-from launcher.testing.slurm_cluster.cluster import SlurmCluster
-from launcher.testing.slurm_cluster.spec import ClusterError, Isolation
+from tests.slurm_cluster.cluster import SlurmCluster
+from tests.slurm_cluster.spec import ClusterError, Isolation
 
 
 def main() -> int:
     """Returns the command's exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m launcher.testing.slurm_cluster", description="A real SLURM cluster on this machine."
+        prog="python -m tests.slurm_cluster", description="A real SLURM cluster on this machine."
     )
     parser.add_argument("--nodes", default="rack[0-1]n[01-02]", help="hostlist expression")
     parser.add_argument("--isolation", default="uts", choices=[str(isolation) for isolation in Isolation])

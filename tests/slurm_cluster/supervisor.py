@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launcher.common.procfs import become_subreaper, reap
-from launcher.testing.slurm_cluster.conf import (
+from tests.slurm_cluster.conf import (
     ADD_CLUSTER,
     SLURMDBD,
     ClusterPlace,
@@ -30,8 +30,8 @@ from launcher.testing.slurm_cluster.conf import (
     ping_command,
     write_files,
 )
-from launcher.testing.slurm_cluster.processes import connect_node, create_switch, kill_tree, set_link
-from launcher.testing.slurm_cluster.spec import (
+from tests.slurm_cluster.processes import connect_node, create_switch, kill_tree, set_link
+from tests.slurm_cluster.spec import (
     ClusterError,
     ClusterSpec,
     Isolation,

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from launcher.testing.slurm_cluster.processes import NodeProcess, descendants, kill_tree
-from launcher.testing.slurm_cluster.spec import (
+from tests.slurm_cluster.processes import NodeProcess, descendants, kill_tree
+from tests.slurm_cluster.spec import (
     ClusterError,
     ClusterSpec,
     Isolation,
@@ -26,7 +26,7 @@ from launcher.testing.slurm_cluster.spec import (
     namespaces,
 )
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 NODES = "rack[0-1]n[01-02]"
 """The nodes of the clusters that tests share."""
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"})
@@ -48,8 +48,8 @@ class SlurmCluster:
 
     Args:
         node_names: hostlist expression, such as ``rack[0-1]n[01-02]``.
-        isolation: see :class:`launcher.testing.slurm_cluster.spec.Isolation`.
-        options: any further field of :class:`launcher.testing.slurm_cluster.spec.ClusterSpec`.
+        isolation: see :class:`tests.slurm_cluster.spec.Isolation`.
+        options: any further field of :class:`tests.slurm_cluster.spec.ClusterSpec`.
 
     Raises:
         ClusterError: the names are no hostlist expression.
@@ -73,7 +73,7 @@ class SlurmCluster:
         if missing := missing_requirements(self.spec):
             raise ClusterError("this machine cannot run the cluster:\n" + "\n".join(missing))
         self._supervisor = subprocess.Popen(
-            [sys.executable, "-m", "launcher.testing.slurm_cluster.supervisor"],
+            [sys.executable, "-m", "tests.slurm_cluster.supervisor"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,

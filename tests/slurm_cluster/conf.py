@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.testing.slurm_cluster.spec import ClusterError, ClusterSpec, Isolation
+from tests.slurm_cluster.spec import ClusterError, ClusterSpec, Isolation
 
 FIRST_PORT, PORTS_PER_SLOT, SLOTS = 17_000, 512, 30  # ends below the ephemeral ports
 
