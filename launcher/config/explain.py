@@ -11,6 +11,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 from launcher.config.overrides import setting_paths
+from launcher.config.renamed import RENAMED
 from launcher.config.schema import ClusterConfig, Config, LocalClusterConfig, SlurmClusterConfig
 
 COMPOSITION_ERRORS: tuple[type[Exception], ...] = (HydraException, OmegaConfBaseException, YAMLError)
@@ -23,21 +24,21 @@ _SEE = re.compile(r"See https://hydra\.cc\S*( for details)?")
 
 def explain(error: Exception) -> str:
     """One message for ``error``, which came up while a configuration was composed."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    # Hydra does not always say `from` where it raises an error of its own for one of OmegaConf's.
+    causes = (error.__cause__, error.__context__)
+    cause: Exception = next((found for found in causes if isinstance(found, OmegaConfBaseException)), error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _unknown_preset(error.missing_cfg_file, list(error.options or ()), str(error))
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
-        return _place(error) + _unknown_setting(cause)
+        return _place(error) + _unknown_setting(cause, is_cluster_file=str(error).startswith("In 'cluster/"))
     if isinstance(cause, ValidationError) and cause.full_key:
         return f"{_place(error)}`{cause.full_key}`: {_first_line(cause)}."
     if match := re.match(r"Could not override '(\w+)'\. No match in the defaults list", str(error)):
         group = match.group(1)
         return f"`{group}` is not among the default presets. HINT: add one with a plus sign, `+{group}=...`."
     text = str(error) if cause is error else f"{error}\n{cause}"
-    if text.startswith("In 'cluster/") and "not in 'ClusterConfig'" in text:
-        text += "\nHINT: let the file begin with `defaults: [slurm, _self_]`"
     lines = [_SEE.sub("", line).strip() for line in text.splitlines() if not _NOISE.fullmatch(line)]
     return " ".join(line if line[-1] in ".:,;" else f"{line}." for line in lines if line)
 
@@ -71,13 +72,16 @@ def _unreadable(error: OverrideParseException) -> str:
     )
 
 
-def _unknown_setting(cause: OmegaConfBaseException) -> str:
+def _unknown_setting(cause: OmegaConfBaseException, *, is_cluster_file: bool) -> str:
     full_key = str(cause.full_key)
     group, _, name = full_key.rpartition(".")
     owner = cause.object_type
+    if full_key in RENAMED:
+        return f"`{full_key}` is called `{RENAMED[full_key]}` now. HINT: write that."
     message = f"`{full_key}` is not a setting."
     if owner in (ClusterConfig, LocalClusterConfig) and name in {field.name for field in fields(SlurmClusterConfig)}:
-        return f"{message[:-1]} of the local cluster. HINT: add `+cluster=slurm`."
+        hint = "let the file begin with `defaults: [slurm, _self_]`" if is_cluster_file else "add `+cluster=slurm`"
+        return f"{message[:-1]} of the local cluster. HINT: {hint}."
     siblings = [field.name for field in fields(owner)] if owner is not None and is_dataclass(owner) else []
     prefix = f"{group}." if group else ""
     near = [path for path in setting_paths(Config()) if path.rpartition(".")[2] == name]

@@ -20,6 +20,7 @@ from launcher.common.errors import ConfigError, LauncherError
 from launcher.config import typed
 from launcher.config.compose import MissingSettings
 from launcher.config.explain import COMPOSITION_ERRORS, explain
+from launcher.config.renamed import current_name
 from launcher.config.schema import Config
 from launcher.config.secrets import unset_secrets
 from launcher.submit.validate import problems
@@ -40,6 +41,7 @@ def combinations(overrides: Sequence[Override], zipped: Sequence[str] = ()) -> l
     """
     if problems := _continuous(overrides):
         raise ConfigError(problems)
+    zipped = [current_name(key) for key in zipped]
     values = {override.get_key_element(): _values(override) for override in overrides}
     if problems := _zip_problems(overrides, values, zipped):
         raise ConfigError(problems)

@@ -6,12 +6,15 @@ import logging
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from launcher.common.errors import ConfigError
 from launcher.config import CONFIG_FILE, compose, from_yaml, load_run_config, to_yaml
 from launcher.config import renamed as module
-from launcher.config.overrides import setting_at
+from launcher.config.explain import COMPOSITION_ERRORS, explain
+from launcher.config.overrides import as_meant, setting_at
 from launcher.config.renamed import RENAMED, with_names_of
+from launcher.sweep.candidates import combinations
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +77,27 @@ def test_a_preset_may_use_an_old_name(
 
     assert config.restart.max_failures == 9
     assert "`restart.max_failures`" in caplog.text
+
+
+def test_a_preset_that_is_placed_by_another_one_is_refused_with_the_new_name(tmp_path: Path) -> None:
+    """Which settings its content stands for is known only to Hydra, and only when it merges."""
+    preset(tmp_path, "failure_max: 9\n", "other/mine.yaml")
+    directory = preset(tmp_path, "# @package _global_\ndefaults:\n  - /other@restart: mine\n  - _self_\n")
+
+    with pytest.raises(COMPOSITION_ERRORS) as raised:
+        compose(["experiment=mine"], directory)
+
+    assert "`restart.failure_max` is called `restart.max_failures` now. HINT: write that." in explain(raised.value)
+
+
+def test_paired_settings_of_a_sweep_may_have_old_names(caplog: pytest.LogCaptureFixture) -> None:
+    words = as_meant(["restart.engine_max=1,2", "trainer.seed=3,4"])
+    overrides = OverridesParser.create().parse_overrides(words)
+
+    assert combinations(overrides, ["restart.engine_max", "trainer.seed"]) == [
+        ["restart.max_engine_restarts=1", "trainer.seed=3"],
+        ["restart.max_engine_restarts=2", "trainer.seed=4"],
+    ]
 
 
 def test_an_override_wins_over_the_old_name_in_a_preset(tmp_path: Path) -> None:

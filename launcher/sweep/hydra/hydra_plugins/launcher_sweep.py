@@ -16,6 +16,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from launcher.config.overrides import as_meant
+from launcher.config.renamed import current_name
 from launcher.submit.composing import hydra_full_error
 from launcher.sweep.candidates import Combination, SweepRequest, combinations, compose_all, key_of, swept_keys
 
@@ -29,7 +31,7 @@ class GridSweeper(BasicSweeper):
         """Launches all runs as one batch."""
         assert self.hydra_context is not None and self.config is not None and self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        overrides = parser.parse_overrides([*as_meant(self._parse_config()), *arguments])
         return self.launcher.launch(combinations(overrides, self.config.sweep.zip), initial_job_idx=0)
 
 
@@ -88,4 +90,4 @@ class RunLauncher(Launcher):
     def _swept(self) -> frozenset[str]:
         parameters = self._config.hydra.sweeper.get("params") or {}
         words = OverridesParser.create().parse_overrides(list(self._config.hydra.overrides.task))
-        return swept_keys(words) | {key_of(str(key)) for key in parameters}
+        return swept_keys(words) | {current_name(key_of(str(key))) for key in parameters}
