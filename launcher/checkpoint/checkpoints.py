@@ -53,7 +53,7 @@ class Checkpoints:
 
     Args:
         directory: made if it is missing; on a filesystem that all ranks see.
-        every_steps: how often :meth:`is_due` says so; 0 for never.
+        every_steps: how often :meth:`is_due` is true; 0 for never.
         keep: complete checkpoints that are kept; older ones are removed after the next one is complete.
         timeout_s: longest wait for the slowest rank.
     """
@@ -235,7 +235,7 @@ class Checkpoints:
         result: T | None = None
         try:
             with warnings.catch_warnings():
-                # torch tells a single process that it is one.
+                # torch warns a single process that there is no group.
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninit")
                 result = action()
         # DCP raises what a rank raised as an error of its own, which is no Exception.

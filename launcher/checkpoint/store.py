@@ -58,7 +58,7 @@ def checkpoint_path(root: Path, step: int) -> Path:
 
 
 def draft_path(root: Path, step: int, owner: str) -> Path:
-    """Where it is written. ``owner`` tells apart who may write at the same time, such as a rank of an older attempt."""
+    """Where it is written. ``owner`` separates writers at the same time, such as a rank of an older attempt."""
     return root / f".step-{step:010d}.{owner}"
 
 
@@ -130,7 +130,7 @@ def complete(draft: Path, path: Path, manifest: Manifest) -> None:
 def prune(root: Path, newest: Path, keep: int) -> None:
     """Removes all but ``newest``, which was just written, and the complete ones before it, ``keep`` together.
 
-    What is later than ``newest`` was damaged, or the trainer would have gone on from there. Drafts are nobody's.
+    What is later than ``newest`` was damaged, or the trainer would have gone on from there. Drafts have no use.
     """
     kept = [path for path in complete_checkpoints(root) if path.name <= newest.name][:keep]
     for path in root.iterdir():

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class CodecError(ValueError):
-    """The data is not what its type says; the message names the field and what was found there."""
+    """The data does not fit its type; the message names the field and what was found there."""
 
 
 def to_builtins(value: Any) -> Any:

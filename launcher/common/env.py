@@ -1,4 +1,4 @@
-"""Every environment variable of the launcher's own, by its name; who sets it, and what it holds."""
+"""Every environment variable of the launcher's own, by its name; what sets it, and what it holds."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class ProcessFailure(LauncherError):
 
 
 class EngineRefusal(LauncherError):
-    """An engine cannot be started as it was asked to; it could not the next time, either."""
+    """An engine cannot be started with these settings; another try would fail, too."""
 
     exit_code = 2
 
@@ -81,11 +81,11 @@ class ControlError(LauncherError):
 
 
 class ControlRefusal(ControlError):
-    """The control service answered, and did not do what it was asked for."""
+    """The control service answered that it refuses the request."""
 
 
 STOPPED = 9
-"""Exit code of a run that was asked to stop, saved what it had, and can be resumed."""
+"""Exit code of a run that stopped on request, saved a checkpoint, and can be resumed."""
 
 
 class BridgeError(LauncherError):

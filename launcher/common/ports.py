@@ -1,4 +1,4 @@
-"""Ports that nobody else can take: chosen outside the kernel's ephemeral range, bound, listening and kept."""
+"""Ports that no other process can take: chosen outside the kernel's ephemeral range, bound, listening and kept."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class End(StrEnum):
     """Or requeued by an administrator, which without a preemption's own signal looks alike."""
 
     STOPPED = "stopped"
-    """Somebody asked for it (USR2)."""
+    """On request (USR2)."""
 
     LOST = "lost"
     """Without a word: the first node was lost, or everything was killed."""
@@ -129,7 +129,7 @@ def ends(run_dir: Path, attempt: int, job_id: str | None) -> Counter[End]:
     found: Counter[End] = Counter()
     for number in range(attempt - 1, 0, -1):
         begin = _read(attempt_dir(run_dir, number) / BEGIN)
-        # A number that was taken and never used says nothing.
+        # A number that was taken and never used does not count.
         if begin is None:
             continue
         if job_id is None or begin.get("job_id") != job_id:

@@ -43,7 +43,7 @@ def collect_garbage_less() -> None:
 
 
 def configure_logging(who: str, *, level: int = logging.INFO) -> None:
-    """Sends log lines to standard error, each with the time and who speaks: ``[inference 1 gpu-07]``."""
+    """Sends log lines to standard error, each with the time and its sender: ``[inference 1 gpu-07]``."""
     logging.basicConfig(
         level=level,
         stream=sys.stderr,

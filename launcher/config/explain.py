@@ -24,7 +24,7 @@ _SEE = re.compile(r"See https://hydra\.cc\S*( for details)?")
 
 def explain(error: Exception) -> str:
     """One message for ``error``, which came up while a configuration was composed."""
-    # Hydra does not always say `from` where it raises an error of its own for one of OmegaConf's.
+    # Hydra does not always raise its own error `from` that of OmegaConf.
     causes = (error.__cause__, error.__context__)
     cause: Exception = next((found for found in causes if isinstance(found, OmegaConfBaseException)), error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -93,10 +93,10 @@ def _unknown_setting(cause: OmegaConfBaseException, *, is_cluster_file: bool) ->
 
 
 def _reason(error: OverrideParseException) -> str:
-    """What the parser says after repeating the override."""
+    """The parser's message after the repeated override."""
     lines = [_SEE.sub("", line).strip() for line in str(error).splitlines()]
-    said = [line for line in lines if line and not line.startswith("Error parsing override")]
-    return said[0].rstrip(".") if said else "its grammar is wrong"
+    messages = [line for line in lines if line and not line.startswith("Error parsing override")]
+    return messages[0].rstrip(".") if messages else "its grammar is wrong"
 
 
 def _first_line(error: Exception | str | None) -> str:

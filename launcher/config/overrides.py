@@ -37,7 +37,7 @@ _CHOICE = re.compile(r"choice\((.*)\)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What the schema says about one path."""
+    """The schema's entry for one path."""
 
     hint: Any
     """Its type."""
@@ -83,7 +83,7 @@ def _override(part: re.Match[str]) -> str:
 
 
 def setting_at(path: str) -> Setting | None:
-    """What the schema says about ``path``; None for what is no setting."""
+    """The schema's entry for ``path``; None for what is no setting."""
     setting: Setting | None = Setting(hint=Config)
     for name in path.split("."):
         setting = member_of(setting, name) if setting is not None else None
@@ -155,7 +155,7 @@ def _pairs(text: str, setting: Setting, path: str) -> Iterator[str]:
 
 
 def member_of(setting: Setting, name: str) -> Setting | None:
-    """What the schema says about one name in a group or a table."""
+    """The schema's entry for one name in a group or a table."""
     kind: Any = setting.type
     if is_dataclass(kind):
         return members(typing.cast(Hashable, kind)).get(name)

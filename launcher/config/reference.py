@@ -33,7 +33,7 @@ Every setting with its default. An override on the command line sets one: `launc
 - **Commands** are a list, or text that is split as a shell would split it. These are the same:
   `'trainer.command=python train.py --lr=1e-3'` and `'trainer.command=[python,train.py,--lr=1e-3]'`. In a list, an item
   with a comma or brackets needs quotes: `"trainer.command=[python,train.py,'--tags=a,b']"`.
-- **Null** leaves the choice to the launcher, to vLLM or to SLURM, as the text says.
+- **Null** leaves the choice to the launcher, to vLLM or to SLURM, as the text has it.
 """
 
 

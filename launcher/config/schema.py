@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TEXT, COMMAND, NODELIST = "text", "command", "nodelist"
-"""How the value of a setting is written (``syntax`` of a field's metadata), where its type does not say it: as text, as
-a shell would split it into words, or as SLURM writes lists of nodes. See :mod:`launcher.config.overrides`."""
+"""How the value of a setting is written (``syntax`` of a field's metadata), where its type does not show it: as text,
+as a shell would split it into words, or as SLURM writes lists of nodes. See :mod:`launcher.config.overrides`."""
 
 
 @dataclass(kw_only=True)
@@ -208,7 +208,7 @@ class PreflightConfig:
     """Free room in ``/dev/shm``, in GiB."""
 
     min_memlock_gb: float = 1.0
-    """Memory that may be locked, in GiB; asked for only where GPUs use InfiniBand."""
+    """Memory that may be locked, in GiB; checked only where GPUs use InfiniBand."""
 
     min_nofile: int = 1024
     """Open files per process."""
@@ -231,7 +231,7 @@ class CheckpointConfig:
     """What the reference trainer, or one that uses ``launcher.checkpoint``, saves so that it can go on later."""
 
     every_steps: int = 20
-    """Steps from one checkpoint to the next. 0: only when the run is asked to stop."""
+    """Steps from one checkpoint to the next. 0: only when the run is to stop."""
 
     keep: int = 2
     """Complete checkpoints that are kept."""
@@ -241,7 +241,7 @@ class CheckpointConfig:
     the run directory."""
 
     stop_timeout_s: float = 60.0
-    """Longest wait for the trainer to end once the run was asked to stop with a checkpoint (USR2, preemption)."""
+    """Longest wait for the trainer to end after a request to stop with a checkpoint (USR2, preemption)."""
 
     write_timeout_s: float = 300.0
     """Longest further wait while a checkpoint is being written."""
@@ -351,7 +351,7 @@ class LocalClusterConfig(ClusterConfig):
 
 @dataclass(kw_only=True)
 class NodesConfig:
-    """What one role's nodes are asked for where that differs from the other's. Null: what ``cluster`` says."""
+    """The request for one role's nodes where it differs from the other's. Null: the value of ``cluster``."""
 
     partition: str | None = None
     """Partition of these nodes (``--partition``)."""
@@ -425,7 +425,7 @@ class SlurmClusterConfig(ClusterConfig):
     matches the share of its GPUs; without GPUs four for each process."""
 
     gpu_request: str = "gpus-per-node"
-    """How this site asks for GPUs: ``gpus-per-node``, ``gres`` (``--gres=gpu:N``) or ``none``; with ``cpu`` never."""
+    """How this site requests GPUs: ``gpus-per-node``, ``gres`` (``--gres=gpu:N``) or ``none``; with ``cpu`` never."""
 
     gpu_type: str | None = None
     """GPU type in that request (``gpu:TYPE:N``)."""

@@ -15,7 +15,7 @@ PATTERNS = ("*_TOKEN", "*_KEY", "*SECRET*", "*PASSWORD*")
 FILES = (".env", ".env.*", "*.pem", ".netrc", "id_rsa", "id_ed25519", "*.key")
 """Names of files that hold secrets. They are not copied anywhere."""
 
-# Asked for each file of a repository.
+# Matched against each file of a repository.
 _FILES = re.compile("|".join(map(translate, FILES)))
 
 NO_SECRETS = (".env.example", ".env.sample", ".env.template", ".env.dist")
@@ -39,7 +39,7 @@ def is_secret_file(name: str) -> bool:
 
 
 def secret_values(further: Sequence[str] = (), environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Secrets of this environment that can be told from other text: value by name."""
+    """Secrets of this environment that are long enough to search for: value by name."""
     return {name: value for name, value in environ.items() if is_secret(name, further) and len(value) >= SHORTEST_VALUE}
 
 

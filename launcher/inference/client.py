@@ -1,4 +1,4 @@
-"""What a trainer needs to know of the engines: which there are, which may be asked now, and the key that they take."""
+"""What a trainer needs to know of the engines: which there are, which accept requests now, and their key."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from launcher.control.protocol import PoolRequest
 
 
 def inference_urls() -> list[str]:
-    """Base URLs of the engines that may be asked now: ``http://address:port``, without ``/v1``, by replica.
+    """Base URLs of the engines that accept requests now: ``http://address:port``, without ``/v1``, by replica.
 
     An engine that is down, or that was restarted and has not got the newest weights yet, is not among them; it is when
-    it is back. Costs one small message to node 0, so ask as often as you send a batch of requests.
+    it is back. Costs one small message to node 0, so call it before each batch of requests.
 
     Raises:
         LauncherError: this process belongs to no run.
@@ -70,7 +70,7 @@ def _pool() -> Pool:
 
 
 class Pool:
-    """Asks the control service; each question is one small message."""
+    """The pool by the control service; each call is one small RPC."""
 
     def __init__(self, client: ControlClient) -> None:
         self._client = client
@@ -89,14 +89,14 @@ class Pool:
         return list(self._client.call(PoolRequest()).members)
 
     def urls(self) -> list[str]:
-        """Of the replicas that may be asked."""
+        """Of the replicas that accept requests."""
         return [member.url for member in self.members() if member.serves and member.url is not None]
 
     def wait(self, is_enough: Callable[[list[PoolMember]], bool], *, timeout_s: float, what: str) -> list[PoolMember]:
         """The members, as soon as they are enough.
 
         Raises:
-            ControlError: they are not after ``timeout_s``; the message says ``what`` was awaited.
+            ControlError: they are not after ``timeout_s``; the message names ``what`` was awaited.
         """
         deadline = time.monotonic() + timeout_s
         revision: int | None = None

@@ -1,8 +1,8 @@
 """One node's part of an engine: ``python -m launcher.inference.server --replica I --replica-rank R [vLLM arguments]``.
 
 vLLM's own API server, with three things around it: the port is bound and published before vLLM is even imported, so
-that nobody else can take it; the bridge's routes and the keys are added as an ASGI middleware; the bridge's receiver is
-added as a worker extension. vLLM's development endpoints stay closed.
+that no other process can take it; the bridge's routes and the keys are added as an ASGI middleware; the bridge's
+receiver is added as a worker extension. vLLM's development endpoints stay closed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ that meets the engine's closing of its connection fails; so here the clients are
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serves until it is told to end; an expected failure is one message."""
+    """Serves until a signal ends it; an expected failure is one message."""
     parser = argparse.ArgumentParser(prog="launcher.inference.server", description=__doc__)
     parser.add_argument("--replica", type=int, required=True)
     parser.add_argument("--replica-rank", type=int, required=True)

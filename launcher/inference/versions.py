@@ -13,7 +13,7 @@ _VALUE = re.compile(rf"{_VERSION}(?:\|{_VERSION})*(?:;\d+\.\d+={_VERSION}:\d+(?:
 def token_versions(header: str | None, tokens: int, *, prompt: int = 0, choice: int = 0) -> tuple[int | None, ...]:
     """The version that produced each token of one choice of an answer.
 
-    Where the engine cannot tell which of several versions it was, it is the oldest of them: that is what a correction
+    Where the engine does not know which of several versions it was, it is the oldest of them: that is what a correction
     for old samples has to assume.
 
     Args:

@@ -1,4 +1,4 @@
-"""Who is where: the model, the planner, and how a layout is written down."""
+"""Which process runs on which node: the model, the planner, and the table for people."""
 
 from __future__ import annotations
 

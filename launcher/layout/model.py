@@ -1,4 +1,4 @@
-"""Who is where: the value that ``plan`` prints and that every node executes; written as JSON and read back."""
+"""Which process runs on which node: the value that ``plan`` prints and every node executes; its form as JSON."""
 
 from __future__ import annotations
 

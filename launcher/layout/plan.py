@@ -1,4 +1,4 @@
-"""Decides who is where: a pure function from a configuration and hostnames to a layout, without torch."""
+"""Places roles and processes on nodes: a pure function from configuration and hostnames to a layout, without torch."""
 
 from __future__ import annotations
 

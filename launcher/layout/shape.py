@@ -39,7 +39,7 @@ class Shape:
 
 
 def shape_of(config: Config) -> Shape:
-    """The sizes that ``config`` asks for; never raises, so that a wrong configuration can be described too."""
+    """The sizes in ``config``; never raises, so that a wrong configuration can be described too."""
     layout, inference = config.layout, config.inference
     local_mode = layout.inference_nodes == 0
     trainer_gpus = engine_gpus = layout.gpus_per_node

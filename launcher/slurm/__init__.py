@@ -1,1 +1,1 @@
-"""SLURM itself: what it says of jobs and nodes, and what its signals mean."""
+"""SLURM itself: its programs, the states of jobs and nodes, the causes of signals."""

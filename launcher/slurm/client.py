@@ -17,7 +17,7 @@ from launcher.common.errors import LauncherError
 
 CALL_TIMEOUT_S = 30.0
 NOTICE_S = 5.0
-"""A wait for SLURM that is longer than this says what it waits for."""
+"""A wait for SLURM that is longer than this is reported."""
 
 NO_SUCH_JOB = "Invalid job id"
 
@@ -28,7 +28,7 @@ PREFIXES = (
 """Beginnings of the names that SLURM sets in a job, or that change what its programs do."""
 
 KEPT = frozenset({"SLURM_CONF", "SLURM_JWT", "SLURM_CONF_SERVER"})
-"""Where SLURM's configuration is, and who calls."""
+"""SLURM's configuration and the caller's credentials."""
 
 
 class ControllerAway(LauncherError):

@@ -1,7 +1,7 @@
 """Why this process got a signal: what SLURM is about to do with the job that it belongs to.
 
-A job gets the same SIGTERM when it is cancelled, preempted, requeued by an administrator, or out of time. What tells
-them apart is in ``scontrol show job`` by the time the signal arrives (seen with SLURM 22.05):
+A job gets the same SIGTERM when it is cancelled, preempted, requeued by an administrator, or out of time. The
+difference is in ``scontrol show job`` by the time the signal arrives (seen with SLURM 22.05):
 
 - ``Restarts`` has risen above the job's own ``SLURM_RESTART_COUNT``: SLURM queues the job again, whatever we do, and
   SIGKILL follows ``KillWait`` later. That is a preemption if SIGUSR2 came along (``preempt_send_user_signal``);
@@ -33,7 +33,7 @@ KILLED = frozenset({-signal.SIGTERM, -signal.SIGKILL, 128 + signal.SIGTERM, 128 
 """Exit codes of a command that SLURM ended together with the job, here or in the job script's shell."""
 
 EARLY_S = 75.0
-"""SLURM sends the signal before a time limit up to a minute earlier than it was asked to."""
+"""SLURM sends the signal before a time limit up to a minute earlier than requested."""
 
 UNSET = frozenset({"", "None", "N/A", "Unknown", "(null)"})
 

@@ -44,7 +44,7 @@ class JobId:
 
 
 def cluster_option(cluster: str | None) -> list[str]:
-    """The option with which SLURM's programs speak to another cluster's controller."""
+    """The option that selects another cluster's controller."""
     return [] if cluster is None else [f"--clusters={cluster}"]
 
 
@@ -57,7 +57,7 @@ def by_cluster(job_ids: Iterable[str]) -> dict[str | None, list[str]]:
 
 
 def read_job_id(output: str, *, keep_cluster: bool) -> JobId:
-    """The job that ``sbatch --parsable`` says it has queued.
+    """The job that ``sbatch --parsable`` has queued, from its output.
 
     A site's ``sbatch`` may print lines of its own, or leave ``--parsable`` out. So a line counts only if it is nothing
     but an id, or the whole of SLURM's own sentence, and all such lines must name the same job.

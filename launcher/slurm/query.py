@@ -19,7 +19,7 @@ UNSTARTED = frozenset({"N/A", "NONE", "UNKNOWN", ""})
 def job_states(job_ids: Collection[str], *, timeout_s: float = CALL_TIMEOUT_S) -> dict[str, JobState]:
     """The states of jobs, array elements (``12_3``) or heterogeneous jobs; those that SLURM has forgotten are missing.
 
-    ``squeue`` knows a job for a while after its end, without any accounting; ``sacct`` is asked only after that, and
+    ``squeue`` knows a job for a while after its end, without any accounting; ``sacct`` is called only after that, and
     where it is off or forbidden the answer simply stays shorter.
 
     Raises:
@@ -44,7 +44,7 @@ def job_state(job_id: str, *, timeout_s: float = CALL_TIMEOUT_S) -> JobState | N
 
 
 def accounted_states(job_ids: Collection[str], *, timeout_s: float = CALL_TIMEOUT_S) -> dict[str, JobState]:
-    """How jobs ended, as accounting knows; nothing where there is none, or where it is not ours to ask."""
+    """How jobs ended, as accounting knows; nothing where there is none, or where it is not readable."""
     return {
         str(JobId(number, cluster)): state
         for cluster, numbers in by_cluster(job_ids).items()
@@ -58,7 +58,7 @@ def _sacct(numbers: Collection[str], cluster: str | None, timeout_s: float) -> d
         done = call(["sacct", *fields, "--format=JobID,State,ExitCode,Start"], timeout_s)
         if done.returncode == 0:
             rows = [_accounted(line.split("|")) for line in done.stdout.splitlines() if line.count("|") == 3]
-            # The controller has forgotten the job, so it has ended; a record that still says RUNNING was never closed.
+            # The controller has forgotten the job, so it has ended; a record that is still RUNNING was never closed.
             return _match(numbers, [(job_id, state) for job_id, state in rows if state.is_final])
     return {}
 
@@ -129,7 +129,7 @@ GROWTH = 1.5
 
 
 class StateWatch:
-    """Asks for one job's state, but not more often than its interval, however often it is asked itself.
+    """One job's state, queried at most once per interval, however often it is read.
 
     The interval grows while nothing changes, and faster while the controller is away; a change makes it short again.
 
@@ -143,16 +143,16 @@ class StateWatch:
         self._shortest_s = interval_s
         self._interval_s = interval_s
         self._clock = clock
-        self._ask_at = float("-inf")
+        self._query_at = float("-inf")
         self._state: JobState | None = JobState(name="PENDING")
         self.problem: str | None = None
-        """Why the last question had no answer; None if it had one."""
+        """Why the last query had no answer; None if it had one."""
 
     @property
     def state(self) -> JobState | None:
         """The last known state, None if SLURM has forgotten the job; unchanged while the controller is away."""
-        if self.is_open and self._clock() >= self._ask_at:
-            self._ask()
+        if self.is_open and self._clock() >= self._query_at:
+            self._query()
         return self._state
 
     @property
@@ -161,11 +161,11 @@ class StateWatch:
         return self._state is not None and not self._state.is_final
 
     def expect_change(self) -> None:
-        """Asks often again: the end, say, is due."""
+        """Queries often again, because the end, for example, is due."""
         self._interval_s = self._shortest_s
-        self._ask_at = min(self._ask_at, self._clock() + self._interval_s)
+        self._query_at = min(self._query_at, self._clock() + self._interval_s)
 
-    def _ask(self) -> None:
+    def _query(self) -> None:
         try:
             state = job_state(self._job_id)
         except ControllerAway as error:
@@ -176,4 +176,4 @@ class StateWatch:
             is_news = self._state is None or state is None or state.name != self._state.name
             self._interval_s = self._shortest_s if is_news else min(self._interval_s * GROWTH, LONGEST_INTERVAL_S)
             self._state = state
-        self._ask_at = self._clock() + self._interval_s
+        self._query_at = self._clock() + self._interval_s

@@ -1,4 +1,4 @@
-"""What a SLURM cluster says about itself, and the defaults for ``sbatch`` that its login shells export."""
+"""A SLURM cluster's own figures, and the defaults for ``sbatch`` that its login shells export."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ FLAGS = frozenset({"exclusive", "use-min-nodes", "spread-job"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoginDefaults:
-    """What the environment of a submission says about the options of ``sbatch``."""
+    """Options of ``sbatch`` by the environment of a submission."""
 
     options: Mapping[str, tuple[str, str | None]]
     """By option: the variable that it comes from, and its value; None for one without a value."""
@@ -163,7 +163,7 @@ class LoginDefaults:
     """Further ``SBATCH_*`` variables, for options that the launcher decides by itself."""
 
     enclosing_job: str | None = None
-    """The job that the environment belongs to. Its variables say nothing about another job, so none is used."""
+    """The job that the environment belongs to. Its variables do not hold for another job, so none is used."""
 
 
 def read_login_defaults(environ: Mapping[str, str]) -> LoginDefaults:

@@ -13,7 +13,7 @@ FINAL = frozenset(
         *("PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
     }
 )
-"""Nothing follows. Of a job that is requeued after one of them, ``squeue`` says ``PENDING`` or ``REQUEUED`` at once."""
+"""Nothing follows. If a job is requeued after one of them, ``squeue`` shows ``PENDING`` or ``REQUEUED`` at once."""
 
 WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
 """It has no nodes, and will have some."""
@@ -51,7 +51,7 @@ class JobState:
     """Why it waits, in SLURM's word; None when there is no reason."""
 
     log: str | None = None
-    """Where its batch script writes; None if SLURM did not say."""
+    """Where its batch script writes; None if SLURM did not print it."""
 
     @property
     def is_final(self) -> bool:
@@ -78,7 +78,7 @@ class JobState:
 
     @property
     def outcome(self) -> int:
-        """Exit code of who followed the job to this end: 0 only for ``COMPLETED``."""
+        """Exit code of the command that followed the job to this end: 0 only for ``COMPLETED``."""
         if self.name == "COMPLETED":
             return 0
         return CANCELLED_CODE if self.name == "CANCELLED" else self.exit_code or 1
@@ -87,7 +87,7 @@ class JobState:
 def combine(states: Iterable[JobState]) -> JobState:
     """One state for the parts of a job (the components of a heterogeneous one, the elements of an array).
 
-    While a part may change, the first such part speaks for the job; then the first that did not complete.
+    While a part may change, the first such part counts for the job; then the first that did not complete.
     """
     parts = list(states)
     return next(

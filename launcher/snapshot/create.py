@@ -47,7 +47,7 @@ class Snapshot:
     """Name of the run that this one is a replay of."""
 
     def text(self) -> str:
-        """One line that says which code runs."""
+        """One line about the code that runs."""
         if self.code is None or self.git is None:
             return "; ".join(self.notes)
         at = f"commit {self.git.commit[:10]}" if self.git.commit else "no commit"

@@ -1,4 +1,4 @@
-"""What git knows about a working directory: its commit, what was changed since, and which files are whose."""
+"""A working directory by git: its commit, the changes since, the files that are tracked or ignored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COM
 
 
 class GitError(LauncherError):
-    """git does not do what was asked."""
+    """A git command failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ def git_state(directory: Path) -> GitState | None:
             return GitState(root=root, commit=commit, branch=name.removeprefix(_BRANCHES))
         case [commit, _]:
             return GitState(root=root, commit=commit, branch=None)
-    # Without a commit git names the branch only to who asks for nothing else.
+    # Without a commit git prints the branch only when nothing else is requested.
     branch = _git(directory, "symbolic-ref", "--quiet", "--short", "HEAD", accept=(0, 1)).strip()
     return GitState(root=root, commit=None, branch=branch or None)
 
@@ -120,7 +120,7 @@ def changes(state: GitState, without: Sequence[str] = ()) -> bytes:
         without: names that are left out.
 
     Raises:
-        GitError: git cannot tell.
+        GitError: git failed.
     """
     exclude = ["--", ".", *(f":(exclude,literal){name}" for name in without)] if without else []
     arguments = ("diff", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--submodule=diff")
@@ -140,7 +140,7 @@ def _run(directory: Path, arguments: Sequence[str], accept: tuple[int, ...]) -> 
             command,
             capture_output=True,
             stdin=subprocess.DEVNULL,
-            # Asking must not write into the index.
+            # A query must not write into the index.
             env={**environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
             timeout=TIMEOUT_S,
             check=False,
@@ -150,8 +150,8 @@ def _run(directory: Path, arguments: Sequence[str], accept: tuple[int, ...]) -> 
     except subprocess.TimeoutExpired as error:
         raise GitError(f"`git {arguments[0]}` did not end within {TIMEOUT_S:g} s in {directory}.") from error
     if done.returncode not in accept:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise GitError(f"`git {arguments[0]}` failed in {directory}: {said[0] if said else done.returncode}.")
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise GitError(f"`git {arguments[0]}` failed in {directory}: {lines[0] if lines else done.returncode}.")
     return done.stdout
 
 

@@ -174,7 +174,7 @@ def installed_packages() -> dict[str, str]:
 
 
 def _platform() -> str:
-    """As :func:`platform.platform` says it, without the program that it starts to ask for the processor."""
+    """As :func:`platform.platform` has it, without the program that it starts for the name of the processor."""
     kernel = os.uname()
     return f"{kernel.sysname}-{kernel.release}-{kernel.machine}-with-{''.join(platform.libc_ver())}"
 

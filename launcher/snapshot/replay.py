@@ -20,7 +20,7 @@ from launcher.snapshot.store import TreeEntry, read_entries, read_manifest
 
 
 class ReplayError(LauncherError):
-    """The run cannot be submitted again as asked."""
+    """The run cannot be submitted again like this."""
 
     exit_code = 2
 
@@ -30,7 +30,7 @@ class Replayed(SavedCode):
     """The code of an earlier run, ``directory``."""
 
     def text(self) -> str:
-        """One line that says which code runs."""
+        """One line about the code that runs."""
         digest = f"snapshot {self.kept.code.digest}" if self.kept.code else "the launcher's snapshot"
         at = f"commit {self.git.commit[:10]}" if self.git is not None and self.git.commit else "no commit"
         return f"{at}{', changed since' if self.patch else ''}: {digest} of {self.replay_of}"
@@ -215,7 +215,7 @@ def damaged_files(tree: Path) -> FileChanges:
 
 
 def _changes(tree: Path, entries: Iterable[TreeEntry]) -> FileChanges | None:
-    """None if the snapshot is gone: then nobody knows."""
+    """None if the snapshot is gone, so that nothing is known."""
     try:
         return _compare(read_manifest(tree), entries)
     except FileNotFoundError:
@@ -224,7 +224,7 @@ def _changes(tree: Path, entries: Iterable[TreeEntry]) -> FileChanges | None:
 
 def _compare(then: Mapping[str, tuple[str, str]], entries: Iterable[TreeEntry]) -> FileChanges:
     now = {entry.path: (entry.kind, entry.content) for entry in entries}
-    # Links lead out of the tree; where from does not say anything about the code.
+    # Links lead out of the tree; their targets are no part of the code.
     links = {name for name in {*then, *now} if then.get(name, now.get(name, ("", "")))[0] == "link"}
     return FileChanges(
         changed=tuple(sorted(name for name in then.keys() & now.keys() - links if then[name] != now[name])),

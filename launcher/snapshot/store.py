@@ -145,7 +145,7 @@ def store(root: Path, entries: Iterable[TreeEntry], output_dir: Path) -> tuple[s
     home = _home(output_dir)
     digest = digest_of(entries)
     if (home / digest).is_dir():
-        # As good as new: nobody removes it before the run that is about to use it says so.
+        # As good as new: it is not pruned before the run that is about to use it is recorded.
         os.utime(home / digest)
         return digest, home / digest / TREE
     draft = home / f"{DRAFT}{secrets.token_hex(6)}"
@@ -247,7 +247,7 @@ def prune(output_dir: Path) -> PruneResult:
             if path.resolve() in used or time.time() - path.stat().st_mtime < STALE_DRAFT_S:
                 kept.append(path.name)
                 continue
-            # First out of sight, so that nobody takes half of it for the whole.
+            # Renamed first: a tree that is half removed must not be used.
             draft = home / f"{DRAFT}{secrets.token_hex(6)}"
             path.rename(draft)
             size += sum(file.lstat().st_size for file in draft.rglob("*") if not file.is_dir())

@@ -1,4 +1,4 @@
-"""What a cluster does for a run; and the local cluster, on which every node is a process of this machine."""
+"""The interface of a cluster and of its jobs; and the local cluster, whose nodes are processes of this machine."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from launcher.slurm.client import is_slurm_variable
 from launcher.snapshot.record import code_location
 
 KEPT = frozenset({*SLURM_KEPT, "CUDA_VISIBLE_DEVICES"})
-"""Where SLURM is and who calls it; and which GPUs of this machine may be used."""
+"""SLURM's configuration and credentials; and which GPUs of this machine may be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobOutcome:
-    """How a job ended, as its cluster tells."""
+    """How a job ended, by its cluster's account."""
 
     exit_code: int
     """0 only for success."""
 
     text: str
-    """In the cluster's own words: ``COMPLETED``, ``TIMEOUT``, ``exit code 1``."""
+    """As the cluster calls it: ``COMPLETED``, ``TIMEOUT``, ``exit code 1``."""
 
 
 class Job(ABC):
@@ -60,11 +60,11 @@ class Job(ABC):
 
     @abstractmethod
     def cancel(self) -> None:
-        """Asks the job to end, and returns without waiting for it."""
+        """Requests the end of the job, and returns without waiting for it."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Asks the job to save a checkpoint and end, and returns without waiting for it."""
+        """Requests a checkpoint and the end of the job, and returns without waiting for it."""
 
     @abstractmethod
     def record(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class LocalCluster(Cluster):
         return []
 
     def submit(self, run_dir: Path) -> LocalJob:
-        """Starts one guard per node, all with one fresh token, which is nowhere but in their environment."""
+        """Starts one shim per node, all with one fresh token, which is nowhere but in their environment."""
         nodes = self._config.layout.nodes + self._config.layout.spares
         place = code_location(run_dir)
         shared = {
@@ -151,14 +151,14 @@ class LocalCluster(Cluster):
 
 
 class LocalJob(Job):
-    """The guards of a local run."""
+    """The shims of a local run."""
 
     def __init__(self, guards: list[subprocess.Popen[bytes]]) -> None:
         self._guards = guards
         self._cancelled: float | None = None
 
     def is_alive(self) -> bool:
-        """True while any node runs. What the loss of a node means, the run decides; without node 0 there is no run."""
+        """True while any node runs. The run decides what follows the loss of a node; without node 0 there is no run."""
         running = [guard for guard in self._guards if guard.poll() is None]
         if running and self._cancelled is None and self._guards[0].returncode:
             self.cancel()
@@ -168,7 +168,7 @@ class LocalJob(Job):
         return bool(running)
 
     def wait(self, timeout_s: float) -> JobOutcome:
-        """Node 0 answers for the job."""
+        """The exit code of node 0 is the job's."""
         deadline = time.monotonic() + timeout_s
         while self.is_alive():
             if time.monotonic() > deadline:
@@ -181,7 +181,7 @@ class LocalJob(Job):
         return JobOutcome(exit_code=worst, text="completed" if worst == 0 else f"exit code {worst}")
 
     def cancel(self) -> None:
-        """SIGTERM to each node; SIGKILL, long after, to a guard that ignores it, whose agent then ends by itself."""
+        """SIGTERM to each node; SIGKILL, long after, to a shim that ignores it, whose agent then ends by itself."""
         self._cancelled = time.monotonic()
         for guard in self._guards:
             if guard.poll() is None:
@@ -194,11 +194,11 @@ class LocalJob(Job):
                 guard.send_signal(signal.SIGUSR2)
 
     def record(self) -> dict[str, Any]:
-        """The guards, in the order of their nodes, on this host."""
+        """The shims, in the order of their nodes, on this host."""
         started = [(guard.pid, start_of(guard.pid)) for guard in self._guards]
         guards = [{"pid": pid, "start": start} for pid, start in started if start is not None]
         return {"host": socket.gethostname(), "guards": guards}
 
     def logs(self) -> list[Path]:
-        """None: guards write to the submitter's own output."""
+        """None: shims write to the submitter's own output."""
         return []

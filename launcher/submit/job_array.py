@@ -1,4 +1,4 @@
-"""Many runs that ask SLURM for the same, as one job array: each element is a run with nodes of its own."""
+"""Many runs with the same request to SLURM as one job array: each element is a run with nodes of its own."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def submit_array(
     Args:
         run_dirs: one per element, in their order; each as :func:`launcher.common.run_dir.create` made it.
         parallel: elements that may run at the same time; all if None.
-        dependency: what the array waits for (``--dependency``), beside what the configuration says.
+        dependency: what the array waits for (``--dependency``), in addition to the configuration's own.
 
     Returns:
         The jobs ``123_0``, ``123_1``, ..., in the order of ``run_dirs``.
 
     Raises:
-        ConfigError: the runs ask for different things, or run different code; nothing is queued.
+        ConfigError: the runs have different requests, or different code; nothing is queued.
         TypeError: the runs are not for SLURM.
         SubmissionError: ``sbatch`` refused the array; nothing is queued.
     """

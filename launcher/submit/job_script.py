@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
-    """Nodes that are asked for in the same way: all of the job's, or those of one role in a heterogeneous job."""
+    """Nodes with the same request: all of the job's, or those of one role in a heterogeneous job."""
 
     what: str
     """What they are for, for people."""
@@ -128,7 +128,7 @@ def job_script(
             Component(
                 what=nodes.what,
                 nodes=nodes.nodes,
-                # The first component speaks for the job.
+                # The options of the first component are the job's.
                 options={**request(config, nodes), **(first if index == 0 else {})},
             )
             for index, nodes in enumerate(asked)

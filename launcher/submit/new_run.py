@@ -158,7 +158,7 @@ def render_script(config: Config, file: Path | None, *, with_submitit: bool) -> 
         config,
         title=(
             "Submit it with `sbatch`, as often as you like: each time is a new run.",
-            "What SLURM is asked for stands in the #SBATCH lines, what the run does in the YAML below them.",
+            "The #SBATCH lines are the request to SLURM; the YAML below them is the configuration of the run.",
             "Both may be edited; the number of nodes stands in both.",
         ),
         run_dir="\n".join(
@@ -202,7 +202,7 @@ def _keep_code(config: Config) -> tuple[Config, Path]:
 
 
 def _commented(text: str) -> list[str]:
-    note = "# What SLURM is asked for: written into the lines above already, so that a change here changes nothing."
+    note = "# The request to SLURM: written into the lines above already, so that a change here changes nothing."
     return [line for given in text.splitlines() for line in ([note] if given == "cluster:" else []) + [given]]
 
 

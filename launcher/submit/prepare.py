@@ -33,7 +33,7 @@ CPU_OPTIONS = frozenset(
         *("thread-spec", "mem-per-cpu", "extra-node-info", "B", "S"),
     }
 )
-"""Options of ``cluster.sbatch`` that say something about CPUs; with one of them none are requested by default."""
+"""Options of ``cluster.sbatch`` about CPUs; with one of them no CPUs are requested by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ def prepared(
 
     Args:
         is_submission: whether bad nodes are left out, for which SLURM must be within reach.
-        timeout_s: longest wait for what SLURM says about its nodes; without it no CPUs are requested.
+        timeout_s: longest wait for SLURM's list of its nodes; without it no CPUs are requested.
     """
     config, notes = with_login_defaults(given, read_login_defaults(environ))
     if is_submission:
@@ -129,7 +129,7 @@ def with_login_defaults(config: Config, defaults: LoginDefaults) -> tuple[Config
 
 
 def needs_cpus(config: Config) -> bool:
-    """Whether nothing says how many CPUs the job gets, so that SLURM would give each node's task one."""
+    """Whether no setting decides how many CPUs the job gets, so that SLURM would give each node's task one."""
     cluster = config.cluster
     if not isinstance(cluster, SlurmClusterConfig):
         return False
@@ -139,7 +139,7 @@ def needs_cpus(config: Config) -> bool:
 
 
 def with_default_cpus(config: Config, types: list[NodeType]) -> Config:
-    """``config`` with ``cpus_per_task`` where it is null, as far as ``types`` tell what the nodes have."""
+    """``config`` with ``cpus_per_task`` where it is null, as far as ``types`` describe the nodes."""
     if not isinstance(config.cluster, SlurmClusterConfig) or not needs_cpus(config):
         return config
     numbers = []
@@ -190,7 +190,7 @@ def cpu_line(config: Config) -> str | None:
 
 
 def leave_out_bad_nodes(config: Config) -> tuple[Config, list[str]]:
-    """The configuration to submit, and what to tell about it.
+    """The configuration to submit, and notes about it.
 
     ``cluster.exclude`` gets the remembered nodes of this cluster on top of the user's own, ``preflight.bad_node_dir``
     the directory that the job is to write into. A node that ``cluster.nodelist`` asks for by name is left in.
@@ -213,13 +213,13 @@ def leave_out_bad_nodes(config: Config) -> tuple[Config, list[str]]:
         return config, [f"bad nodes of earlier runs are not left out: {error}"]
     bad = [entry for entry in memory.entries(name) if entry.node in known]
     left_out = [entry for entry in bad if entry.node not in wanted]
-    told = [_sentence(entry) for entry in left_out]
-    told += [f"{e.node} was bad ({e.reason}), but `cluster.nodelist` asks for it" for e in bad if e.node in wanted]
+    notes = [_sentence(entry) for entry in left_out]
+    notes += [f"{e.node} was bad ({e.reason}), but `cluster.nodelist` asks for it" for e in bad if e.node in wanted]
     if left_out:
         names = ",".join(entry.node for entry in left_out)
         exclude = f"{cluster.exclude},{names}" if cluster.exclude else names
         config = replace(config, cluster=replace(cluster, exclude=exclude))
-    return config, told
+    return config, notes
 
 
 def _sentence(entry: BadNodeEntry) -> str:

@@ -1,4 +1,4 @@
-"""What SLURM is asked for: how many nodes of which kind, as options of ``sbatch``."""
+"""The request to SLURM: how many nodes of which kind, as options of ``sbatch``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HETEROGENEOUS, ARRAY = "heterogeneous", "array"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nodes:
-    """A number of nodes that are asked for in the same way."""
+    """A number of nodes that are requested with the same options."""
 
     what: str
     nodes: int
@@ -112,7 +112,7 @@ def request(config: Config, asked: Nodes) -> Options:
 
 
 def _for(cluster: SlurmClusterConfig, nodes: NodesConfig) -> SlurmClusterConfig:
-    """What ``cluster`` says, except where the settings of these nodes say something else."""
+    """The settings of ``cluster``, replaced by those of these nodes where they are set."""
     own = {field.name: getattr(nodes, field.name) for field in dataclasses.fields(nodes)}
     return dataclasses.replace(cluster, **{name: value for name, value in own.items() if value is not None})
 

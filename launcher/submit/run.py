@@ -202,7 +202,7 @@ def _follow(path: Path, job: Job, stop: StopRequest, *, after: int = 0) -> int:
 
 
 def _exit_code(path: Path, state: RunState, outcome: JobOutcome, job: Job, stop: StopRequest) -> int:
-    """The exit code of who followed the run; says where to look for an end that the run itself could not explain.
+    """The exit code of the command that followed the run; names the logs of an end that the run could not explain.
 
     The run's own record decides, and the job's state where there is none: 0 is only for a run that has recorded that
     it completed.

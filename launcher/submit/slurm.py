@@ -41,7 +41,7 @@ class SbatchCluster(Cluster):
         self._cluster = slurm_config(config)
 
     def check(self) -> list[str]:
-        """Asks SLURM itself, with ``sbatch --test-only``, whether it would take the job."""
+        """Tests with ``sbatch --test-only`` whether SLURM would accept the job."""
         if shutil.which("sbatch") is None:
             return [
                 "`cluster` (slurm) needs `sbatch`, which is not in PATH."
@@ -70,7 +70,7 @@ class SbatchCluster(Cluster):
                 return [f"`sbatch --test-only` did not answer within {TEST_TIMEOUT_S:g} s; is the controller up?"]
         if test.returncode == 0:
             return []
-        return [f"SLURM would refuse the job: {last_words(stderr)}{self._hint(stderr)}"]
+        return [f"SLURM would refuse the job: {error_lines(stderr)}{self._hint(stderr)}"]
 
     def submit(self, run_dir: Path) -> SlurmJob:
         """One job; the script is kept as ``job.sh``."""
@@ -128,7 +128,7 @@ class SlurmJob(Job):
         self._log = log
 
     def is_alive(self) -> bool:
-        """False once SLURM says that the job has ended, or has forgotten it."""
+        """False once SLURM reports the end of the job, or has forgotten it."""
         state = self._watch.state
         return state is not None and not state.is_final
 
@@ -139,7 +139,7 @@ class SlurmJob(Job):
         while self.is_alive():
             if time.monotonic() > deadline:
                 if self._watch.problem is not None:
-                    # As with a job that SLURM has forgotten: nobody can tell but the run's own record.
+                    # As with a job that SLURM has forgotten: only the run's own record shows how it ended.
                     return JobOutcome(exit_code=1, text=f"SLURM does not answer: {self._watch.problem}")
                 raise LauncherError(
                     f"Job {self.job_id} has not ended after {timeout_s:g} s:"
@@ -148,7 +148,7 @@ class SlurmJob(Job):
             time.sleep(0.5)
         state = self._watch.state
         if state is None:
-            # Whether it ended well is not known; only the run's own record can say so.
+            # Whether it ended well is not known; only the run's own record shows it.
             return JobOutcome(exit_code=1, text="no longer known to SLURM")
         return JobOutcome(exit_code=state.outcome, text=state.name)
 
@@ -215,7 +215,7 @@ def nothing_left_queued(folder: Path, cluster: str | None) -> Iterator[None]:
         yield
     except FailedJobError as error:
         is_in_doubt = any(word in str(error).lower() for word in IN_DOUBT)
-        reason = f"sbatch refused the job: {last_words(str(error))}"
+        reason = f"sbatch refused the job: {error_lines(str(error))}"
         raise SubmissionError(reason + _withdraw(folder, cluster, is_in_doubt=is_in_doubt)) from error
     except ValueError as error:
         reason = f"The job cannot be followed: {error}."
@@ -243,11 +243,11 @@ def _withdraw(folder: Path, cluster: str | None, *, is_in_doubt: bool) -> str:
     except LauncherError as error:
         if not is_in_doubt:
             return ""
-        return f" HINT: it may be queued; nobody can tell now ({error}). `squeue --me --Format=JobID,STDOUT` shows it."
+        return f" HINT: it may be queued ({error}). `squeue --me --Format=JobID,STDOUT` shows it."
 
 
-def last_words(stderr: str) -> str:
+def error_lines(stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines() if line.strip() and not line.startswith("Try ")]
     errors = [line for line in lines if "error" in line.lower()]
-    said = dict.fromkeys(line.split("error: ")[-1].removeprefix("sbatch: ") for line in errors or lines)
-    return " ".join(line if line.endswith(".") else f"{line}." for line in said)
+    messages = dict.fromkeys(line.split("error: ")[-1].removeprefix("sbatch: ") for line in errors or lines)
+    return " ".join(line if line.endswith(".") else f"{line}." for line in messages)

@@ -14,7 +14,7 @@ RULES = (
     *(engine_problems, transport_problems, process_problems, slurm_problems, preflight_problems, secret_problems),
     *(stopping_problems, sweep_problems),
 )
-"""Rules that hold whatever the others say, in the order of their messages."""
+"""Rules that do not depend on the result of others, in the order of their messages."""
 
 
 def problems(config: Config, *, model_is_here: bool = True) -> list[str]:

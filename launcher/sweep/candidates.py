@@ -1,4 +1,4 @@
-"""The runs that a sweep wants: the combinations of its values, what tells one run from another, and their problems."""
+"""The runs that a sweep wants: the combinations of its values, the identity of each run, and their problems."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ NOT_IN_IDENTITY = (
     *("inference.base_port", "inference.strict_ports", "inference.ready_timeout_s", "inference.drain_timeout_s"),
     *("inference.min_replicas", "bridge.timeout_s", "cluster"),
 )
-"""Settings, and groups of them, that say where, how and under which name a run is done, not what comes out of it."""
+"""Settings, and groups of them, about where, how and under which name a run is done, not about its result."""
 
 KEPT = ("cluster.env", "cluster.setup", "cluster.container")
 """What counts nevertheless: it changes the programs' surroundings."""
@@ -124,7 +124,7 @@ def identity(config: Config, swept: Collection[str] = ()) -> str:
     The program itself, which ``trainer.command`` names, is not looked into.
 
     Args:
-        swept: settings that the sweep varies. They count in any case: who sweeps a timeout wants to see its effect.
+        swept: settings that the sweep varies. They always count: a sweep over a timeout is about its effect.
     """
     leaves = {path: value for path, value in _leaves(asdict(config)) if changes_result(path, swept)}
     text = json.dumps(leaves, sort_keys=True, default=str)
@@ -174,7 +174,7 @@ class Combination:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepRequest:
-    """What is asked of a sweep as a whole."""
+    """A sweep as a whole."""
 
     directory: Path
     is_optimising: bool = False

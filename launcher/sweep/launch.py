@@ -1,4 +1,4 @@
-"""Starts what is missing of a sweep: checks all runs, asks what is there already, and submits the rest."""
+"""Starts what is missing of a sweep: checks all runs, looks up which are done or under way, and submits the rest."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ LOCK_TIMEOUT_S = 120.0
 
 
 def launch(request: SweepRequest, batch: Sequence[Combination]) -> list[RunResult]:
-    """Starts the runs of a batch that are neither done nor under way; waits for them if the configuration says so.
+    """Starts the runs of a batch that are neither done nor under way; waits for them with ``cluster.wait``.
 
     Returns:
         What each run came to; runs that are not waited for are fine.
 
     Raises:
         ConfigError: some run cannot start; none was.
-        SubmissionError: SLURM refused a job that it had said it would take. What was submitted before goes on.
+        SubmissionError: SLURM refused a job that its test had accepted. What was submitted before goes on.
     """
     if not batch:
         return []

@@ -23,14 +23,14 @@ from launcher.common.procfs import Identity, start_of
 LEDGER = "ledger.jsonl"
 LOCK = "lock"
 ABOUT = "sweep.json"
-"""What the sweep is judged by, as its last command said."""
+"""The metric of the sweep, as its last command set it."""
 
 POLL_S = 0.2
 
 
 @dataclass(slots=True, kw_only=True)
 class LedgerEntry:
-    """What the ledger says of one run; a new submission starts it anew."""
+    """The records of one run together; a new submission starts it anew."""
 
     identity: str
     overrides: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class LedgerEntry:
 
     @property
     def is_open(self) -> bool:
-        """Whether it was meant to be submitted, and nothing says that it was."""
+        """Whether its submission was begun, and no record shows its end."""
         return self.run_dir is not None and self.job_id is None and self.outcome is None and self.cluster == "slurm"
 
 
@@ -57,7 +57,7 @@ class LockOwner:
 
     host: str = "?"
     process: Identity | None = None
-    """None in the moment before it has said its name."""
+    """None until the process has written its identity into the lock."""
 
     def __str__(self) -> str:
         return f"process {self.process.pid if self.process else '?'} on {self.host}"
@@ -123,7 +123,7 @@ class Ledger:
             with (self.directory / LOCK).open("r", encoding="utf-8") as file:
                 return None if _try_lock(file) else _who(file)
         except OSError:
-            # No lock, no command. And who may not read somebody else's directory cannot know.
+            # Without a lock file no command runs; a directory of another user may not be readable.
             return None
 
     def _wait(self, file: IO[str], timeout_s: float) -> None:
@@ -148,17 +148,17 @@ def _try_lock(file: IO[str]) -> bool:
 def _who(file: IO[str]) -> LockOwner:
     file.seek(0)
     try:
-        said = json.loads(file.read())
+        data = json.loads(file.read())
     except ValueError:
         return LockOwner()
-    return LockOwner(host=said["host"], process=Identity(pid=said["pid"], start=said["start"]))
+    return LockOwner(host=data["host"], process=Identity(pid=data["pid"], start=data["start"]))
 
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
     except ValueError:
-        # Half a line, of a writer that was killed: what it was about to say did not happen yet.
+        # Half a line, of a writer that was killed before it did what it recorded.
         return None
     return record if isinstance(record, dict) and isinstance(record.get("run"), str) else None
 

@@ -35,8 +35,8 @@ def open_sweep(directory: Path, metric: str | None) -> tuple[Ledger, Metric]:
             f"{directory} holds no sweep. HINT: name the directory that `launcher -m` printed, OUTPUT_DIR/sweeps/NAME."
         )
     about = ledger.directory / ABOUT
-    said = json.loads(about.read_text(encoding="utf-8"))["metric"] if about.exists() else "reward"
-    return ledger, Metric.parse(metric or said)
+    recorded = json.loads(about.read_text(encoding="utf-8"))["metric"] if about.exists() else "reward"
+    return ledger, Metric.parse(metric or recorded)
 
 
 def table(runs: Sequence[Run], metric: Metric) -> str:

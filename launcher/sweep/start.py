@@ -74,7 +74,7 @@ class RunStarter:
             dependency: what a job on SLURM waits for; it is no part of the run's own configuration.
 
         Raises:
-            LauncherError: it was refused; the ledger says so.
+            LauncherError: it was refused; the ledger records it.
         """
         config = candidate.config
         snapshot = self._code(config)
@@ -91,7 +91,7 @@ class RunStarter:
         """The jobs of an array, ``123_0``, ``123_1``, ...
 
         Raises:
-            LauncherError: it was refused, as a whole; the ledger says so.
+            LauncherError: it was refused, as a whole; the ledger records it.
         """
         snapshot = self._code(candidates[0].config)
         with self._intended(candidates) as run_dirs:
@@ -154,7 +154,7 @@ def find_lost_jobs(ledger: Ledger, metric: Metric) -> None:
     Call it with the lock held.
 
     Raises:
-        LauncherError: SLURM does not answer, so nobody knows.
+        LauncherError: SLURM does not answer.
     """
     open_entries = {entry.run_dir: entry for entry in ledger.entries().values() if entry.is_open and entry.run_dir}
     for run_dir in list(open_entries):
@@ -177,7 +177,7 @@ def find_lost_jobs(ledger: Ledger, metric: Metric) -> None:
                 many = counted(len(open_entries), "job")
                 print(f"launcher: looking for {many} of a command that was killed ...", file=sys.stderr, flush=True)
             is_said = True
-            time.sleep(1.0)  # SLURM tells nobody of a new job
+            time.sleep(1.0)  # SLURM sends no event for a new job
 
 
 def _found(ledger: Ledger, entry: LedgerEntry, job_id: str) -> None:

@@ -124,7 +124,7 @@ def counted(statuses: Iterable[Status], more: Sequence[str] = ()) -> str:
 
 
 def _resumed(entry: LedgerEntry) -> LedgerEntry:
-    """With the job of ``launcher resume``, which knows nothing of sweeps, if it is newer than what the ledger says."""
+    """With the job of ``launcher resume``, which does not write into the ledger, if it is newer than the ledger's."""
     job = last_job(entry.run_dir) if entry.run_dir is not None else None
     if job is None or entry.settled_at is None or job["time"] < entry.settled_at:
         return entry
@@ -145,7 +145,7 @@ def _status(
     if job is not None:
         # SLURM knows best: a job that its last attempt called failed may be in the queue again.
         return _of_job(job)
-    # A run that was cancelled in the moment of its end has ended as it says.
+    # A run that was cancelled in the moment of its end has ended as its own log records.
     outcome = progress.outcome if entry.outcome in (None, "cancelled") else entry.outcome
     if outcome is not None or entry.outcome is not None:
         return _of_outcome(outcome or entry.outcome or "")

@@ -115,7 +115,7 @@ def _notify(text: str) -> None:
 
 
 def cancel_sweep(ledger: Ledger, metric: Metric, timeout_s: float, notify: Callable[[str], None]) -> list[Run]:
-    """Ends the command that works on the sweep, then its runs with one ``scancel``, and says so in the ledger.
+    """Ends the command that works on the sweep, then its runs with one ``scancel``, and records it in the ledger.
 
     Returns:
         The runs that were ended, as they were before.
@@ -144,7 +144,7 @@ def end_runs(ledger: Ledger, runs: Sequence[Run], timeout_s: float, notify: Call
     found, problem = statuses([summarize(run.entry.run_dir) for run in runs if run.entry.run_dir is not None])
     if problem is not None:
         raise LauncherError(f"{problem} Nothing was cancelled.")
-    # Before it happens; of a run that completes in this moment its own log says so, and that counts.
+    # Before it happens; of a run that completes in this moment its own log counts.
     ledger.append(*({"record": "cancelled", "run": run.entry.identity} for run in runs))
     cancel_runs(found, timeout_s, notify)
 

@@ -1,4 +1,4 @@
-"""Whether roles, ranks, engines and ports fit on the nodes asked for."""
+"""Whether roles, ranks, engines and ports fit on the requested nodes."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def secret_problems(config: Config) -> Iterator[str]:
     for path, text in _strings(config, ""):
         found = _ENVIRONMENTS.fullmatch(path)
         if found is not None and is_protected(found.group(2)):
-            # That it is the launcher's own is said already.
+            # Another rule reports that it is the launcher's own.
             continue
         if found is not None and is_secret(found.group(2), config.secrets):
             yield f"`{path}` is a secret, which would be written into files.{_instead(found.group(2))}"

@@ -147,7 +147,7 @@ def _formats(cluster: SlurmClusterConfig) -> Iterator[str]:
 
 
 def _nodes(config: Config, cluster: SlurmClusterConfig) -> Iterator[str]:
-    """What one role's nodes are asked for."""
+    """The settings of one role's nodes."""
     for role in ("trainer", "inference"):
         nodes: NodesConfig = getattr(cluster, role)
         for field in fields(nodes):

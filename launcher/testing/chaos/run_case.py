@@ -63,7 +63,7 @@ def run_scenario(scenario: Scenario, overrides: Sequence[str], folder: Path, clu
 def start(
     name: str, overrides: Sequence[str], runs: Path, output: Path, cluster: ChaosCluster
 ) -> tuple[subprocess.Popen[bytes], Path, str]:
-    """Submits a run and follows it; who follows it, its directory, and its job.
+    """Submits a run and follows it; the following process, the run directory, and the job.
 
     Raises:
         LauncherError: it was not submitted.

@@ -156,7 +156,7 @@ def soak(minutes: float, seed: int, overrides: Sequence[str], folder: Path, clus
 
 
 def evaluate_soak(result: SoakResult, events: Mapping[int, Sequence[Event]]) -> None:
-    """Fills in what the events, by attempt, say, and where it is not as it should be."""
+    """Fills in what follows from the events, by attempt, and where it is not as it should be."""
     every = [(number, event) for number in sorted(events) for event in events[number]]
     steps = [(number, event) for number, event in every if isinstance(event, StepFinished)]
     result.attempts = max(events, default=0)

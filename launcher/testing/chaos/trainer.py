@@ -82,7 +82,7 @@ def publish(weights: bridge.Bridge, model: torch.nn.Module, step: int, client: R
 
 
 def await_engines(weights: bridge.Bridge, model: torch.nn.Module, worker: TrainerRank) -> bool:
-    """Waits until every engine that will serve does; True if the run was asked to stop meanwhile."""
+    """Waits until every engine that will serve does; True if a stop was requested meanwhile."""
     pool = Pool.from_environment()
     deadline = time.monotonic() + BACK_TIMEOUT_S
     while not (stop := should_stop()):

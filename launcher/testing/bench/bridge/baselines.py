@@ -142,7 +142,7 @@ class CopyWithinProcess(Baseline):
             copy.copy_(tensor)
 
     def check(self) -> None:
-        """Its bytes are nobody's."""
+        """Nothing to check: its bytes are no update."""
 
     def close(self) -> None:
         self._copies = []
@@ -170,7 +170,7 @@ class RawPeer(Baseline):
                 cudart.copy(self._own, self._theirs, nbytes, torch.cuda.current_stream())
 
     def check(self) -> None:
-        """Its bytes are nobody's."""
+        """Nothing to check: its bytes are no update."""
 
     def close(self) -> None:
         if self._theirs:
