@@ -14,14 +14,8 @@ LAUNCHER_ATTEMPT_DIR = "LAUNCHER_ATTEMPT_DIR"
 LAUNCHER_AWAITS_WEIGHTS = "LAUNCHER_AWAITS_WEIGHTS"
 """``1`` for an engine that serves nothing before it has received a version of the weights."""
 
-LAUNCHER_BRIDGE_COPY_STREAMS = "LAUNCHER_BRIDGE_COPY_STREAMS"
-"""A person's: CUDA streams on which a worker copies weights from other processes in turn."""
-
 LAUNCHER_BRIDGE_NCCL_CHANNELS = "LAUNCHER_BRIDGE_NCCL_CHANNELS"
 """A person's: most channels that NCCL may use for weights, and with them most GPU blocks."""
-
-LAUNCHER_BRIDGE_SUM_PROGRAMS = "LAUNCHER_BRIDGE_SUM_PROGRAMS"
-"""A person's: most GPU programs that compute checksums of the weights at a time."""
 
 LAUNCHER_CONTROL = "LAUNCHER_CONTROL"
 """``host:port`` of the run's control service."""

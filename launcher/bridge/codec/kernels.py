@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ FIELDS = tl.constexpr(7)
 COLUMN_SALT = tl.constexpr(0x5DEECE66D5DEECE6)
 """That of :mod:`launcher.bridge.codec.checksum`."""
 
-BACKGROUND_PROGRAMS = int(os.environ.get("LAUNCHER_BRIDGE_SUM_PROGRAMS", "264"))
+BACKGROUND_PROGRAMS = 264
 """Of a sum that goes on beside copies: two for each multiprocessor of an H100, where fewer fall behind NVLink."""
 
 NARROW = 256

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
-import hmac
 import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -23,9 +20,9 @@ from typing import Any
 import torch
 
 from launcher.bridge.codec.checksum import digest
-from launcher.bridge.transport.base import Meeting, Pair, RecvWire, SendWire, Transfer
-from launcher.bridge.transport.buffers import Buffers
+from launcher.bridge.transport.base import Buffers, Meeting, Pair, RecvWire, SendWire, Transfer
 from launcher.common.errors import BridgeError, RendezvousTimeout, TransferError
+from launcher.common.keys import is_same, new_nonce, proof
 
 HELLO, ANSWER = "hello.json", "answer.json"
 POLL_S = 0.002
@@ -124,13 +121,13 @@ def connect_sender(meeting: Meeting, pair: Pair) -> SendWire:
         RendezvousTimeout: it does not.
     """
     directory, deadline = _directory(meeting, pair), time.monotonic() + meeting.timeout_s
-    nonce = secrets.token_hex(16)
+    nonce = new_nonce()
     _clear(meeting, directory)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _say(directory / HELLO, {"nonce": nonce, "proof": _proof(meeting, pair, f"sender {nonce}")})
-        words = _hear(directory / ANSWER, deadline)
-        _check(words, meeting, pair, f"receiver {nonce}")
+        _write_json(directory / HELLO, {"nonce": nonce, "proof": _proof(meeting, pair, "sender", nonce)})
+        words = _await_json(directory / ANSWER, deadline)
+        _check(words, meeting, pair, "receiver", nonce)
         for name in (HELLO, ANSWER):
             (directory / name).unlink(missing_ok=True)
     except (OSError, TransferError, BridgeError) as error:
@@ -148,10 +145,10 @@ def connect_receiver(meeting: Meeting, pair: Pair) -> RecvWire:
     directory, deadline = _directory(meeting, pair), time.monotonic() + meeting.timeout_s
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        words = _hear(directory / HELLO, deadline)
+        words = _await_json(directory / HELLO, deadline)
         nonce = str(words["nonce"])
-        _check(words, meeting, pair, f"sender {nonce}")
-        _say(directory / ANSWER, {"proof": _proof(meeting, pair, f"receiver {nonce}")})
+        _check(words, meeting, pair, "sender", nonce)
+        _write_json(directory / ANSWER, {"proof": _proof(meeting, pair, "receiver", nonce)})
     except (OSError, TransferError, BridgeError) as error:
         _remove(directory)
         raise _nobody(meeting, pair, error) from error
@@ -237,7 +234,7 @@ def _directory(meeting: Meeting, pair: Pair) -> Path:
 
 def _tag(meeting: Meeting) -> str:
     """So that nothing of an earlier trainer, whose groups had the same names, is taken for this one's."""
-    return hmac.new(meeting.secret.encode(), meeting.group.encode(), hashlib.sha256).hexdigest()[:TAG_LENGTH]
+    return proof(meeting.secret, meeting.group)[:TAG_LENGTH]
 
 
 def _clear(meeting: Meeting, directory: Path) -> None:
@@ -254,24 +251,24 @@ def _remove(directory: Path) -> None:
         directory.parent.rmdir()
 
 
-def _say(path: Path, words: dict[str, Any]) -> None:
+def _write_json(path: Path, words: dict[str, Any]) -> None:
     hidden = path.with_name(f".{path.name}")
     hidden.write_text(json.dumps(words), encoding="utf-8")
     hidden.replace(path)
 
 
-def _hear(path: Path, deadline: float) -> dict[str, Any]:
+def _await_json(path: Path, deadline: float) -> dict[str, Any]:
     _await(path, deadline, lambda: False)
     words: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return words
 
 
-def _proof(meeting: Meeting, pair: Pair, text: str) -> str:
-    return hmac.new(meeting.secret.encode(), f"{meeting.group}/{pair} {text}".encode(), hashlib.sha256).hexdigest()
+def _proof(meeting: Meeting, pair: Pair, role: str, nonce: str) -> str:
+    return proof(meeting.secret, f"{meeting.group}/{pair} {role} {nonce}")
 
 
-def _check(words: dict[str, Any], meeting: Meeting, pair: Pair, text: str) -> None:
-    if not hmac.compare_digest(str(words.get("proof")), _proof(meeting, pair, text)):
+def _check(words: dict[str, Any], meeting: Meeting, pair: Pair, role: str, nonce: str) -> None:
+    if not is_same(str(words.get("proof")), _proof(meeting, pair, role, nonce)):
         raise BridgeError(f"Somebody else is at the wire {pair} of {meeting.group}.")
 
 

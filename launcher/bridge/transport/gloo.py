@@ -11,8 +11,16 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from launcher.bridge.transport.base import DirectRecvWire, DirectSendWire, Meeting, Pair, RecvWire, SendWire, Transfer
-from launcher.bridge.transport.buffers import Buffers
+from launcher.bridge.transport.base import (
+    Buffers,
+    DirectRecvWire,
+    DirectSendWire,
+    Meeting,
+    Pair,
+    RecvWire,
+    SendWire,
+    Transfer,
+)
 from launcher.bridge.transport.rendezvous import at_store, explained
 from launcher.common.errors import TransferError
 

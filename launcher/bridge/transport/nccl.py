@@ -6,6 +6,7 @@ staged, lies in buffers of the wire.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import time
@@ -19,6 +20,7 @@ from torch import distributed as dist
 from launcher.bridge.groups import NEVER, errors_left_to_us
 from launcher.bridge.transport import cudart
 from launcher.bridge.transport.base import (
+    Buffers,
     Meeting,
     MemoryRegion,
     Pair,
@@ -28,12 +30,13 @@ from launcher.bridge.transport.base import (
     SendWire,
     Transfer,
 )
-from launcher.bridge.transport.buffers import Buffers
 from launcher.bridge.transport.choose import here
-from launcher.bridge.transport.mapped import ALIGNMENT, staged_bytes
-from launcher.bridge.transport.nvlink import fabric_of
+from launcher.bridge.transport.mapped_receiver import ALIGNMENT, staged_bytes
 from launcher.bridge.transport.rendezvous import at_store, explained
 from launcher.common.errors import TransferError
+
+COMPLETED = 3
+"""``NVML_GPU_FABRIC_STATE_COMPLETED``."""
 
 SENDER, RECEIVER = 0, 1
 POLL_S = 0.00002
@@ -230,3 +233,33 @@ def _channels(store: dist.Store, rank: int, device: torch.device) -> int:
         return int(os.environ[CHANNELS_VARIABLE])
     (host, fabric), (other_host, other_fabric) = ours.split(" "), theirs.split(" ")
     return NVLINK_CHANNELS if host == other_host or (fabric and fabric == other_fabric) else CHANNELS
+
+
+class _FabricInfo(ctypes.Structure):
+    """``nvmlGpuFabricInfo_t`` of NVIDIA's management library."""
+
+    _fields_ = (
+        ("cluster", ctypes.c_ubyte * 16),
+        ("status", ctypes.c_int),
+        ("clique", ctypes.c_uint),
+        ("state", ctypes.c_ubyte),
+    )
+
+
+def fabric_of(device: torch.device) -> str:
+    """Equal and not empty for GPUs that NVLink joins across hosts; empty where there is no such fabric."""
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+        if library.nvmlInit_v2() != 0:
+            return ""
+        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()
+        handle, info = ctypes.c_void_p(), _FabricInfo()
+        found = (
+            library.nvmlDeviceGetHandleByUUID(uuid, ctypes.byref(handle)) == 0
+            and library.nvmlDeviceGetGpuFabricInfo(handle, ctypes.byref(info)) == 0
+            and info.state == COMPLETED
+            and any(info.cluster)
+        )
+    except (OSError, AttributeError):  # There is no such library, or an older one.
+        return ""
+    return f"{bytes(info.cluster).hex()}-{info.clique}" if found else ""

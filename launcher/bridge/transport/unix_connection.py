@@ -3,18 +3,15 @@
 The socket has an abstract name, which no file stands for, so that nothing is left when a process is killed; the kernel
 tells the other end at once. Opening, after the connection is made::
 
-    both  -> 16 random bytes
-    both  -> HMAC-SHA256(secret, role, both sides' random bytes); wrong: the connection is closed
+    both  -> a nonce
+    both  -> the proof (:mod:`launcher.common.keys`) of its role and both nonces; wrong: the connection is closed
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import hmac
 import json
 import os
-import secrets
 import select
 import socket
 import struct
@@ -24,9 +21,11 @@ from typing import Any
 
 from launcher.bridge.transport.base import Meeting, Pair
 from launcher.common.errors import BridgeError, RendezvousTimeout, TransferError
+from launcher.common.keys import is_proof, new_nonce, proof
 
-NONCE_BYTES = 16
-PROOF_BYTES = 32
+PROOF_BYTES = 64
+"""Of a proof in hexadecimal."""
+
 LENGTH = struct.Struct("!I")
 LONGEST_HELLO = 1 << 16
 RETRY_S = 0.02
@@ -148,7 +147,7 @@ def connect(meeting: Meeting, pair: Pair) -> UnixConnection:
         try:
             sock.settimeout(max(0.001, deadline - time.monotonic()))
             sock.connect(_name(meeting, pair))
-            return _proven(UnixConnection(sock), meeting, pair, b"sender", b"receiver", deadline)
+            return _proven(UnixConnection(sock), meeting, pair, "sender", "receiver", deadline)
         except OSError as error:
             sock.close()
             if time.monotonic() > deadline:
@@ -171,33 +170,29 @@ def accept(meeting: Meeting, pair: Pair) -> UnixConnection:
             sock, _address = server.accept()
         except OSError as error:
             raise RendezvousTimeout(_nobody(meeting, pair)) from error
-    return _proven(UnixConnection(sock), meeting, pair, b"receiver", b"sender", deadline)
+    return _proven(UnixConnection(sock), meeting, pair, "receiver", "sender", deadline)
 
 
 def _name(meeting: Meeting, pair: Pair) -> str:
-    return f"\0launcher-{_mac(meeting, f'{meeting.group}/{pair}'.encode()).hex()}"
+    return f"\0launcher-{proof(meeting.secret, f'{meeting.group}/{pair}')}"
 
 
 def _proven(
-    connection: UnixConnection, meeting: Meeting, pair: Pair, us: bytes, them: bytes, deadline: float
+    connection: UnixConnection, meeting: Meeting, pair: Pair, own_role: str, other_role: str, deadline: float
 ) -> UnixConnection:
-    ours = secrets.token_bytes(NONCE_BYTES)
+    own = new_nonce()
     try:
-        connection.send(ours, deadline)
-        theirs = connection.receive_all(NONCE_BYTES, deadline)
-        connection.send(_mac(meeting, us + ours + theirs), deadline)
-        proof = connection.receive_all(PROOF_BYTES, deadline)
+        connection.send(own.encode(), deadline)
+        other = connection.receive_all(len(own), deadline).decode(errors="replace")
+        connection.send(proof(meeting.secret, f"{own_role} {own} {other}").encode(), deadline)
+        candidate = connection.receive_all(PROOF_BYTES, deadline).decode(errors="replace")
     except TransferError as error:
         connection.close()
         raise RendezvousTimeout(_nobody(meeting, pair)) from error
-    if not hmac.compare_digest(proof, _mac(meeting, them + theirs + ours)):
+    if not is_proof(candidate, meeting.secret, f"{other_role} {other} {own}"):
         connection.close()
         raise BridgeError(f"Somebody else is at the wire {pair} of {meeting.group}.")
     return connection
-
-
-def _mac(meeting: Meeting, text: bytes) -> bytes:
-    return hmac.new(meeting.secret.encode(), text, hashlib.sha256).digest()
 
 
 def _nobody(meeting: Meeting, pair: Pair) -> str:

@@ -14,15 +14,9 @@ from dataclasses import dataclass, field
 import torch
 
 from launcher.bridge.transport.base import MemoryRegion
-from launcher.bridge.transport.mapped import (
-    Allocation,
-    CopyMark,
-    ExportedMemory,
-    MappedMemory,
-    MappedReceiver,
-    MappedSender,
-    Slot,
-)
+from launcher.bridge.transport.mapped_memory import Allocation, CopyMark, ExportedMemory, MappedMemory, Slot
+from launcher.bridge.transport.mapped_receiver import MappedReceiver
+from launcher.bridge.transport.mapped_sender import MappedSender
 from launcher.bridge.transport.unix_connection import UnixConnection
 from launcher.common.errors import TransferError
 

@@ -12,7 +12,7 @@ import torch
 from launcher.bridge.codec.pack import pack
 from launcher.bridge.plan import Receiver
 from launcher.bridge.transport.base import MemoryRegion, Transfer
-from launcher.bridge.transport.mapped import SLOTS, MappedSender
+from launcher.bridge.transport.mapped_sender import SLOTS, MappedSender
 from launcher.bridge.transport.regions import LARGE_BYTES, region_of, split_into_regions
 from launcher.common.errors import TransferError
 from tests.integration.bridge.host_memory import ExportedHostMemory, HostAllocation, connected

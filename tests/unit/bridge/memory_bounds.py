@@ -15,7 +15,7 @@ from launcher.bridge.codec.delta.encode import WHOLE_ABOVE
 from launcher.bridge.codec.delta.head import words
 from launcher.bridge.plan import Message, Plan, Receiver
 from launcher.bridge.plan.dtypes import ITEMSIZE
-from launcher.bridge.transport.ring import slot_size
+from launcher.bridge.transport.shm import slot_size
 
 WORKING_BYTES = 4 << 20
 """What the digest widens at a time, with the weights of rows and columns that it keeps."""

@@ -6,7 +6,7 @@ import random
 
 import torch
 
-from launcher.bridge.transport.buffers import Buffers
+from launcher.bridge.transport.base import Buffers
 
 AT_A_TIME = 3
 
