@@ -3,17 +3,6 @@
 What was a broadcast of an index, a heartbeat of -1 and a shutdown of -2 inside the data plane is a request with a reply
 here. Each name does what it says or raises; none reports success without weights having been sent.
 
-=========================================================  ========================================================
-:class:`BridgeConfig`, :class:`VLLMWeightBridge`           settings, and a bridge with the earlier interface
-:func:`create_bridge_from_training_config`                 an initialised bridge
-:func:`broadcast_weights`, :func:`broadcast_single_param`  send all weights, or one
-:func:`notify_update`, :func:`send_heartbeat`              the versions that engines serve; whether they answer
-:func:`cleanup`                                            leave the engines
-:func:`export_param_mappings`                              write ``vllm_bridge_config.json``
-:func:`get_inference_urls`                                 addresses by the earlier fixed ports
-:func:`launcher.bridge.groups.init_process_group`          a process group beside the default one
-=========================================================  ========================================================
-
 New programs use :func:`launcher.bridge.connect`. All names can be imported from :mod:`launcher.bridge`, too.
 """
 
@@ -61,9 +50,7 @@ Urls = tuple[str | None, str | None, str | None, list[str] | None]
 
 @dataclass(kw_only=True)
 class BridgeConfig:
-    """How a trainer rank reaches the engines. Defaults are the earlier bridge's; in a run the run's configuration wins
-    where it has the same setting.
-    """
+    """How a trainer rank reaches the engines. In a run, the run's configuration wins where it has the same setting."""
 
     trainer_rank: int = 0
     world_size: int = 1
@@ -105,9 +92,7 @@ class BridgeConfig:
 
     @classmethod
     def from_training_config(cls, config: Any) -> BridgeConfig:
-        """Takes every field that ``config`` has, as an attribute or a key, under the same name; the rest keep their
-        defaults.
-        """
+        """Takes every field that ``config`` has, as an attribute or a key; the rest keep their defaults."""
         values = config if isinstance(config, dict) else vars(config)
         known = cls.__dataclass_fields__
         return cls(**{name: value for name, value in values.items() if name in known and value is not None})
@@ -225,29 +210,12 @@ def create_bridge_from_training_config(config: Any) -> VLLMWeightBridge:
     return bridge
 
 
-def broadcast_weights(bridge: VLLMWeightBridge, model: nn.Module) -> UpdateReport:
-    """:meth:`VLLMWeightBridge.broadcast_weights` as a function."""
-    return bridge.broadcast_weights(model)
-
-
-def broadcast_single_param(bridge: VLLMWeightBridge, model: nn.Module, name: str) -> UpdateReport:
-    """:meth:`VLLMWeightBridge.broadcast_single_param` as a function."""
-    return bridge.broadcast_single_param(model, name)
-
-
-def notify_update(bridge: VLLMWeightBridge) -> list[int | None]:
-    """:meth:`VLLMWeightBridge.notify_update` as a function."""
-    return bridge.notify_update()
-
-
-def send_heartbeat(bridge: VLLMWeightBridge) -> None:
-    """:meth:`VLLMWeightBridge.send_heartbeat` as a function."""
-    bridge.send_heartbeat()
-
-
-def cleanup(bridge: VLLMWeightBridge) -> None:
-    """:meth:`VLLMWeightBridge.cleanup` as a function."""
-    bridge.cleanup()
+broadcast_weights = VLLMWeightBridge.broadcast_weights
+broadcast_single_param = VLLMWeightBridge.broadcast_single_param
+notify_update = VLLMWeightBridge.notify_update
+send_heartbeat = VLLMWeightBridge.send_heartbeat
+cleanup = VLLMWeightBridge.cleanup
+"""The methods as functions, whose first argument is the bridge."""
 
 
 def export_param_mappings(
@@ -257,16 +225,13 @@ def export_param_mappings(
     dp_shard_degree: int = 1,
     log_dir: str | Path | None = None,
 ) -> Path:
-    """Writes ``vllm_bridge_config.json`` for a model, whole or not at all.
+    """Writes ``vllm_bridge_config.json`` for a model, whole or not at all, and returns its path.
 
     Each parameter has ``vllm_name``, ``shape``, ``local_shape`` (of this rank's shard), ``dtype``, ``tp_shard_dim``
     (None if tensor parallelism replicates it) and ``needs_permute`` (query and key in Meta's rotary order).
 
     Args:
         log_dir: where to write; ``$LOGDIR`` if None.
-
-    Returns:
-        The file.
 
     Raises:
         ValueError: neither ``log_dir`` nor ``$LOGDIR`` is given, or the model has no parameters.
@@ -279,13 +244,8 @@ def export_param_mappings(
         raise ValueError("The model has no parameters: an empty mapping would make every update an empty one.")
     path = Path(target) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {
-        "model": model_name,
-        "tp_degree": tp_degree,
-        "dp_shard_degree": dp_shard_degree,
-        "param_mappings": mappings,
-    }
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    degrees = {"tp_degree": tp_degree, "dp_shard_degree": dp_shard_degree}
+    write_text(path, json.dumps({"model": model_name, **degrees, "param_mappings": mappings}, indent=2) + "\n")
     return path
 
 
@@ -321,9 +281,8 @@ def get_inference_urls(num_inference_nodes: int = 0) -> Urls:
     Raises:
         ValueError: the job has too few nodes for that many inference nodes.
     """
-    base = int(os.environ.get("MASTER_PORT") or FIRST_PORT)
     if num_inference_nodes == 0:
-        return *_addresses("localhost", base), ["localhost"]
+        return *_addresses("localhost"), ["localhost"]
     if num_inference_nodes < 0 or "SLURM_JOB_NODELIST" not in os.environ:
         return None, None, None, None
     from submitit.slurm.slurm import SlurmJobEnvironment
@@ -333,8 +292,9 @@ def get_inference_urls(num_inference_nodes: int = 0) -> Urls:
         raise ValueError(
             f"`num_inference_nodes` ({num_inference_nodes}) leaves no trainer among {len(hostnames)} nodes of the job."
         )
-    return *_addresses(hostnames[0], base), hostnames[-num_inference_nodes:]
+    return *_addresses(hostnames[0]), hostnames[-num_inference_nodes:]
 
 
-def _addresses(host: str, base: int) -> tuple[str, str, str]:
+def _addresses(host: str) -> tuple[str, str, str]:
+    base = int(os.environ.get("MASTER_PORT") or FIRST_PORT)
     return f"{host}:{base}", f"{host}:{base + 1}", f"{host}:{base + 2}"

@@ -1,12 +1,13 @@
 """Every message of the bridge's control plane: trainer to engine over HTTP, engine to workers over its own RPC.
 
 An operation is a dataclass, a :class:`BridgeRequest`; its name is written once, in the class, and its reply is a
-dataclass, too. Both are encoded by :mod:`launcher.common.codec`. The engine's front end carries out a request itself,
-or has its workers carry out the same one; three operations are for workers alone. In the order of an update::
+dataclass of :mod:`launcher.bridge.replies`. Both are encoded by :mod:`launcher.common.codec`. The engine's front end
+carries out a request itself, or has its workers carry out the same one; three operations are for workers alone. In the
+order of an update::
 
     Bind        POST /bridge/bind        what each worker needs of the trainer's tensors
     Connect     POST /bridge/connect     compute the plan, compare its digest, open the links to the trainer's ranks
-    RelayTo       POST /bridge/relay       from the next version on, send on to another replica what is received
+    RelayTo     POST /bridge/relay       from the next version on, send on to another replica what is received
     Prepare     POST /bridge/prepare     begin to receive a version beside the live weights
     Vote        POST /bridge/vote        wait until every worker has received it; checksums of what arrived
     Commit      POST /bridge/commit      pause, write, drop the prefix cache, stamp the version, resume
@@ -16,213 +17,34 @@ or has its workers carry out the same one; three operations are for workers alon
     GetPaused, Pause, Resume             /bridge/is_paused, /bridge/pause, /bridge/resume
 """
 
+# Users of the protocol have the replies from here, too.
+# ruff: noqa: PLC0414
+
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar, cast, get_args
 
-from launcher.bridge.plan.sharding import Placement
-from launcher.bridge.plan.split import Location
+from launcher.bridge.replies import BindReply as BindReply
+from launcher.bridge.replies import CommitReply as CommitReply
+from launcher.bridge.replies import ConnectReply as ConnectReply
+from launcher.bridge.replies import Manifest as Manifest
+from launcher.bridge.replies import PausedReply as PausedReply
+from launcher.bridge.replies import ReplicaStatus as ReplicaStatus
+from launcher.bridge.replies import SavedView as SavedView
+from launcher.bridge.replies import TensorEntry as TensorEntry
+from launcher.bridge.replies import TrainerSpec as TrainerSpec
+from launcher.bridge.replies import VersionReply as VersionReply
+from launcher.bridge.replies import VoteReply as VoteReply
+from launcher.bridge.replies import WorkerConnected as WorkerConnected
+from launcher.bridge.replies import WorkerDone as WorkerDone
+from launcher.bridge.replies import WorkerSpec as WorkerSpec
+from launcher.bridge.replies import WorkerStatus as WorkerStatus
 from launcher.bridge.transport.choose import Place
 from launcher.common.codec import from_builtins
 
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavedView:
-    """A tensor of a checkpoint, or an even run of them, as a view of one tensor of the trainer."""
-
-    name: str
-    """In the checkpoint; of a run with ``*`` for the number, which counts from 0."""
-
-    offset: int
-    """In elements of the trainer's tensor, which is row-major."""
-
-    split: tuple[int, ...]
-    strides: tuple[int, ...]
-    """The view before its dimensions are merged to ``shape``."""
-
-    shape: tuple[int, ...]
-    count: int = 1
-    step: int = 0
-    """Elements between the members of a run."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorEntry:
-    """One tensor of the trainer, whole."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    """torch's name without the module: ``bfloat16``."""
-
-    alias_of: str | None = None
-    """Its bytes are those of this earlier entry and are not sent."""
-
-    saved: tuple[SavedView, ...] | None = None
-    """What a checkpoint has of it; None: the whole, under its own name."""
-
-
-Manifest = tuple[TensorEntry, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerSpec:
-    """What the trainer holds, and where."""
-
-    manifest: Manifest
-    placements: tuple[Placement, ...]
-    """How tensors lie on the trainer's ranks; each way once."""
-
-    placement_of: dict[str, int]
-    """By name of a tensor with bytes of its own: index into ``placements``."""
-
-    locations: tuple[Location, ...]
-    """Node and GPU of each trainer rank."""
-
-    round_bytes: int
-    """Most bytes that a receiver stages at a time."""
-
-    adapter: dict[str, Any] | None = None
-    """PEFT's description of the adapter whose matrices these are; None for the model's weights."""
-
-    @classmethod
-    def of(
-        cls,
-        *,
-        manifest: Manifest,
-        placements: Mapping[str, Placement],
-        locations: tuple[Location, ...],
-        round_bytes: int,
-        adapter: Mapping[str, Any] | None = None,
-    ) -> TrainerSpec:
-        """From the placement of each tensor that has bytes of its own, by name."""
-        number = {placement: index for index, placement in enumerate(dict.fromkeys(placements.values()))}
-        return cls(
-            manifest=manifest,
-            placements=tuple(number),
-            placement_of={name: number[placement] for name, placement in placements.items()},
-            locations=locations,
-            round_bytes=round_bytes,
-            adapter=None if adapter is None else dict(adapter),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSpec:
-    """What one worker of a replica needs, and where it is."""
-
-    weight_map: dict[str, Any]
-    """JSON form of :class:`launcher.bridge.weightmap.WeightMap`."""
-
-    location: Location
-    place: Place
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerConnected:
-    """What one worker computed of the facts."""
-
-    plan: str
-    """Digest of its plan."""
-
-    fingerprints: dict[str, str] = field(default_factory=dict)
-    """By parameter, if the digest is not the trainer's: from these the first difference is found."""
-
-    extra_bytes: int = 0
-    """Memory that the worker takes between updates, besides what it serves from."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerStatus:
-    """How far one worker is with receiving a version."""
-
-    state: str
-    """``idle``, ``receiving``, ``received`` or ``failed``."""
-
-    version: int | None = None
-    error: str | None = None
-    digest: int | None = None
-    """Checksum of what has arrived, an unsigned 64-bit integer; None if none is computed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerDone:
-    """A worker's reply that says nothing else."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BindReply:
-    """Reply to :class:`Bind`."""
-
-    workers: tuple[WorkerSpec, ...]
-    """In the order of their ranks."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectReply:
-    """Reply to :class:`Connect`."""
-
-    workers: tuple[WorkerConnected, ...]
-    version: int | None
-    """That is served."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionReply:
-    """Reply that names the version that is served."""
-
-    version: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VoteReply:
-    """Reply to :class:`Vote`: every worker has received the version."""
-
-    version: int
-    digests: tuple[int | None, ...]
-    """Checksum of what each worker received."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommitReply:
-    """Reply to :class:`Commit`."""
-
-    version: int
-    pause_s: float
-    """Seconds for which the engine did not decode."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PausedReply:
-    """Whether the engine decodes."""
-
-    paused: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaStatus:
-    """Reply to :class:`GetInfo`."""
-
-    version: int | None
-    """Of the model's weights; None before the first commit."""
-
-    state: str
-    """``serving``, ``preparing`` or ``quarantined``."""
-
-    preparing: int | None
-    """The version of the model's weights that is being received."""
-
-    updates: int
-    """Commits of the model's weights since the engine started."""
-
-    adapters: dict[str, int | None]
-    """Version of each adapter that the bridge brought, by name."""
-
-    paused: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +53,6 @@ class BridgeRequest(Generic[R]):
 
     operation: ClassVar[str]
     method: ClassVar[str] = "POST"
-    reply: ClassVar[type[Any]]
 
     restart_count: int | None = None
     """How often the trainers were restarted; None for whichever the engine knows of."""
@@ -242,6 +63,12 @@ class BridgeRequest(Generic[R]):
     lora_id: int | None = None
     """vLLM's number of the adapter; filled in by the engine for its workers."""
 
+    @property
+    def reply(self) -> type[Any]:
+        """The type of its reply, as its class says it."""
+        (found,) = get_args(type(self).__orig_bases__[0])  # type: ignore[attr-defined]
+        return cast("type[Any]", found)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GetInfo(BridgeRequest[ReplicaStatus]):
@@ -249,7 +76,6 @@ class GetInfo(BridgeRequest[ReplicaStatus]):
 
     operation: ClassVar[str] = "info"
     method: ClassVar[str] = "GET"
-    reply: ClassVar[type[Any]] = ReplicaStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +84,6 @@ class GetPaused(BridgeRequest[PausedReply]):
 
     operation: ClassVar[str] = "is_paused"
     method: ClassVar[str] = "GET"
-    reply: ClassVar[type[Any]] = PausedReply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,7 +91,6 @@ class Pause(BridgeRequest[PausedReply]):
     """Stop decoding at a step boundary."""
 
     operation: ClassVar[str] = "pause"
-    reply: ClassVar[type[Any]] = PausedReply
 
     mode: str = "keep"
     """vLLM's: what becomes of running requests."""
@@ -277,7 +101,6 @@ class Resume(BridgeRequest[PausedReply]):
     """Decode again."""
 
     operation: ClassVar[str] = "resume"
-    reply: ClassVar[type[Any]] = PausedReply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,7 +108,6 @@ class Bind(BridgeRequest[BindReply]):
     """Learn how the trainer's tensors map into the workers'."""
 
     operation: ClassVar[str] = "bind"
-    reply: ClassVar[type[Any]] = BindReply
 
     trainer: TrainerSpec
 
@@ -317,7 +139,6 @@ class Connect(LinkRequest[ConnectReply]):
     """Compute the plan, and open the links if its digest is the trainer's."""
 
     operation: ClassVar[str] = "connect"
-    reply: ClassVar[type[Any]] = ConnectReply
 
     workers: tuple[WorkerSpec, ...]
     plan: str
@@ -337,7 +158,6 @@ class RelayTo(LinkRequest[VersionReply]):
     """From the next version on, send on to another replica what is received."""
 
     operation: ClassVar[str] = "relay"
-    reply: ClassVar[type[Any]] = VersionReply
 
     child: int
     """Index of the other replica."""
@@ -351,7 +171,6 @@ class Prepare(BridgeRequest[VersionReply]):
     """Begin to receive a version beside the live weights."""
 
     operation: ClassVar[str] = "prepare"
-    reply: ClassVar[type[Any]] = VersionReply
 
     version: int
     names: tuple[str, ...] | None = None
@@ -366,7 +185,6 @@ class Vote(BridgeRequest[VoteReply]):
     """Wait until every worker has received the version."""
 
     operation: ClassVar[str] = "vote"
-    reply: ClassVar[type[Any]] = VoteReply
 
     version: int
     timeout_s: float
@@ -377,7 +195,6 @@ class Commit(BridgeRequest[CommitReply]):
     """Put the version that was received in place of the one that is served."""
 
     operation: ClassVar[str] = "commit"
-    reply: ClassVar[type[Any]] = CommitReply
 
     version: int
     releases: bool = True
@@ -391,7 +208,6 @@ class Abort(BridgeRequest[VersionReply]):
     """Forget what was received."""
 
     operation: ClassVar[str] = "abort"
-    reply: ClassVar[type[Any]] = VersionReply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -399,7 +215,6 @@ class Disconnect(BridgeRequest[VersionReply]):
     """Close the links; what is served stays."""
 
     operation: ClassVar[str] = "disconnect"
-    reply: ClassVar[type[Any]] = VersionReply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -407,7 +222,6 @@ class GetStatus(BridgeRequest[WorkerStatus]):
     """To workers: how far they are with receiving a version."""
 
     operation: ClassVar[str] = "status"
-    reply: ClassVar[type[Any]] = WorkerStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -415,7 +229,6 @@ class StageAdapter(BridgeRequest[WorkerDone]):
     """To workers: do what can be done, and can fail, between the last byte and the pause."""
 
     operation: ClassVar[str] = "stage"
-    reply: ClassVar[type[Any]] = WorkerDone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -423,7 +236,6 @@ class Drop(BridgeRequest[WorkerDone]):
     """To workers: forget what was received."""
 
     operation: ClassVar[str] = "drop"
-    reply: ClassVar[type[Any]] = WorkerDone
 
 
 def _table(*operations: type[BridgeRequest[Any]]) -> dict[str, type[BridgeRequest[Any]]]:
