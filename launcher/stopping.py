@@ -1,6 +1,6 @@
 """Shows a trainer's program that the run was requested to stop: save a checkpoint, end the loop, exit with 0.
 
-A time limit or a preemption is near, or somebody sent SIGUSR2. In the loop, on every rank::
+A time limit or a preemption is near, or a person sent SIGUSR2. In the loop, on every rank::
 
     if should_stop():
         checkpoints.save(step)
@@ -20,8 +20,8 @@ from launcher.control.client import ControlClient
 from launcher.control.model import STOP_ACKNOWLEDGED
 
 
-def is_asked() -> bool:
-    """Whether the run was requested to stop, as known on this node. It looks for a file and costs microseconds.
+def is_stop_requested() -> bool:
+    """Whether the run was requested to stop, as known on this node. It checks for a file, in microseconds.
 
     Nodes learn of it at different moments, so that ranks may differ for a while: use :func:`should_stop` in a loop.
     """
@@ -43,12 +43,12 @@ def should_stop() -> bool:
         ControlError: the control service is gone, which means that the run is ending.
     """
     survive_sigterm()
-    asked = _any_rank(is_asked())
-    if asked and os.environ.get("RANK", "0") == "0" and os.environ.get(LAUNCHER_CONTROL):
+    requested = _any_rank(is_stop_requested())
+    if requested and os.environ.get("RANK", "0") == "0" and os.environ.get(LAUNCHER_CONTROL):
         client = ControlClient.from_environment()
         client.put(STOP_ACKNOWLEDGED, True)
         client.close()
-    return asked
+    return requested
 
 
 def survive_sigterm() -> None:
@@ -69,14 +69,14 @@ def survivor(stop_file: str, pid: int) -> Path:
     return Path(f"{stop_file}.{pid}")
 
 
-def _any_rank(asked: bool) -> bool:
+def _any_rank(requested: bool) -> bool:
     # A program that has not imported torch has no ranks to agree with.
     torch = sys.modules.get("torch")
     if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return asked
+        return requested
     if torch.distributed.get_world_size() == 1:
-        return asked
+        return requested
     device = "cuda" if "nccl" in str(torch.distributed.get_backend()) else "cpu"
-    answer = torch.tensor([asked], dtype=torch.int32, device=device)
+    answer = torch.tensor([requested], dtype=torch.int32, device=device)
     torch.distributed.all_reduce(answer, op=torch.distributed.ReduceOp.MAX)
     return bool(answer.item())

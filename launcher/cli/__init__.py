@@ -1,4 +1,4 @@
-"""The command line: ``launcher [overrides]`` runs, ``launcher COMMAND ...`` does something else.
+"""The command line: ``launcher [overrides]`` runs, ``launcher COMMAND ...`` does the rest.
 
 python -m launcher
 python -m launcher +cluster=slurm experiment=qwen3_8b model.path=/models/Qwen3-8B
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("launcher: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # `launcher plan | head`: whoever read has seen enough. Python would complain once more when it flushes at exit.
+        # `launcher plan | head` closes the pipe. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

@@ -72,9 +72,9 @@ def main(arguments: Sequence[str]) -> int:
 def _check(status: RunStatus) -> None:
     name = status.summary.path.name
     if status.is_over:
-        raise LauncherError(f"{name} has ended ({status.word}); there is nothing to attach to.")
+        raise LauncherError(f"{name} has ended ({status.state}); there is nothing to attach to.")
     if status.summary.attempt is None:
-        raise LauncherError(f"{name} is {status.word}; it has no nodes yet.")
+        raise LauncherError(f"{name} is {status.state}; it has no nodes yet.")
     if status.summary.job_id is None:
         host = (status.summary.job or {}).get("host")
         if host != socket.gethostname():
@@ -92,7 +92,7 @@ def _srun(run: Path, job_id: str, hostname: str, shell: list[str]) -> list[str]:
 
 
 def _environment(run: Path, target: LayoutTarget) -> dict[str, str]:
-    """What the layout says of the process; addresses, ports and keys are known to running processes only."""
+    """The environment of the process by the layout; only running processes know addresses, ports and keys."""
     attempt = newest_attempt(run) or 1
     directory = attempt_dir(run, attempt)
     process = target.processes[0] if target.processes else None

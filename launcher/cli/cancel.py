@@ -21,8 +21,8 @@ def main(arguments: Sequence[str]) -> int:
     """Ends each run in order; one that has ended is left alone."""
     parser = CommandParser(
         "cancel",
-        "Ends runs and waits until nothing of them is left: `scancel` on SLURM; of a local run, the guards of its nodes"
-        " are asked to end it. Harmless for a run that has ended.",
+        "Ends runs and waits until nothing of them is left: `scancel` on SLURM; SIGTERM to the shims of the nodes of a"
+        " local run. Harmless for a run that has ended.",
         examples=["launcher cancel last", "launcher cancel 4711 4712 --timeout-s 30"],
         exit_codes={1: "a run has not ended in time, or cannot be reached from here"},
     )

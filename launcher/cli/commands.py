@@ -101,7 +101,7 @@ Puts reinforcement-learning post-training on a SLURM cluster: the first nodes tr
 Usage:
   launcher [overrides]               run: on this machine, or with +cluster=slurm on a cluster
   launcher -m [overrides]            a sweep: a run of each combination, trainer.lr=1e-4,1e-3
-  launcher --json [overrides]        a run, told as one line of JSON
+  launcher --json [overrides]        a run, reported as one line of JSON
   launcher --cfg job [overrides]     show the whole configuration
   launcher COMMAND --help            how a command is used, with an example and its exit codes
   launcher --help | --version | --hydra-help

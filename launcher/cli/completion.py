@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         examples=['eval "$(launcher completion bash)"', "launcher completion fish | source"],
     )
     parser.add_argument("shell", choices=sorted(SCRIPTS))
-    parser.add_argument("--line", help="the line so far; prints what may follow (the scripts ask like this)")
+    parser.add_argument("--line", help="the line so far; prints what may follow (the scripts call it like this)")
     options = parser.parse_args(arguments)
     if options.line is None:
         print(SCRIPTS[options.shell])

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from launcher.cli.parser import CommandParser
+from launcher.cli.parser import CommandParser, compose_and_check
 from launcher.common.errors import UsageError
 from launcher.layout.model import Layout, Process, Role
 from launcher.observe.find import add_output_dir, find_run
 from launcher.observe.layouts import LayoutTarget, find_target, layout_of
-from launcher.submit.composing import explained
 
 AT_RUN_TIME = {
     Role.TRAINER: "MASTER_ADDR, MASTER_PORT, LAUNCHER_CONTROL, LAUNCHER_TOKEN, the engines' URLs and their key",
@@ -34,10 +32,9 @@ def main(arguments: Sequence[str]) -> int:
         ],
     )
     parser.add_argument("target", metavar="NODE|RANK", help="node rank, hostname, or process: trainer-3, inference-0")
-    parser.add_argument("overrides", nargs="*", help="as for a run")
+    parser.add_overrides()
     parser.add_argument("--run", metavar="RUN", help="inspect a run instead: path, name, beginning, job id, or `last`")
     add_output_dir(parser)
-    parser.add_argument("--config-dir", "-cd", type=Path, help="directory of further presets")
     parser.add_json("all of it")
     options = parser.parse_intermixed_args(arguments)
     if options.run is not None and options.overrides:
@@ -45,21 +42,12 @@ def main(arguments: Sequence[str]) -> int:
     if options.run is not None:
         layout = layout_of(find_run(options.run, options.output_dir))
     else:
-        layout = _planned(options.overrides, options.config_dir)
+        from launcher.layout import plan
+
+        layout = plan(compose_and_check(options))
     target = find_target(layout, options.target)
     print(json.dumps(as_data(layout, target), indent=1) if options.json else "\n".join(_text(layout, target)))
     return 0
-
-
-def _planned(overrides: Sequence[str], config_dir: Path | None) -> Layout:
-    from launcher.config import compose
-    from launcher.layout import plan
-    from launcher.submit.validate import check
-
-    with explained():
-        config = compose(overrides, config_dir)
-    check(config, model_is_here=False)
-    return plan(config)
 
 
 def as_data(layout: Layout, target: LayoutTarget) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from launcher.observe.logs import JOB, ROLES, Choice, Log, LogReader, job_logs, 
 from launcher.observe.run_status import RunWatch
 from launcher.observe.run_summary import newest_attempt
 
-MOST_UNASKED = 16
-"""Up to so many logs are shown to who did not choose; of more, one of each role."""
+MOST_UNSELECTED = 16
+"""Up to so many logs are shown if none is selected; of more, one of each role."""
 
 TAIL = 20
 POLL_S = 0.3
@@ -26,7 +26,7 @@ COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Prints, and follows until the run is over or somebody interrupts."""
+    """Prints, and follows until the run is over or it is interrupted."""
     parser = CommandParser(
         "logs",
         "Shows the logs of a run, each line with the name of its process if there are several. With -f it goes on until"
@@ -88,7 +88,7 @@ class _Merger:
         found = logs_of(self._run, attempt, self._choice) if attempt is not None else []
         if self._choice.role in (None, JOB) and self._choice.rank is None and self._choice.node is None:
             found += job_logs(self._run)
-        if self._choice.is_open and len(found) > MOST_UNASKED:
+        if self._choice.is_open and len(found) > MOST_UNSELECTED:
             chosen = list({log.role: log for log in reversed(found)}.values())[::-1]
             if not self._has_looked:
                 print(
@@ -121,7 +121,7 @@ class _Merger:
 
 def _follow(run: Path, merger: _Merger, attempt: int | None) -> None:
     watch = RunWatch(run)
-    told, seen, quiet_since = "", None, time.monotonic()
+    printed, seen, quiet_since = "", None, time.monotonic()
     while True:
         status = watch.status
         current = attempt or newest_attempt(run)
@@ -129,9 +129,9 @@ def _follow(run: Path, merger: _Merger, attempt: int | None) -> None:
             print(f"launcher: attempt {current}", file=sys.stderr, flush=True)
         seen = current
         merger.look(current)
-        if merger.count == 0 and not status.is_over and status.word != told:
-            told = status.word
-            print(f"launcher: waiting for logs; {run.name} is {told}", file=sys.stderr, flush=True)
+        if merger.count == 0 and not status.is_over and status.state != printed:
+            printed = status.state
+            print(f"launcher: waiting for logs; {run.name} is {printed}", file=sys.stderr, flush=True)
         is_news = merger.read()
         sys.stdout.flush()
         if is_news:
@@ -139,7 +139,7 @@ def _follow(run: Path, merger: _Merger, attempt: int | None) -> None:
         # A shared filesystem shows another node's last lines late.
         if status.is_over and time.monotonic() - quiet_since > SETTLE_S:
             merger.end()
-            print(f"launcher: {run.name}: {status.word}", file=sys.stderr)
+            print(f"launcher: {run.name}: {status.state}", file=sys.stderr)
             return
         time.sleep(POLL_S)
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from launcher.common.errors import USAGE_ERROR, UsageError
+
+if TYPE_CHECKING:
+    from launcher.config.schema import Config
 
 SUCCESS = {0: "done"}
 USAGE = {USAGE_ERROR: "the command line, or the configuration, is wrong"}
@@ -49,3 +53,25 @@ class CommandParser(argparse.ArgumentParser):
     def add_json(self, what: str) -> None:
         """Adds ``--json``."""
         self.add_argument("--json", action="store_true", help=f"print {what} as JSON")
+
+    def add_overrides(self, help_text: str = "as for a run") -> None:
+        """Adds ``overrides`` and ``--config-dir``, which :func:`compose_and_check` reads."""
+        self.add_argument("overrides", nargs="*", help=help_text)
+        self.add_argument("--config-dir", "-cd", type=Path, help="directory of further presets")
+
+
+def compose_and_check(options: argparse.Namespace) -> Config:
+    """The configuration of the overrides. The model may be missing: a run may be planned on a laptop, for a model that
+    only the cluster has.
+
+    Raises:
+        LauncherError: it cannot be composed, or is wrong.
+    """
+    from launcher.config import compose
+    from launcher.submit.composing import explained
+    from launcher.submit.validate import check
+
+    with explained():
+        config = compose(options.overrides, options.config_dir)
+    check(config, model_is_here=False)
+    return config

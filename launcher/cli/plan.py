@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from launcher.cli.parser import CommandParser
-from launcher.submit.composing import explained
+from launcher.cli.parser import CommandParser, compose_and_check
 
 PATIENCE_S = 5.0
-"""Longest wait for what SLURM says about its nodes; a plan is made where there is no SLURM, too."""
+"""Longest wait for what SLURM knows about its nodes; a plan is made without SLURM, too."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the layout as a table or as JSON."""
-    from launcher.config import compose
     from launcher.layout import layout_to_json, plan, render_table
     from launcher.submit.prepare import cpu_line, prepared
-    from launcher.submit.validate import check
 
     parser = CommandParser(
         "plan",
@@ -27,15 +23,10 @@ def main(arguments: Sequence[str]) -> int:
             "launcher plan layout.nodes=2 'layout.hostnames=[gpu-01,gpu-02]' --json",
         ],
     )
-    parser.add_argument("overrides", nargs="*", help="as for a run; `layout.hostnames=[a,b]` gives nodes their names")
+    parser.add_overrides("as for a run; `layout.hostnames=[a,b]` gives nodes their names")
     parser.add_json("every process with its command and environment")
-    parser.add_argument("--config-dir", "-cd", type=Path, help="directory of further presets")
     options = parser.parse_intermixed_args(arguments)
-    with explained():
-        config = compose(options.overrides, options.config_dir)
-    # A layout may be planned on a laptop for a model that only the cluster has.
-    check(config, model_is_here=False)
-    result = prepared(config, timeout_s=PATIENCE_S)
+    result = prepared(compose_and_check(options), timeout_s=PATIENCE_S)
     layout = plan(result.config)
     if options.json:
         print(layout_to_json(layout).rstrip())

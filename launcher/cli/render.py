@@ -8,17 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.cli.parser import CommandParser
-from launcher.submit.composing import explained
+from launcher.cli.parser import CommandParser, compose_and_check
 
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the script, or writes it."""
     from launcher.common.errors import ConfigError
-    from launcher.config import compose
     from launcher.submit.new_run import render_script
     from launcher.submit.prepare import prepared
-    from launcher.submit.validate import check
 
     parser = CommandParser(
         "render",
@@ -28,18 +25,14 @@ def main(arguments: Sequence[str]) -> int:
             "launcher render +cluster=slurm cluster.trainer.gpu_type=h100 cluster.inference.gpu_type=l40s",
         ],
     )
-    parser.add_argument("overrides", nargs="*", help="as for a run")
+    parser.add_overrides()
     parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write it there instead of printing it")
     parser.add_argument("--submitit", action="store_true", help="start the nodes through submitit, as a run does")
-    parser.add_argument("--config-dir", "-cd", type=Path, help="directory of further presets")
     parser.add_json("the script's text, file and number of nodes")
     options = parser.parse_intermixed_args(arguments)
-    with explained():
-        config = compose(options.overrides, options.config_dir)
+    config = compose_and_check(options)
     if config.cluster.kind != "slurm":
         raise ConfigError([f"`cluster` ({config.cluster.kind}) has no job scripts. HINT: add `+cluster=slurm`."])
-    # The model may be on the cluster only.
-    check(config, model_is_here=False)
     result = prepared(config)
     for note in result.notes:
         print(f"launcher: {note}", file=sys.stderr)

@@ -25,7 +25,7 @@ class NothingToResume(LauncherError):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Starts it, and follows it as its configuration says."""
+    """Starts it, and follows it if its configuration says so."""
     parser = CommandParser(
         "resume",
         "Goes on with a run that was stopped, has failed or was cancelled: the same configuration, code and directory,"
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         examples=["launcher resume last", "launcher resume runs/tiny-20261123-045457-ab43"],
         exit_codes={
             3: "`sbatch` refused the job",
-            STOPPED: "a run that is followed was asked to stop again; it can be resumed",
+            STOPPED: "a run that is followed was stopped again; it can be resumed",
             130: "interrupted",
         },
     )
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_json("what was queued, if it is not followed,")
     options = parser.parse_args(arguments)
     run = find_run(options.run, options.output_dir)
-    _refuse_if_useless(run)
+    _check_resumable(run)
     step = latest_step(checkpoint_dir(load_run_config(run).checkpoint.dir, run))
     start = f"from the checkpoint of step {step}" if step is not None else "from the start: there is no checkpoint"
     if not options.json:
@@ -57,11 +57,11 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _refuse_if_useless(run: Path) -> None:
+def _check_resumable(run: Path) -> None:
     (status,), problem = statuses([summarize(run)])
     if not status.is_over and not (status.summary.job is None and status.summary.attempt is None):
         why = f" ({problem})" if problem else ""
         hint = f"`{command_line('cancel', run)}`"
-        raise NothingToResume(f"{run} has not ended: it is {status.word}{why}. HINT: {hint} ends it.")
-    if status.word == "completed":
+        raise NothingToResume(f"{run} has not ended: it is {status.state}{why}. HINT: {hint} ends it.")
+    if status.state == "completed":
         raise NothingToResume(f"{run} is completed: there is nothing left to do.")

@@ -24,9 +24,9 @@ def main(arguments: Sequence[str]) -> int:
     """Prints the table."""
     parser = CommandParser(
         "runs",
-        "Lists runs: those that are not over first, then the newest. SLURM is asked once for all of them; what it does"
-        " not answer is marked `?` and is the last that was known. Run directories are yours to remove; --prune"
-        " removes the snapshots of code that no run uses any more.",
+        "Lists runs: those that are not over first, then the newest. SLURM is queried once for all of them; a state"
+        " that it does not answer is marked `?` and is the last that was known. Run directories are yours to remove;"
+        " --prune removes the snapshots of code that no run uses any more.",
         examples=[
             "launcher runs",
             "launcher runs --all --json --output-dir /scratch/me/runs",
@@ -67,7 +67,7 @@ def as_data(status: RunStatus) -> dict[str, Any]:
     return {
         "name": run.path.name,
         "path": str(run.path.absolute()),
-        "state": status.word,
+        "state": status.state,
         "is_over": status.is_over,
         "is_certain": status.is_certain,
         "submitted": run.submitted,
@@ -88,7 +88,7 @@ def _row(status: RunStatus) -> tuple[str, ...]:
     planned = f"/{run.steps}" if run.steps is not None else ""
     return (
         run.path.name,
-        status.word + ("" if status.is_certain else "?"),
+        status.state + ("" if status.is_certain else "?"),
         age(time.time() - run.submitted),
         str(run.nodes or "-"),
         f"{run.step}{planned}" if run.step is not None else "-",

@@ -100,7 +100,7 @@ def _live(watch: RunWatch, reader: RunFollower) -> None:
             reader.read()
             state, now = reader.state, time.time()
             if state.outcome is not None:
-                watch.look_now()
+                watch.refresh()
             status = watch.status
             grid = Table.grid(padding=(0, 2))
             for label, text in status_lines(status, state, watch.problem, now=now):

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _single(arguments: Sequence[str]) -> DictConfig | None:
-    """The configuration of a single run; None if it is none, or something about it is for Hydra to say.
+    """The configuration of a single run; None if it is none, or Hydra is to report an error in it.
 
     Hydra's own way for programs composes everything twice, the first time only to learn whether it is a sweep.
     """

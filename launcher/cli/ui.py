@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     add_run_argument(parser, default=LAST)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, help=f"(default: {PORT}, or the next free one)")
-    parser.add_argument("--token", action="store_true", help="ask for a token on loopback, too")
+    parser.add_argument("--token", action="store_true", help="require a token on loopback, too")
     parser.add_json("the address")
     options = parser.parse_args(arguments)
     path = Path(options.run)
@@ -56,8 +56,8 @@ def main(arguments: Sequence[str]) -> int:
         shown_host = socket.getfqdn()
     query = f"?token={token}" if token is not None else ""
     url = f"http://{shown_host}:{sock.getsockname()[1]}/{query}"
-    said = json.dumps({"directory": str(directory), "url": url})
-    print(said if options.json else f"{directory.name}: {url}   (Ctrl-C ends it)", flush=True)
+    as_json = json.dumps({"directory": str(directory), "url": url})
+    print(as_json if options.json else f"{directory.name}: {url}   (Ctrl-C ends it)", flush=True)
     servers: list[uvicorn.Server] = []
     app = make_app(
         directory, token=token, is_local=is_local, is_ending=lambda: any(server.should_exit for server in servers)

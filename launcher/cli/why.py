@@ -17,7 +17,7 @@ NOTHING = 1
 
 def main(arguments: Sequence[str]) -> int:
     """Explains one run."""
-    from launcher.observe.root_cause.diagnosis import explain
+    from launcher.observe.root_cause.diagnosis import diagnose
     from launcher.observe.root_cause.render import render
 
     parser = CommandParser(
@@ -28,17 +28,17 @@ def main(arguments: Sequence[str]) -> int:
         exit_codes={NOTHING: "the run has not failed: there is nothing to explain"},
     )
     add_run_argument(parser, default="last")
-    parser.add_argument("--offline", action="store_true", help="do not ask SLURM")
+    parser.add_argument("--offline", action="store_true", help="do not query SLURM")
     parser.add_json("every attempt")
     options = parser.parse_args(arguments)
     run_dir = find_run(options.run, options.output_dir)
-    explanation = explain(run_dir, (lambda _: None) if options.offline else job_state_of)
+    diagnosis = diagnose(run_dir, (lambda _: None) if options.offline else job_state_of)
     if options.json:
-        print(json.dumps(explanation.to_json(), indent=2, default=str))
+        print(json.dumps(diagnosis.to_json(), indent=2, default=str))
     else:
         print(f"run {run_dir}")
-        print(render(explanation))
-    last = explanation.last
+        print(render(diagnosis))
+    last = diagnosis.last
     return 0 if last is not None and last.cause is not None else NOTHING
 
 

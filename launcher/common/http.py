@@ -23,6 +23,14 @@ request meets its closing."""
 class HttpError(Exception):
     """There is no whole answer: the server could not be reached, ended the connection, or was too slow."""
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether nobody listens at the port."""
+        cause: BaseException | None = self
+        while cause is not None and not isinstance(cause, ConnectionRefusedError):
+            cause = cause.__cause__ or cause.__context__
+        return cause is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpReply:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import errno
 import random
 import socket
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.common.errors import LauncherError
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
 
 LOWEST_PORT = 10_000
 HIGHEST_PORT = 65_535
@@ -61,6 +66,24 @@ def hold_free_port(address: str) -> socket.socket:
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise LauncherError(f"Cannot listen on {address}: {error}") from error
     raise LauncherError(f"No free port on {address}: {len(candidates)} were tried.")
+
+
+def serve_store(address: str, timeout_s: float) -> tuple[TCPStore, str]:
+    """torch's store on a free port that is held from the beginning, and its ``host:port``. It serves as long as it is
+    referenced.
+
+    Args:
+        timeout_s: longest wait of its clients for a key, unless they set their own.
+    """
+    from torch.distributed import TCPStore
+
+    sock = hold_free_port(address)
+    port = port_of(sock)
+    timeout = timedelta(seconds=timeout_s)
+    store = TCPStore(
+        address, port, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=sock.detach()
+    )
+    return store, f"{address}:{port}"
 
 
 def port_of(sock: socket.socket) -> int:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from launcher.common.codec import CodecError, from_json, to_json
 from launcher.common.env import LAUNCHER_CONTROL
 from launcher.common.errors import ControlError, ControlRefusal
 from launcher.common.keys import control_proof, token_from_environment
+from launcher.common.run_dir import CONTROL
 from launcher.control.protocol import ControlRequest, GetRequest, PutRequest, Reply, ReplyT_co
 from launcher.control.wire import (
     Challenge,
@@ -58,6 +61,16 @@ class ControlClient:
                 " `launcher` (`trainer.command`), whose agent sets the variable."
             )
         return cls(address, token_from_environment())
+
+    @classmethod
+    def of_attempt(cls, directory: Path) -> ControlClient:
+        """The client for the control service of an attempt, by the address that node 0 wrote into its directory.
+
+        Raises:
+            FileNotFoundError: node 0 has not written it yet.
+        """
+        address = json.loads((directory / CONTROL).read_text(encoding="utf-8"))["control"]
+        return cls(str(address), token_from_environment())
 
     def call(self, request: ControlRequest[ReplyT_co], *, timeout_s: float = CALL_TIMEOUT_S) -> ReplyT_co:
         """Sends one request and returns its reply.

@@ -55,3 +55,8 @@ class ComparePreflightReports:
 Effect = LogEvent | NotifyNodes | NotifyAllNodes | NotifyValues | NotifyPool | ForwardSignal | ComparePreflightReports
 Effects = Iterator[Effect]
 """A transition is a generator: it changes the state between its effects, so its caller always exhausts it."""
+
+
+def no_effects() -> Effects:
+    """Of a transition that changes the state alone."""
+    return iter(())

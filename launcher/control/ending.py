@@ -52,7 +52,7 @@ def fail(state: ControlState, failure: FailureReported, now: float) -> Effects:
 def request_stop(state: ControlState, reason: StopReason, now: float) -> Effects:
     """The run is to stop after a checkpoint. Requested again, only a better known reason counts."""
     if state.stop.stage is not StopStage.NO:
-        # In a phase that has ended, too: the reason is read when everybody has left.
+        # Also in a phase that has ended: the reason is read after all nodes have left.
         if state.phase is not Phase.CANCELLED and reason.replaces(state.stop.reason):
             state.stop.reason = reason
             yield LogEvent(event=StopRequested(reason=reason.value))

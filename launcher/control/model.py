@@ -175,6 +175,6 @@ def store_key(restart_count: int) -> str:
     return STORE if restart_count == 0 else f"{STORE}/{restart_count}"
 
 
-def replica_key(index: int, what: str) -> str:
-    """Key of a replica's value: its ``url``; that it is ``ready``."""
-    return f"{REPLICA_PREFIX}{index}/{what}"
+def url_key(replica: int) -> str:
+    """Key under which a replica publishes where it listens."""
+    return f"{REPLICA_PREFIX}{replica}/url"

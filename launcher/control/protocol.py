@@ -26,7 +26,7 @@ class Reply:
     """What ended the run; None while nothing has."""
 
     stop_reason: StopReason | None
-    everybody_left: bool
+    all_nodes_left: bool
     """Each node that ever reported has left, or is lost."""
 
     time: float

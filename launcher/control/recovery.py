@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from launcher.control.effects import Effects, LogEvent
 from launcher.control.ending import enter, fail, mark_dirty, mark_nodes_dirty
-from launcher.control.model import ENDED, TRAINER_RESTART_COUNT, Phase, StopStage, replica_key
+from launcher.control.model import ENDED, TRAINER_RESTART_COUNT, Phase, StopStage
 from launcher.control.policy import (
     REFUSED,
     Decision,
@@ -27,7 +27,7 @@ from launcher.control.replicas import (
     restarts_that_count,
 )
 from launcher.control.state import ControlState, ReplicaRecord
-from launcher.control.views import everybody_left, free_spares, kept_replicas, replicas_on, role_of
+from launcher.control.views import all_nodes_left, free_spares, kept_replicas, replicas_on, role_of
 from launcher.events.failure_kinds import FailureKind
 from launcher.events.schema import FailureReported, NodeLost, ReplicaChanged, RestartScheduled, SpareAssigned
 from launcher.layout.model import Role
@@ -169,10 +169,9 @@ def node_lost(state: ControlState, request: NodeLostRequest, now: float) -> Effe
     role = role_of(state, slot)
     yield LogEvent(event=NodeLost(node_rank=rank, hostname=node.hostname, role=role.value, reason=failure.message))
     if state.phase is Phase.DRAINING:
-        yield from node_left(state, NodeLeftRequest(node_rank=rank))
+        yield from node_left(state, NodeLeftRequest(node_rank=rank), now)
         return
     for record in affected:
-        state.values.pop(replica_key(record.index, "ready"), None)
         yield LogEvent(event=ReplicaChanged(replica=record.index, state="lost", reason=failure.message))
     match decision:
         case Decision.REPLACE_NODE if slot is not None:
@@ -193,10 +192,10 @@ def supervised_as(state: ControlState, slot: int | None) -> Role:
     return Role.TRAINER if slot in state.trainers.slots else role_of(state, slot)
 
 
-def node_left(state: ControlState, request: NodeLeftRequest) -> Effects:
+def node_left(state: ControlState, request: NodeLeftRequest, _now: float) -> Effects:
     """A node has ended all its processes and leaves."""
     state.nodes[request.node_rank].has_left = True
-    if state.phase is Phase.DRAINING and everybody_left(state):
+    if state.phase is Phase.DRAINING and all_nodes_left(state):
         # A trainer that ended without having read the request to stop had finished.
         is_stopped = state.stop.stage is StopStage.ACKNOWLEDGED
         yield from enter(state, Phase.STOPPED if is_stopped else Phase.FINISHED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from launcher.control.effects import Effects, LogEvent, NotifyPool
 from launcher.control.ending import mark_dirty
-from launcher.control.model import ALL_URLS, replica_key
+from launcher.control.model import ALL_URLS
 from launcher.control.policy import backoff_s, counted_restarts
 from launcher.control.protocol import EngineMasterRequest, EngineReadyRequest, PublishedRequest
 from launcher.control.state import ControlState, ReplicaRecord, ReplicaState
@@ -13,7 +13,7 @@ from launcher.events.schema import EngineReady, ReplicaChanged, RestartScheduled
 from launcher.events.serialize import make_event
 
 
-def engine_master(state: ControlState, request: EngineMasterRequest) -> Effects:
+def engine_master(state: ControlState, request: EngineMasterRequest, _now: float) -> Effects:
     """The parts of a replica over several nodes may meet."""
     record = state.replicas[request.replica]
     if request.restart_count == record.restart_count:
@@ -21,7 +21,7 @@ def engine_master(state: ControlState, request: EngineMasterRequest) -> Effects:
         yield from mark_dirty(state, record.replica.node_ranks)
 
 
-def engine_ready(state: ControlState, request: EngineReadyRequest) -> Effects:
+def engine_ready(state: ControlState, request: EngineReadyRequest, _now: float) -> Effects:
     """An engine is healthy."""
     record = state.replicas[request.replica]
     if request.restart_count != record.restart_count or record.state is not ReplicaState.STARTING:
@@ -36,10 +36,9 @@ def engine_ready(state: ControlState, request: EngineReadyRequest) -> Effects:
             replica=record.index, url=request.url, seconds=request.seconds, restart_count=request.restart_count
         )
     )
-    state.values[replica_key(record.index, "ready")] = True
 
 
-def weights_published(state: ControlState, request: PublishedRequest) -> Effects:
+def weights_published(state: ControlState, request: PublishedRequest, _now: float) -> Effects:
     """Replicas serve a version. Trainers of an earlier start are ignored."""
     version = (request.restart_count, request.version)
     trainers = state.trainers
@@ -135,7 +134,6 @@ def _end(state: ControlState, record: ReplicaRecord, then: ReplicaState) -> Effe
     record.state = then
     record.restart_count += 1
     record.url = record.master = record.version = None
-    state.values.pop(replica_key(record.index, "ready"), None)
     yield from _pool_changed(state)
     yield from mark_dirty(state, record.replica.node_ranks)
 

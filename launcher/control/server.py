@@ -2,7 +2,7 @@
 
 The server is a loop around :func:`launcher.control.transitions.apply`: a request or a tick of the clock is an event,
 the event changes the state, and the effects are carried out. Heartbeats and other requests that wait are answered as
-soon as an effect notifies them, so nobody has to poll often.
+soon as an effect notifies them, so clients poll rarely.
 """
 
 from __future__ import annotations
@@ -20,21 +20,11 @@ from typing import Any
 
 from launcher.common.codec import from_json, to_json
 from launcher.common.keys import control_proof, is_same, new_nonce
-from launcher.control import effects
+from launcher.control import effects, protocol
 from launcher.control.preflight_report import PreflightReport, PreflightResult
-from launcher.control.protocol import (
-    ControlRequest,
-    GetRequest,
-    HeartbeatReply,
-    HeartbeatRequest,
-    PoolReply,
-    PoolRequest,
-    Reply,
-    ValuesReply,
-)
 from launcher.control.state import ControlState
 from launcher.control.transitions import ControlEvent, Tick, apply
-from launcher.control.views import assignment, everybody_left, pool
+from launcher.control.views import all_nodes_left, assignment, pool
 from launcher.control.wire import Accepted, Challenge, ChallengeAnswer, Refusal, decode_request
 from launcher.events.schema import Event
 
@@ -180,36 +170,37 @@ class ControlServer:
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes) -> Reply | Refusal:
+    async def _answer(self, line: bytes) -> protocol.Reply | Refusal:
         try:
             return await self._handle(decode_request(line))
         except (TypeError, ValueError, IndexError, RecursionError) as error:
             return Refusal(error=f"bad request: {error!r}")
 
-    async def _handle(self, request: ControlRequest[Reply]) -> Reply:
+    async def _handle(self, request: protocol.ControlRequest[protocol.Reply]) -> protocol.Reply:
         state = self._state
-        if isinstance(request, GetRequest):
+        if isinstance(request, protocol.GetRequest):
             keys = request.keys
             await self._values_changed.wait_for(lambda: all(key in state.values for key in keys), request.wait_s)
-            return ValuesReply(**self._status(), values={key: state.values[key] for key in keys if key in state.values})
-        if isinstance(request, PoolRequest):
+            return protocol.ValuesReply(
+                **self._status(), values={key: state.values[key] for key in keys if key in state.values}
+            )
+        if isinstance(request, protocol.PoolRequest):
             known = request.revision
             await self._pool_changed.wait_for(lambda: state.pool_revision != known, request.wait_s)
-            return PoolReply(**self._status(), revision=state.pool_revision, members=pool(state))
-        assert isinstance(request, ControlEvent)
+            return protocol.PoolReply(**self._status(), revision=state.pool_revision, members=pool(state))
         self._apply(request)
-        if isinstance(request, HeartbeatRequest):
+        if isinstance(request, protocol.HeartbeatRequest):
             return await self._heartbeat(request)
-        return Reply(**self._status())
+        return protocol.Reply(**self._status())
 
-    async def _heartbeat(self, request: HeartbeatRequest) -> HeartbeatReply:
+    async def _heartbeat(self, request: protocol.HeartbeatRequest) -> protocol.HeartbeatReply:
         state, rank = self._state, request.node_rank
 
         def is_changed() -> bool:
             return request.revision is not None and state.nodes[rank].revision != request.revision
 
         await self._nodes_changed[rank].wait_for(lambda: state.phase != request.phase or is_changed(), request.wait_s)
-        return HeartbeatReply(**self._status(), assignment=assignment(state, rank) if is_changed() else None)
+        return protocol.HeartbeatReply(**self._status(), assignment=assignment(state, rank) if is_changed() else None)
 
     def _status(self) -> dict[str, Any]:
         state = self._state
@@ -217,7 +208,7 @@ class ControlServer:
             "phase": state.phase,
             "failure": state.failure,
             "stop_reason": state.stop.reason,
-            "everybody_left": everybody_left(state),
+            "all_nodes_left": all_nodes_left(state),
             "time": time.time(),
         }
 

@@ -22,7 +22,6 @@ def hello(state: ControlState, request: HelloRequest, now: float) -> Effects:
     if node.is_lost:
         return
     node.last_contact, node.hostname = now, request.hostname
-    state.values[f"node/{request.node_rank}/address"] = request.address
     layout = state.settings.layout
     yield LogEvent(
         event=NodeJoined(
@@ -61,7 +60,7 @@ def preflight_compared(state: ControlState, result: PreflightResult, now: float)
     """Starts the run, with spares in the slots of bad nodes; or ends it."""
     if state.phase is not Phase.CHECKING:
         return
-    for node in state.settings.layout.everybody:
+    for node in state.settings.layout.all_nodes:
         rank = node.node_rank
         report = state.preflight.reports.get(rank)
         yield LogEvent(

@@ -218,7 +218,7 @@ def new_state(settings: ControlSettings, now: float) -> ControlState:
         began=now,
         nodes=[
             NodeRecord(hostname=node.hostname, slot=index if index < len(layout.nodes) else None)
-            for index, node in enumerate(layout.everybody)
+            for index, node in enumerate(layout.all_nodes)
         ],
         slots=list(range(len(layout.nodes))),
         replicas=[ReplicaRecord(replica=replica) for replica in layout.replicas],

@@ -7,10 +7,12 @@ event and time always lead to the same state and effects.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Any
 
-from launcher.control.effects import Effect, Effects, ForwardSignal, LogEvent, NotifyValues
+from launcher.control import protocol
+from launcher.control.effects import Effect, Effects, ForwardSignal, LogEvent, NotifyValues, no_effects
 from launcher.control.ending import (
     acknowledge_stop,
     cancel,
@@ -28,28 +30,10 @@ from launcher.control.model import (
     STOP_ACKNOWLEDGED,
     Phase,
     StopStage,
-    replica_key,
     store_key,
+    url_key,
 )
 from launcher.control.preflight_report import PreflightResult
-from launcher.control.protocol import (
-    CancelRequest,
-    EngineMasterRequest,
-    EngineReadyRequest,
-    EventRequest,
-    FailRequest,
-    HeartbeatRequest,
-    HelloRequest,
-    NodeLeftRequest,
-    NodeLostRequest,
-    PreflightRequest,
-    ProcessEndedRequest,
-    PublishedRequest,
-    PutRequest,
-    SignalRequest,
-    StopRunRequest,
-    TrainersDoneRequest,
-)
 from launcher.control.recovery import HOLD_S, node_left, node_lost, process_ended, step_overdue
 from launcher.control.replicas import engine_master, engine_ready, start_due_replicas, url_published, weights_published
 from launcher.control.starting import advance, hello, lose_missing_nodes, preflight_compared
@@ -66,27 +50,8 @@ class Tick:
     """Time has passed; about once a second."""
 
 
-ControlEvent = (
-    Tick
-    | PreflightResult
-    | HelloRequest
-    | HeartbeatRequest
-    | PreflightRequest
-    | EngineMasterRequest
-    | EngineReadyRequest
-    | ProcessEndedRequest
-    | PublishedRequest
-    | TrainersDoneRequest
-    | NodeLeftRequest
-    | NodeLostRequest
-    | FailRequest
-    | SignalRequest
-    | StopRunRequest
-    | CancelRequest
-    | PutRequest
-    | EventRequest
-)
-"""What changes the state. The other requests only read it."""
+ControlEvent = Tick | PreflightResult | protocol.ControlRequest[Any]
+"""What changes the state: a request that is in :data:`TRANSITIONS`; the others only read it."""
 
 
 def apply(state: ControlState, event: ControlEvent, now: float) -> list[Effect]:
@@ -99,75 +64,43 @@ def apply(state: ControlState, event: ControlEvent, now: float) -> list[Effect]:
         IndexError: the event names a node or a replica that does not exist; nothing has changed.
     """
     _check(state, event)
-    effects = list(_transition(state, event, now))
-    if not isinstance(event, HeartbeatRequest):
+    effects = list(TRANSITIONS[type(event)](state, event, now))
+    if not isinstance(event, protocol.HeartbeatRequest):
         effects += advance(state, now)
     return effects
 
 
 def _check(state: ControlState, event: ControlEvent) -> None:
     node = getattr(event, "node_rank", 0)
-    if isinstance(event, PreflightRequest):
+    if isinstance(event, protocol.PreflightRequest):
         node = event.report.node_rank
     if not 0 <= node < len(state.nodes):
         raise IndexError(f"no node {node} among {len(state.nodes)}")
     replicas: list[int] = []
-    if isinstance(event, EngineMasterRequest | EngineReadyRequest):
+    if isinstance(event, protocol.EngineMasterRequest | protocol.EngineReadyRequest):
         replicas = [event.replica]
-    elif isinstance(event, PublishedRequest):
+    elif isinstance(event, protocol.PublishedRequest):
         replicas = list(event.replicas)
-    elif isinstance(event, ProcessEndedRequest) and event.role == Role.INFERENCE:
+    elif isinstance(event, protocol.ProcessEndedRequest) and event.role == Role.INFERENCE:
         replicas = [event.rank]
     for index in replicas:
         if not 0 <= index < len(state.replicas):
             raise IndexError(f"no replica {index} among {len(state.replicas)}")
 
 
-def _transition(state: ControlState, event: ControlEvent, now: float) -> Effects:  # noqa: PLR0912 - one for each event
-    match event:
-        case Tick():
-            yield from _tick(state, now)
-        case PreflightResult():
-            yield from preflight_compared(state, event, now)
-        case HelloRequest():
-            yield from hello(state, event, now)
-        case HeartbeatRequest():
-            node = state.nodes[event.node_rank]
-            if not node.is_lost:
-                node.last_contact = now
-        case PreflightRequest():
-            state.preflight.reports[event.report.node_rank] = event.report
-        case EngineMasterRequest():
-            yield from engine_master(state, event)
-        case EngineReadyRequest():
-            yield from engine_ready(state, event)
-        case ProcessEndedRequest():
-            yield from process_ended(state, event, now)
-        case PublishedRequest():
-            yield from weights_published(state, event)
-        case TrainersDoneRequest():
-            yield from _trainers_done(state, event)
-        case NodeLeftRequest():
-            yield from node_left(state, event)
-        case NodeLostRequest():
-            yield from node_lost(state, event, now)
-        case FailRequest():
-            yield from fail(state, event.failure, now)
-        case SignalRequest():
-            yield ForwardSignal(name=event.name)
-        case StopRunRequest():
-            yield from request_stop(state, event.reason, now)
-        case CancelRequest():
-            yield from cancel(state, event.reason)
-        case PutRequest():
-            yield from _put(state, event)
-        case EventRequest():
-            yield from _log(state, event, now)
-        case _:
-            assert_never(event)
+def _heartbeat(state: ControlState, request: protocol.HeartbeatRequest, now: float) -> Effects:
+    node = state.nodes[request.node_rank]
+    if not node.is_lost:
+        node.last_contact = now
+    return no_effects()
 
 
-def _tick(state: ControlState, now: float) -> Effects:
+def _preflight(state: ControlState, request: protocol.PreflightRequest, _now: float) -> Effects:
+    state.preflight.reports[request.report.node_rank] = request.report
+    return no_effects()
+
+
+def _tick(state: ControlState, _tick: Tick, now: float) -> Effects:
     """Turns silence and hangs into losses, and starts what has waited long enough."""
     if state.phase is Phase.STARTING and now - state.began > state.settings.start_timeout_s:
         yield from lose_missing_nodes(state, now)
@@ -182,7 +115,7 @@ def _tick(state: ControlState, now: float) -> Effects:
             node_rank=rank,
             hostname=node.hostname,
         )
-        yield from node_lost(state, NodeLostRequest(node_rank=rank, failure=failure), now)
+        yield from node_lost(state, protocol.NodeLostRequest(node_rank=rank, failure=failure), now)
     if state.phase in ENDED or state.phase is Phase.DRAINING:
         return
     yield from end_if_due(state, now)
@@ -197,7 +130,7 @@ def _tick(state: ControlState, now: float) -> Effects:
         yield from step_overdue(state, now)
 
 
-def _trainers_done(state: ControlState, request: TrainersDoneRequest) -> Effects:
+def _trainers_done(state: ControlState, request: protocol.TrainersDoneRequest, _now: float) -> Effects:
     slot, trainers = state.nodes[request.node_rank].slot, state.trainers
     if slot is None or request.restart_count != trainers.restart_count or state.phase is not Phase.RUNNING:
         return
@@ -207,11 +140,11 @@ def _trainers_done(state: ControlState, request: TrainersDoneRequest) -> Effects
         yield LogEvent(event=EnginesDraining())
 
 
-def _put(state: ControlState, request: PutRequest) -> Effects:
+def _put(state: ControlState, request: protocol.PutRequest, _now: float) -> Effects:
     state.values[request.key] = request.value
     yield NotifyValues()
     if request.key.startswith(REPLICA_PREFIX):
-        record = next((r for r in state.replicas if request.key == replica_key(r.index, "url")), None)
+        record = next((r for r in state.replicas if request.key == url_key(r.index)), None)
         if record is not None:
             yield from url_published(state, record, str(request.value))
     elif request.key in (MODEL_READY, store_key(state.trainers.restart_count)):
@@ -220,7 +153,7 @@ def _put(state: ControlState, request: PutRequest) -> Effects:
         yield from acknowledge_stop(state)
 
 
-def _log(state: ControlState, request: EventRequest, now: float) -> Effects:
+def _log(state: ControlState, request: protocol.EventRequest, now: float) -> Effects:
     event = make_event(request.event, request.fields)
     if isinstance(event, StepFinished):
         state.trainers.has_progressed = True
@@ -228,3 +161,26 @@ def _log(state: ControlState, request: EventRequest, now: float) -> Effects:
     elif isinstance(event, CheckpointChanged):
         checkpoint_changed(state, event, now)
     yield LogEvent(event=event)
+
+
+TRANSITIONS: Mapping[type[ControlEvent], Callable[[ControlState, Any, float], Effects]] = {
+    Tick: _tick,
+    PreflightResult: preflight_compared,
+    protocol.HelloRequest: hello,
+    protocol.HeartbeatRequest: _heartbeat,
+    protocol.PreflightRequest: _preflight,
+    protocol.EngineMasterRequest: engine_master,
+    protocol.EngineReadyRequest: engine_ready,
+    protocol.ProcessEndedRequest: process_ended,
+    protocol.PublishedRequest: weights_published,
+    protocol.TrainersDoneRequest: _trainers_done,
+    protocol.NodeLeftRequest: node_left,
+    protocol.NodeLostRequest: node_lost,
+    protocol.FailRequest: lambda state, request, now: fail(state, request.failure, now),
+    protocol.SignalRequest: lambda _state, request, _now: iter([ForwardSignal(name=request.name)]),
+    protocol.StopRunRequest: lambda state, request, now: request_stop(state, request.reason, now),
+    protocol.CancelRequest: lambda state, request, _now: cancel(state, request.reason),
+    protocol.PutRequest: _put,
+    protocol.EventRequest: _log,
+}
+"""Function by the type of an event."""

@@ -125,7 +125,7 @@ def trainer_nodes_reported_since(state: ControlState, time: float) -> bool:
     return all(rank is None or (state.nodes[rank].last_contact or 0.0) > time for rank in ranks)
 
 
-def everybody_left(state: ControlState) -> bool:
+def all_nodes_left(state: ControlState) -> bool:
     """Whether each node that ever reported has left, or is lost."""
     return all(node.has_left or node.is_lost for node in state.nodes if node.last_contact is not None)
 

@@ -74,7 +74,7 @@ ADVICE: dict[FailureKind, Advice] = {
     FailureKind.NCCL_TIMEOUT: Advice(
         retry=Retry.YES,
         hint="once; no rank failed before it, so look for one that waits somewhere else, or for a bad link;"
-        " `NCCL_DEBUG=INFO` in `trainer.env` tells more",
+        " `NCCL_DEBUG=INFO` in `trainer.env` shows more",
     ),
     FailureKind.HUNG: Advice(retry=Retry.YES, hint="once; its log shows what it did last"),
     FailureKind.PORT: Advice(
@@ -92,12 +92,13 @@ ADVICE: dict[FailureKind, Advice] = {
     FailureKind.TIMED_OUT: Advice(
         retry=Retry.YES, hint="it resumes from the last checkpoint; `cluster.time` gives it longer"
     ),
-    FailureKind.CANCELLED: Advice(retry=Retry.YES, hint="somebody ended it on purpose"),
+    FailureKind.CANCELLED: Advice(retry=Retry.YES, hint="a person ended it on purpose"),
     FailureKind.PREFLIGHT: Advice(
         retry=Retry.YES, hint="bad nodes are left out of the next submission; `launcher nodes` lists them"
     ),
     FailureKind.CONNECTION: Advice(
-        retry=Retry.YES, hint="once; who was at the other end said nothing, so look at its node and at the network"
+        retry=Retry.YES,
+        hint="once; the process at the other end reported nothing, so look at its node and at the network",
     ),
-    FailureKind.UNKNOWN: Advice(retry=Retry.YES, hint="once; the logs say no more"),
+    FailureKind.UNKNOWN: Advice(retry=Retry.YES, hint="once; the logs show nothing else"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from itertools import count
 
+from launcher.events import schema
 from launcher.events.run_state import (
     ENGINE,
     FIRST_STEP,
@@ -20,30 +21,6 @@ from launcher.events.run_state import (
     StartupPhase,
     TimelineEntry,
 )
-from launcher.events.schema import (
-    AttemptFinished,
-    AttemptStarted,
-    CheckpointChanged,
-    CheckpointLoaded,
-    CheckReported,
-    EngineReady,
-    EnginesDraining,
-    Event,
-    FailureReported,
-    NodeJoined,
-    NodeLost,
-    PhaseChanged,
-    PreflightFinished,
-    ProcessChanged,
-    ReplicaChanged,
-    RestartScheduled,
-    RunCancelled,
-    RunSubmitted,
-    SpareAssigned,
-    StepFinished,
-    StopRequested,
-    WeightsPublished,
-)
 from launcher.events.timeline import timeline_entry
 
 VERSIONS_KEPT = 60
@@ -52,44 +29,46 @@ VERSIONS_KEPT = 60
 _OVER = (ProcessStatus.FAILED, ProcessStatus.VICTIM)
 
 
-def apply_event(state: RunState, event: Event) -> None:  # noqa: PLR0912  (one case per kind)
+def apply_event(state: RunState, event: schema.Event) -> None:  # noqa: PLR0912  (one case per kind)
     """Folds one event into ``state``; events must come in the order of the log. Unknown kinds only move the clock."""
     state.last_at = max(state.last_at, event.time)
     if state.began_at is None:
         state.began_at = event.time
     entry: TimelineEntry | None = timeline_entry(state, event)
     match event:
-        case RunSubmitted() | AttemptStarted() | EnginesDraining() | AttemptFinished():
+        case schema.RunSubmitted() | schema.AttemptStarted() | schema.EnginesDraining() | schema.AttemptFinished():
             _fold_attempt(state, event)
-        case NodeJoined() | NodeLost() | SpareAssigned() | PreflightFinished():
+        case schema.NodeJoined() | schema.NodeLost() | schema.SpareAssigned() | schema.PreflightFinished():
             _fold_node(state, event)
-        case PhaseChanged(phase=name, who=who, state="begin"):
+        case schema.PhaseChanged(phase=name, who=who, state="begin"):
             _begin(state, name, who, event.time)
             if name == FIRST_STEP:
                 _record(state, who).status = ProcessStatus.RUNNING
-        case PhaseChanged(phase=name, who=who):
+        case schema.PhaseChanged(phase=name, who=who):
             _end(state, name, who, event.time)
-        case ProcessChanged():
+        case schema.ProcessChanged():
             _fold_process(state, event)
-        case EngineReady() | ReplicaChanged():
+        case schema.EngineReady() | schema.ReplicaChanged():
             _fold_replica(state, event)
-        case RestartScheduled(what=what):
+        case schema.RestartScheduled(what=what):
             state.restarts[what] = state.restarts.get(what, 0) + 1
-        case FailureReported():
+        case schema.FailureReported():
             _fold_failure(state, event)
-        case StopRequested():
+        case schema.StopRequested():
             state.stopping = state.stopping or event
-        case RunCancelled():
+        case schema.RunCancelled():
             state.cancelled = event
-        case StepFinished():
+        case schema.JobRequeued():
+            state.requeued = event
+        case schema.StepFinished():
             _fold_step(state, event)
-        case CheckReported():
+        case schema.CheckReported():
             state.checks.append(event)
-        case CheckpointChanged(state="end", step=int(step)):
+        case schema.CheckpointChanged(state="end", step=int(step)):
             state.checkpoint_step = step
-        case CheckpointLoaded():
+        case schema.CheckpointLoaded():
             state.resumed_step = event.step
-        case WeightsPublished() if event.event_name == "published":
+        case schema.WeightsPublished() if event.event_name == "published":
             state.has_published = True
             _took_version(state, event.version, event.replicas)
         case _:
@@ -98,19 +77,22 @@ def apply_event(state: RunState, event: Event) -> None:  # noqa: PLR0912  (one c
         state.timeline.append(entry)
 
 
-def _fold_attempt(state: RunState, event: RunSubmitted | AttemptStarted | EnginesDraining | AttemptFinished) -> None:
+def _fold_attempt(
+    state: RunState,
+    event: schema.RunSubmitted | schema.AttemptStarted | schema.EnginesDraining | schema.AttemptFinished,
+) -> None:
     match event:
-        case RunSubmitted():
+        case schema.RunSubmitted():
             if state.outcome is not None:
                 _start_attempt(state, event.time)
             state.cluster, state.job_id = event.cluster, event.job_id
             # The job may have started before the submitting host, who learns its id from sbatch, could write this.
             if state.attempt is None:
                 _begin(state, QUEUE if state.cluster == "slurm" else LAUNCH, JOB, event.time)
-        case AttemptStarted():
+        case schema.AttemptStarted():
             if state.attempt is not None:
                 _start_attempt(state, event.time)
-            state.attempt = event.attempt
+            state.attempt, state.started_at = event.attempt, event.time
             state.job_id = event.job_id or state.job_id
             for name in ("nodes", "trainer_nodes", "inference_nodes", "world_size", "replicas"):
                 setattr(state, name, getattr(event, name))
@@ -118,9 +100,9 @@ def _fold_attempt(state: RunState, event: RunSubmitted | AttemptStarted | Engine
             _end(state, LAUNCH, JOB, event.time)
             _begin(state, NODES, JOB, event.time)
             _end_nodes(state, event.time)
-        case EnginesDraining():
+        case schema.EnginesDraining():
             state.draining_at = event.time
-        case AttemptFinished():
+        case schema.AttemptFinished():
             state.finished_at, state.outcome, state.seconds = event.time, event.outcome, event.seconds
             for process in state.processes.values():
                 if process.status in (ProcessStatus.STARTING, ProcessStatus.RUNNING):
@@ -130,7 +112,7 @@ def _fold_attempt(state: RunState, event: RunSubmitted | AttemptStarted | Engine
 def _start_attempt(state: RunState, time: float) -> None:
     """Forgets the attempt before; its outcome and last step stay."""
     if state.attempt is not None:
-        outcome = state.outcome or "ended without a word"
+        outcome = state.outcome or "ended without a final event"
         step = state.last_step.step if state.last_step is not None else None
         state.past_attempts.append(PastAttempt(attempt=state.attempt, outcome=outcome, step=step))
     fresh = AttemptState()
@@ -139,29 +121,31 @@ def _start_attempt(state: RunState, time: float) -> None:
     state.began_at = time
 
 
-def _fold_node(state: RunState, event: NodeJoined | NodeLost | SpareAssigned | PreflightFinished) -> None:
+def _fold_node(
+    state: RunState, event: schema.NodeJoined | schema.NodeLost | schema.SpareAssigned | schema.PreflightFinished
+) -> None:
     match event:
-        case NodeJoined(node_rank=node):
+        case schema.NodeJoined(node_rank=node):
             state.nodes_up[node] = event.hostname or f"node {node}"
             state.node_roles[node] = event.role or ""
             state.node_addresses[node] = event.address or ""
             _end_nodes(state, event.time)
-        case NodeLost(node_rank=node):
+        case schema.NodeLost(node_rank=node):
             state.node_losses[node] = event
             _set_node(state, node, ProcessStatus.LOST)
-        case SpareAssigned(slot=slot):
+        case schema.SpareAssigned(slot=slot):
             # The slot of the layout stays; another machine fills it.
             state.nodes_up[slot] = event.hostname or f"node {slot}"
             state.node_roles[slot] = event.role or state.node_roles.get(slot, "")
             state.spares[slot] = event.hostname or "a spare"
             _set_node(state, slot, ProcessStatus.WAITING)
-        case PreflightFinished(node_rank=node):
+        case schema.PreflightFinished(node_rank=node):
             state.preflight[node] = event.ok
             if event.clock_s is not None:
                 state.clock_offsets[node] = (event.clock_s, event.clock_error_s or 0.0)
 
 
-def _fold_process(state: RunState, event: ProcessChanged) -> None:
+def _fold_process(state: RunState, event: schema.ProcessChanged) -> None:
     if event.state == "started":
         state.processes[event.name] = ProcessRecord(
             name=event.name,
@@ -184,9 +168,9 @@ def _fold_process(state: RunState, event: ProcessChanged) -> None:
         _begin(state, ENGINE, event.name, event.time)
 
 
-def _fold_replica(state: RunState, event: EngineReady | ReplicaChanged) -> None:
+def _fold_replica(state: RunState, event: schema.EngineReady | schema.ReplicaChanged) -> None:
     replica, who = event.replica, f"inference-{event.replica}"
-    if isinstance(event, ReplicaChanged):
+    if isinstance(event, schema.ReplicaChanged):
         state.replica_states[replica] = event.state
         if event.state in ("lost", "dropped"):
             state.engines.pop(replica, None)
@@ -201,7 +185,7 @@ def _fold_replica(state: RunState, event: EngineReady | ReplicaChanged) -> None:
     _set_rank(state, "inference", replica, ProcessStatus.RUNNING)
 
 
-def _fold_failure(state: RunState, event: FailureReported) -> None:
+def _fold_failure(state: RunState, event: schema.FailureReported) -> None:
     status = ProcessStatus.VICTIM if state.failures else ProcessStatus.FAILED
     state.failures.append(event)
     if event.role in ("trainer", "inference") and event.rank is not None:
@@ -210,7 +194,7 @@ def _fold_failure(state: RunState, event: FailureReported) -> None:
         _set_node(state, event.node_rank, status)
 
 
-def _fold_step(state: RunState, event: StepFinished) -> None:
+def _fold_step(state: RunState, event: schema.StepFinished) -> None:
     if state.first_step_at is None:
         state.first_step_at = event.time
         for name, who in list(state.open_phases):

@@ -6,10 +6,10 @@ import contextlib
 import json
 import logging
 import os
-import queue
 import threading
 from pathlib import Path
 
+from launcher.common.delivery import DeliveryThread
 from launcher.common.jsonio import tail
 from launcher.events.schema import Event
 from launcher.events.serialize import event_to_dict
@@ -56,37 +56,27 @@ class EventLog:
 
 
 class EventWriter:
-    """Writes an event log from a thread, so that a filesystem that hangs or is full blocks nobody.
+    """Writes an event log from a thread, so that a filesystem that hangs or is full blocks no caller.
 
     An event that cannot be written is tried again until it can be; the order stays.
 
     Args:
-        log: nobody else's; closed together with this.
+        log: not shared; closed together with this.
     """
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
-        self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
-        self._thread.start()
+        self._thread = DeliveryThread(self._write, name="events", retry_s=RETRY_S)
 
     def append(self, event: Event) -> None:
         """Queues one event, and returns at once."""
-        self._queue.put(event)
+        self._thread.put(event)
 
     def close(self) -> None:
         """Waits at most 5 s until all events are written; on a disk that stays full the rest is lost."""
-        self._stop.set()
-        self._queue.put(None)
-        self._thread.join(CLOSE_TIMEOUT_S)
+        self._thread.close(CLOSE_TIMEOUT_S)
         with contextlib.suppress(OSError):
             self._log.close()
-
-    def _run(self) -> None:
-        while (event := self._queue.get()) is not None:
-            while not self._write(event) and not self._stop.wait(RETRY_S):
-                pass
 
     def _write(self, event: Event) -> bool:
         try:

@@ -15,7 +15,7 @@ class LogRule:
 
     kind: Kind
     is_symptom: bool
-    """The line tells of somebody else's failure: a peer that is gone, an engine whose real error stands elsewhere."""
+    """The line reports the failure of another process: a peer that is gone, an engine whose error is in another log."""
 
     pattern: re.Pattern[str]
 
@@ -25,7 +25,7 @@ def _rule(kind: Kind, *alternatives: str, is_symptom: bool = False) -> LogRule:
 
 
 RULES: tuple[LogRule, ...] = (
-    # vLLM's words for a worker of its own that got a signal.
+    # How vLLM reports a worker of its own that got a signal.
     _rule(Kind.KILLED, r"Worker proc \S+ died unexpectedly \(exit code: (?:-9|None)\)"),
     _rule(Kind.CRASHED, r"Worker proc \S+ died unexpectedly"),
     _rule(
@@ -108,7 +108,7 @@ SIGNALS: dict[int, Kind] = {
     8: Kind.CRASHED,
     11: Kind.CRASHED,
 }
-"""What a signal means when the log says nothing."""
+"""What a signal means when the log shows no error."""
 
 SLURM_STATES: dict[str, Kind] = {
     "OUT_OF_MEMORY": Kind.HOST_MEMORY,
@@ -119,7 +119,7 @@ SLURM_STATES: dict[str, Kind] = {
     "BOOT_FAIL": Kind.NODE_LOST,
     "CANCELLED": Kind.CANCELLED,
 }
-"""What SLURM's word for the end of a job means."""
+"""What SLURM's state of a job that has ended means."""
 
 
 def classify(line: str) -> LogRule | None:

@@ -1,4 +1,4 @@
-"""The end of a log: why its process failed, as a kind and as the line that says most."""
+"""The end of a log: why its process failed, as a kind and as the line that explains most."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ class LogFinding:
     kind: FailureKind
     is_symptom: bool
     line: str
-    """The line that says most."""
+    """The line that explains most."""
 
     lines: tuple[str, ...]
     """That line and those above it."""
 
 
 def analyze_log(text: str, *, is_exit: bool = True, at_the_end: bool = False) -> LogFinding | None:
-    """Reads the end of a log; None if there is nothing to say.
+    """Reads the end of a log; None if it shows no failure.
 
     The specific beats the general, and a cause beats what followed from it: of a chain of tracebacks the innermost
     ``No space left on device`` counts, not the ``RuntimeError`` that was raised over it.
 
     Args:
-        is_exit: the process ended by itself. The last words of one that was killed may have nothing to do with it.
-        at_the_end: only trouble after which the process said next to nothing; of one that is not known to have
-            failed, anything else is something that it got over.
+        is_exit: the process ended by itself. The last lines of a process that was killed may be unrelated.
+        at_the_end: only errors after which the process wrote next to nothing. A process that is not known to have
+            failed has recovered from any other.
     """
     lines = [PREFIX.sub("", line.rstrip()) for line in text.splitlines()]
     begin = _begin(lines)
@@ -117,7 +117,7 @@ def failure_line(log: Path, error_file: Path, *, is_exit: bool, begin: int = 0) 
     """In one line: the exception that torch's ``@record`` left, else the last one in the log, else its last line.
 
     Args:
-        is_exit: the process ended by itself. The last line of one that was killed doesn't tell why it ended.
+        is_exit: the process ended by itself. The last line of one that was killed doesn't show why it ended.
         begin: the byte of the log at which this start of the process begins.
     """
     exception = recorded(error_file)
@@ -129,7 +129,7 @@ def failure_line(log: Path, error_file: Path, *, is_exit: bool, begin: int = 0) 
         return _shortened(spoken[-1])
     exceptions = [index for index, line in enumerate(lines) if _EXCEPTION.match(line) and not _VICTIM.search(line)]
     if exceptions:
-        # The path of the module in front of the class tells a reader nothing.
+        # The path of the module in front of the class does not help a reader.
         return _shortened(
             re.sub(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Z]\w*(?::|$| ))", "", _with_details(lines, exceptions[-1]))
         )

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class EventReader:
-    """Yields each event of a run once, in order, whenever it is asked for what is new.
+    """Yields each event of a run once, in order, as it is written.
 
     With ``attempt=None`` it starts at the newest attempt, if that is later than ``after``, and goes on with the next
     one when that has begun to write.
@@ -80,15 +80,6 @@ def attempts(run_dir: Path) -> list[int]:
     return sorted(int(path.parent.name) for path in folder.glob(f"*/{EVENTS}") if path.parent.name.isdecimal())
 
 
-def read_events(path: Path) -> list[Event]:
-    """The events of one log that nobody writes any more, or of its part that is complete; none if it doesn't exist."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return []
-    return [event for line in data.splitlines() if (event := parse_event(line)) is not None]
-
-
 def parse_event(line: bytes) -> Event | None:
     """The event of one line; None for a line that its writer could not finish, and for anything else."""
     try:
@@ -127,13 +118,19 @@ def new_state(run_dir: Path) -> RunState:
     return state
 
 
-def load_state(run_dir: Path, attempt: int | None = None) -> RunState:
-    """The state after everything written so far, of one attempt or of all of them in order."""
-    state = new_state(run_dir)
-    for n in [attempt] if attempt is not None else attempts(run_dir):
-        for event in EventReader(run_dir, n).read():
-            apply_event(state, event)
+def load_attempt(run_dir: Path, attempt: int) -> RunState:
+    """The state after everything that one attempt has written so far."""
+    state = RunState()
+    for event in EventReader(run_dir, attempt).read():
+        apply_event(state, event)
     return state
+
+
+def load_state(run_dir: Path) -> RunState:
+    """The state after everything that all attempts have written so far."""
+    follower = RunFollower(run_dir)
+    follower.read()
+    return follower.state
 
 
 class RunFollower:

@@ -7,14 +7,7 @@ from enum import StrEnum
 from itertools import pairwise
 
 from launcher.common.text import duration
-from launcher.events.schema import (
-    CheckReported,
-    FailureReported,
-    NodeLost,
-    RunCancelled,
-    StepFinished,
-    StopRequested,
-)
+from launcher.events import schema
 
 QUEUE = "queue"
 LAUNCH = "launch"
@@ -122,13 +115,17 @@ class AttemptState:
     """What is forgotten when another attempt begins."""
 
     attempt: int | None = None
+    started_at: float | None = None
+    """When node 0's agent began."""
+
     first_step_at: float | None = None
     draining_at: float | None = None
     finished_at: float | None = None
     outcome: str | None = None
     seconds: float | None = None
-    cancelled: RunCancelled | None = None
-    stopping: StopRequested | None = None
+    cancelled: schema.RunCancelled | None = None
+    requeued: schema.JobRequeued | None = None
+    stopping: schema.StopRequested | None = None
     """The first request to end with a checkpoint."""
 
     phases: list[StartupPhase] = field(default_factory=list)
@@ -165,7 +162,7 @@ class AttemptState:
     restarts: dict[str, int] = field(default_factory=dict)
     """By what was restarted: ``engine``, ``trainer``."""
 
-    node_losses: dict[int, NodeLost] = field(default_factory=dict)
+    node_losses: dict[int, schema.NodeLost] = field(default_factory=dict)
     """By node rank."""
 
     spares: dict[int, str] = field(default_factory=dict)
@@ -177,8 +174,8 @@ class AttemptState:
     clock_offsets: dict[int, tuple[float, float]] = field(default_factory=dict)
     """By node: how far its clock is ahead of node 0's and the error of that, in seconds."""
 
-    checks: list[CheckReported] = field(default_factory=list)
-    failures: list[FailureReported] = field(default_factory=list)
+    checks: list[schema.CheckReported] = field(default_factory=list)
+    failures: list[schema.FailureReported] = field(default_factory=list)
     resumed_step: int | None = None
     """Step of the checkpoint that training went on from."""
 
@@ -199,7 +196,7 @@ class RunState(AttemptState):
     world_size: int | None = None
     replicas: int | None = None
     steps_planned: int | None = None
-    steps: list[StepFinished] = field(default_factory=list)
+    steps: list[schema.StepFinished] = field(default_factory=list)
     began_at: float | None = None
     """Submission, or the first event when that was not recorded."""
 
@@ -215,18 +212,18 @@ class RunState(AttemptState):
     """Whether the log says which replicas take each version."""
 
     @property
-    def last_step(self) -> StepFinished | None:
+    def last_step(self) -> schema.StepFinished | None:
         """The newest step."""
         return self.steps[-1] if self.steps else None
 
     @property
-    def failure(self) -> FailureReported | None:
+    def failure(self) -> schema.FailureReported | None:
         """The first failure, which is the cause; what failed after it is its victim."""
         return self.failures[0] if self.failures else None
 
     @property
     def cancel_reason(self) -> str | None:
-        """Why somebody asked for the end."""
+        """The reason of the cancellation."""
         return self.cancelled.message if self.cancelled is not None else None
 
     @property
@@ -253,7 +250,7 @@ class RunState(AttemptState):
         return groups
 
     def ending(self) -> str:
-        """``completed after 2 min 14 s``; with the reason when somebody asked for the end."""
+        """``completed after 2 min 14 s``; with the reason of a cancellation."""
         reason = f": {self.cancel_reason}" if self.cancel_reason else ""
         return f"{self.outcome} after {duration(self.elapsed(self.last_at))}{reason}"
 

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from launcher.common.text import counted, duration, size
+from launcher.events import schema
 from launcher.events.run_state import RunState, TimelineEntry
-from launcher.events.schema import (
-    CheckpointChanged,
-    CheckpointLoaded,
-    Event,
-    JobRequeued,
-    NodeLost,
-    PreflightFinished,
-    ReplicaChanged,
-    RestartScheduled,
-    SpareAssigned,
-    StopRequested,
-    WeightsPublished,
-)
 
 
-def timeline_entry(state: RunState, event: Event) -> TimelineEntry | None:
+def timeline_entry(state: RunState, event: schema.Event) -> TimelineEntry | None:
     """The entry of an event; None if it has none.
 
     Args:
@@ -32,39 +20,39 @@ def timeline_entry(state: RunState, event: Event) -> TimelineEntry | None:
     return TimelineEntry(time=event.time, kind=event.event_name, text=text, is_bad=is_bad)
 
 
-def _text(state: RunState, event: Event) -> tuple[str, bool] | None:  # noqa: PLR0911  (one line per kind)
+def _text(state: RunState, event: schema.Event) -> tuple[str, bool] | None:  # noqa: PLR0911  (one line per kind)
     match event:
-        case RestartScheduled():
+        case schema.RestartScheduled():
             return _restart(event), True
-        case ReplicaChanged():
+        case schema.ReplicaChanged():
             return _replica(state, event)
-        case NodeLost(node_rank=node):
+        case schema.NodeLost(node_rank=node):
             where = f"{event.role or 'node'} node {node} ({event.hostname or f'node {node}'})"
             return f"lost {where}{_because(event.reason)}", True
-        case SpareAssigned(slot=slot):
+        case schema.SpareAssigned(slot=slot):
             return f"spare {event.hostname or 'a spare'} takes the place of node {slot}", False
-        case PreflightFinished():
+        case schema.PreflightFinished():
             return _preflight(state, event)
-        case CheckpointChanged(state="failed"):
+        case schema.CheckpointChanged(state="failed"):
             return f"the checkpoint of step {event.step} FAILED{_because(event.reason)}", True
-        case CheckpointChanged(state="end", step=int(step)):
+        case schema.CheckpointChanged(state="end", step=int(step)):
             took = f" in {duration(event.seconds)}" if event.seconds is not None else ""
             weight = f", {size(event.bytes)}" if event.bytes is not None else ""
             return f"checkpoint of step {step} saved{took}{weight}", False
-        case CheckpointLoaded():
+        case schema.CheckpointLoaded():
             return f"resumed from step {event.step}: {event.path}", False
-        case StopRequested():
+        case schema.StopRequested():
             late = "; no checkpoint was written in time" if event.overdue else ""
             return f"stopping: {event.reason or 'requested'}{late}", event.overdue
-        case JobRequeued():
+        case schema.JobRequeued():
             return f"requeued{_because(event.reason)}", False
-        case WeightsPublished(version=version, dropped=[_, *_]) if event.event_name == "published":
+        case schema.WeightsPublished(version=version, dropped=[_, *_]) if event.event_name == "published":
             names = ", ".join(f"inference-{replica}" for replica in event.dropped)
             return f"version {version} did not reach {names}", True
     return None
 
 
-def _restart(event: RestartScheduled) -> str:
+def _restart(event: schema.RestartScheduled) -> str:
     everything = "all trainers" if event.what == "trainer" else event.what
     line = f"restarting {everything if event.replica is None else f'inference-{event.replica}'}"
     if event.restart_count is not None:
@@ -74,7 +62,7 @@ def _restart(event: RestartScheduled) -> str:
     return f"{line}{_because(event.reason)}"
 
 
-def _replica(state: RunState, event: ReplicaChanged) -> tuple[str, bool] | None:
+def _replica(state: RunState, event: schema.ReplicaChanged) -> tuple[str, bool] | None:
     texts = {"lost": "is lost", "dropped": "is dropped for good", "ready": "is ready again"}
     # The first time that a replica is ready has a line of its own, and a restart, too.
     if event.state not in texts or (event.state == "ready" and event.replica not in state.replica_states):
@@ -82,7 +70,7 @@ def _replica(state: RunState, event: ReplicaChanged) -> tuple[str, bool] | None:
     return f"inference-{event.replica} {texts[event.state]}{_because(event.reason)}", event.state != "ready"
 
 
-def _preflight(state: RunState, event: PreflightFinished) -> tuple[str, bool] | None:
+def _preflight(state: RunState, event: schema.PreflightFinished) -> tuple[str, bool] | None:
     if not event.ok:
         failed = [check for check in event.checks if not check.get("ok")]
         found = "; ".join(f"{check.get('name')}: {check.get('text')}" for check in failed) or "no reason recorded"

@@ -30,6 +30,7 @@ from launcher.common.ports import hold_free_port, hold_port, port_of, url_host
 from launcher.common.startup import configure_logging
 from launcher.control.client import ControlClient
 from launcher.control.emit import emit
+from launcher.control.model import url_key
 from launcher.events.schema import PhaseChanged
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def _serve(replica: int, vllm_arguments: list[str], *, strict: bool) -> None:
     sock = _hold(address, int(_from_agent(LAUNCHER_PORT)), strict=strict)
     url = f"http://{url_host(address)}:{port_of(sock)}"
     control = ControlClient.from_environment()
-    control.put(f"replica/{replica}/url", url)
+    control.put(url_key(replica), url)
     control.close()
     logger.info("replica %d will serve on %s", replica, url)
     emit(PhaseChanged(phase="import vllm", who=name, state="begin"))

@@ -99,7 +99,7 @@ class Layout:
     """Hostnames of the nodes after ``nodes``, which wait to take a lost node's place."""
 
     @property
-    def everybody(self) -> tuple[Node, ...]:
+    def all_nodes(self) -> tuple[Node, ...]:
         """``nodes``, and the spares as nodes without processes."""
         first = len(self.nodes)
         spares = (

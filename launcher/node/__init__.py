@@ -1,1 +1,1 @@
-"""The per-node entrypoint: reads its place in the layout, starts its role's processes, watches them, ends them."""
+"""The per-node entrypoint: starts the processes of its slot in the layout, monitors them, ends them."""

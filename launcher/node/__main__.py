@@ -13,7 +13,7 @@ from launcher.common.env import LAUNCHER_SCRATCH
 from launcher.common.errors import LauncherError
 from launcher.common.procfs import become_subreaper, end_descendants, is_stopped, signal_on_parent_death
 from launcher.node.agent import run
-from launcher.node.outcome import report_failure
+from launcher.node.failover import report_failure
 from launcher.node.signals import FORWARDED_SIGNALS, StopRequest
 
 LEFTOVER_GRACE_S = 0.5
@@ -23,7 +23,7 @@ def main() -> int:
     """Runs the agent. An expected failure is one message in its log, and is reported to the run."""
     parser = argparse.ArgumentParser(prog="launcher.node", description=__doc__)
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--shim", type=int, required=True, help="process id of the guard")
+    parser.add_argument("--shim", type=int, required=True, help="process id of the shim")
     arguments = parser.parse_args()
     stop = StopRequest()
     stop.listen(FORWARDED_SIGNALS)

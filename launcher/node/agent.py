@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import tempfile
@@ -16,7 +15,7 @@ from launcher.common.errors import ControlError
 from launcher.common.jsonio import write_json
 from launcher.common.keys import token_from_environment
 from launcher.common.ports import hold_free_port, port_of
-from launcher.common.run_dir import CONTROL, EVENTS, attempt_dir, read_submission, record_begin
+from launcher.common.run_dir import CONTROL, EVENTS, LAYOUT, attempt_dir, read_submission, record_begin
 from launcher.common.startup import configure_logging
 from launcher.config import load_run_config
 from launcher.config.schema import Config
@@ -50,11 +49,11 @@ def run(run_dir: Path, stop: StopRequest, shim: int) -> int:
     """Runs this node's share of a run. Main thread only.
 
     Args:
-        stop: tells when somebody wishes the end.
+        stop: holds the signals that requested the end.
         shim: process id of this node's shim.
 
     Returns:
-        0 after an orderly end. Node 0 answers for the whole run: its code is not 0 unless the run succeeded.
+        0 after an orderly end. Node 0's code is the run's: not 0 unless the run succeeded.
 
     Raises:
         AllocationError: the allocation is not what was planned.
@@ -80,7 +79,7 @@ def run(run_dir: Path, stop: StopRequest, shim: int) -> int:
                 config, layout, node, policy, run_dir=run_dir, address=address, token=token, cleanup=cleanup
             )
         else:
-            # The other way round: what this node finds wrong, it reports to node 0.
+            # In the other order, so that a wrong allocation can be reported to node 0.
             found = _find_control(directory, config.start_timeout_s, stop)
             if found is None:
                 return 0
@@ -139,7 +138,7 @@ def _serve_control(
 ) -> str:
     """Node 0: opens the event log, starts the control service, and publishes its address to the other nodes."""
     directory = attempt_dir(run_dir, node.attempt)
-    (directory / "layout.json").write_text(layout_to_json(layout) + "\n", encoding="utf-8")
+    (directory / LAYOUT).write_text(layout_to_json(layout) + "\n", encoding="utf-8")
     events = EventWriter(EventLog(directory / EVENTS))
     cleanup.callback(events.close)
     if (submission := read_submission(run_dir)) is not None:
@@ -179,7 +178,7 @@ def _serve_control(
         sock,
         token,
         log=events.append,
-        compare=partial(compare_reports, [node.hostname for node in layout.everybody]),
+        compare=partial(compare_reports, [node.hostname for node in layout.all_nodes]),
         on_signal=policy.handle,
     )
     server.start()
@@ -213,13 +212,13 @@ def _find_control(directory: Path, timeout_s: float, stop: StopRequest) -> str |
             logger.info("ended while waiting for node 0 (%s)", stop.signal.name)
             return None
         if run_has_exit_code() or has_finished(directory / EVENTS):
-            raise ControlError("Node 0 has ended before it could take part; its log says why.")
+            raise ControlError("Node 0 ended before the control service was up. HINT: see the log of node 0.")
         if time.monotonic() > deadline:
             raise ControlError(
                 f"Node 0 did not write {path} within `start_timeout_s` ({timeout_s:g}). HINT: `output_dir` must be on a"
                 " filesystem that all nodes share; see the log of node 0."
             )
-        # A listing makes network filesystems look again instead of answering from their cache of absent names.
+        # A listing makes a network filesystem drop its cache of names that do not exist.
         list(directory.iterdir())
         time.sleep(POLL_S)
-    return str(json.loads(path.read_text(encoding="utf-8"))["control"])
+    return ControlClient.of_attempt(directory).address

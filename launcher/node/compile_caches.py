@@ -54,8 +54,8 @@ def _cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.machine()
-    told = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
-    return "|".join(sorted(told)) or platform.machine()
+    found = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
+    return "|".join(sorted(found)) or platform.machine()
 
 
 VARIABLES = {
@@ -71,7 +71,7 @@ UNUSED_S = 14 * 86400.0
 
 
 def local_root(parent: Path | None = None) -> Path | None:
-    """The directory for all keys; None if somebody else holds its name, or nothing can be written.
+    """The directory for all keys; None if another user owns that name, or it cannot be written.
 
     Not inside the run's scratch directory: compilers write absolute paths into their caches, so a cache that is used
     again must lie where it was made.
@@ -82,7 +82,7 @@ def local_root(parent: Path | None = None) -> Path | None:
         status = root.lstat()
     except OSError:
         return None
-    # In a directory that everybody may write to, a stranger could have been first.
+    # In a directory that everybody may write to, another user may have made it.
     is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
     return root if is_ours else None
 
@@ -99,7 +99,7 @@ def mark_used(directory: Path) -> None:
 
 
 def remove_unused(root: Path, *, now: float | None = None) -> None:
-    """Removes the caches of keys that nobody uses any more."""
+    """Removes the caches of keys that no run has used for :data:`UNUSED_S`."""
     now = time.time() if now is None else now
     for path in root.iterdir():
         with contextlib.suppress(OSError):
@@ -110,7 +110,7 @@ def remove_unused(root: Path, *, now: float | None = None) -> None:
 logger = logging.getLogger(__name__)
 
 STALE_S = 3600.0
-"""A draft that is older belongs to nobody any more."""
+"""The writer of an older draft has ended."""
 
 _PASSING = (".lock", ".tmp")
 GB = 1 << 30

@@ -9,13 +9,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from launcher.common.env import (
-    LAUNCHER_ADDRESS,
-    LAUNCHER_ATTEMPT,
-    LAUNCHER_LOCAL_HOSTNAMES,
-    LAUNCHER_LOCAL_NODE_RANK,
-    LAUNCHER_SCRATCH,
-)
+from launcher.common import env
 from launcher.common.errors import AllocationError
 from launcher.common.run_dir import attempt_dir, model_path
 from launcher.config.schema import Config, LayoutConfig
@@ -56,20 +50,20 @@ def node_environment(environ: Mapping[str, str] = os.environ) -> NodeEnvironment
     Raises:
         AllocationError: neither a SLURM task nor a node of a local run.
     """
-    if LAUNCHER_LOCAL_NODE_RANK in environ:
+    if env.LAUNCHER_LOCAL_NODE_RANK in environ:
         return NodeEnvironment(
-            node_rank=int(environ[LAUNCHER_LOCAL_NODE_RANK]),
-            hostnames=tuple(environ[LAUNCHER_LOCAL_HOSTNAMES].split(",")),
+            node_rank=int(environ[env.LAUNCHER_LOCAL_NODE_RANK]),
+            hostnames=tuple(environ[env.LAUNCHER_LOCAL_HOSTNAMES].split(",")),
             gpus=count_visible(environ),
             job_id=None,
-            attempt=int(environ.get(LAUNCHER_ATTEMPT, "1")),
+            attempt=int(environ.get(env.LAUNCHER_ATTEMPT, "1")),
             is_local=True,
         )
     if "SLURM_JOB_ID" in environ and "SLURM_NODEID" in environ:
         return _slurm(environ)
     raise AllocationError(
         "This process is neither a SLURM task nor a node of a local run: `SLURM_NODEID` and"
-        f" `{LAUNCHER_LOCAL_NODE_RANK}` are both unset. HINT: start it with `srun`, or use `python -m launcher`."
+        f" `{env.LAUNCHER_LOCAL_NODE_RANK}` are both unset. HINT: start it with `srun`, or use `python -m launcher`."
     )
 
 
@@ -92,7 +86,7 @@ def check_allocation(node: NodeEnvironment, layout: LayoutConfig) -> None:
         raise AllocationError(
             f"Node {node.node_rank} ({node.hostname}) was given {node.gpus} GPUs, but `layout.gpus_per_node` is"
             f" {layout.gpus_per_node}. HINT: set `layout.gpus_per_node={node.gpus}`, or see `cluster.gpu_request` for"
-            " how GPUs are asked for."
+            " how GPUs are requested."
         )
 
 
@@ -103,7 +97,7 @@ def own_address(node: NodeEnvironment) -> str:
     if it is an address of this machine; else the one that this machine would use to reach another host. IPv6 counts
     where there is no IPv4.
     """
-    if chosen := os.environ.get(LAUNCHER_ADDRESS):
+    if chosen := os.environ.get(env.LAUNCHER_ADDRESS):
         return chosen
     if node.is_local:
         return "127.0.0.1"
@@ -126,7 +120,7 @@ def _slurm(environ: Mapping[str, str]) -> NodeEnvironment:
         gpus=count_gpus(environ),
         job_id=_job_id(environ),
         # A step of a person's own has no job script that took a number for all nodes.
-        attempt=int(environ.get(LAUNCHER_ATTEMPT) or int(environ.get("SLURM_RESTART_COUNT", "0")) + 1),
+        attempt=int(environ.get(env.LAUNCHER_ATTEMPT) or int(environ.get("SLURM_RESTART_COUNT", "0")) + 1),
         is_local=False,
     )
 
@@ -209,13 +203,13 @@ class NodeContext:
 
     @property
     def node(self) -> Node:
-        """This node as it was planned; a spare has no processes, whatever place it takes later."""
-        return self.layout.everybody[self.node_rank]
+        """This node as it was planned; a spare has no processes, whatever slot it takes later."""
+        return self.layout.all_nodes[self.node_rank]
 
     @property
     def stop_file(self) -> Path:
         """Exists once the run was requested to stop; the trainers of this node poll for it."""
-        return Path(os.environ[LAUNCHER_SCRATCH]) / "stop"
+        return Path(os.environ[env.LAUNCHER_SCRATCH]) / "stop"
 
     @property
     def attempt_dir(self) -> Path:

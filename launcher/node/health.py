@@ -1,22 +1,20 @@
-"""Follows an engine's ``/health``, without holding up the agent."""
+"""Polls an engine's ``/health`` from a thread, so that the agent never waits for it."""
 
 from __future__ import annotations
 
-import http.client
 import threading
 import time
-import urllib.error
-import urllib.request
 from enum import Enum, auto
+
+from launcher.common import http
 
 STARTING_POLL_S = 0.5
 POLL_S = 2.0
 CALL_TIMEOUT_S = 5.0
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class Health:
-    """Polls one engine from a thread until it is closed.
+class HealthMonitor:
+    """Polls one engine until it is closed.
 
     Args:
         url: base URL of the engine.
@@ -30,8 +28,7 @@ class Health:
         self._answered = time.monotonic()
         self._refused_since: float | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="health", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="health", daemon=True).start()
 
     def silent_s(self) -> float:
         """Seconds since it was healthy."""
@@ -40,7 +37,7 @@ class Health:
     def refused_s(self) -> float:
         """Seconds since it answered with an error or closed its port; 0 while it does neither.
 
-        One whose core has died does so at once, but may wait long for its connections to be closed before it ends.
+        A server whose engine core has died does so at once, but may wait long for its connections before it ends.
         """
         since = self._refused_since
         return 0.0 if since is None else time.monotonic() - since
@@ -51,37 +48,33 @@ class Health:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            asked = time.monotonic()
-            answer = ask(f"{self.url}/health")
-            if answer is Answer.HEALTHY:
-                self._answered = asked
+            requested = time.monotonic()
+            health = get_health(f"{self.url}/health")
+            if health is Health.HEALTHY:
+                self._answered = requested
                 self.is_ready = True
-            if answer is not Answer.REFUSED:
+            if health is not Health.REFUSED:
                 self._refused_since = None
             elif self.is_ready:
-                self._refused_since = self._refused_since or asked
+                self._refused_since = self._refused_since or requested
             self._stop.wait(POLL_S if self.is_ready else STARTING_POLL_S)
 
 
-class Answer(Enum):
-    """To the question whether an engine is healthy."""
+class Health(Enum):
+    """Result of one request."""
 
     HEALTHY = auto()
     REFUSED = auto()
-    """It answers with an error, or nobody listens."""
+    """It answers with an error, or nothing listens at the port."""
 
-    NONE = auto()
-    """Not soon: it may be busy, or hang."""
+    NO_ANSWER = auto()
+    """None within :data:`CALL_TIMEOUT_S`: it may be busy, or hang."""
 
 
-def ask(url: str) -> Answer:
-    """Asks a URL, which answers 200 if all is well."""
+def get_health(url: str) -> Health:
+    """Requests a URL whose answer is 200 if the engine is healthy."""
     try:
-        # Nodes talk to each other directly, whatever proxy the environment names for the world outside.
-        with DIRECT.open(url, timeout=CALL_TIMEOUT_S) as reply:
-            return Answer.HEALTHY if reply.status == 200 else Answer.REFUSED
-    except urllib.error.HTTPError:
-        return Answer.REFUSED
-    except (OSError, http.client.HTTPException) as error:
-        is_closed = isinstance(getattr(error, "reason", error), ConnectionRefusedError)
-        return Answer.REFUSED if is_closed else Answer.NONE
+        reply = http.request("GET", url, timeout_s=CALL_TIMEOUT_S)
+    except http.HttpError as error:
+        return Health.REFUSED if error.is_refused else Health.NO_ANSWER
+    return Health.HEALTHY if reply.status == 200 else Health.REFUSED

@@ -1,4 +1,4 @@
-"""The agent's heartbeat: renews its lease and learns what it is to do, from a thread with a connection of its own."""
+"""The agent's heartbeat: renews its lease and receives the assignment, from a thread with a connection of its own."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from launcher.control.model import Assignment, Phase
 from launcher.control.protocol import HeartbeatRequest
 from launcher.events.schema import FailureReported
 
-BEAT_S = 1.0
-ANSWER_S = 2.0
+INTERVAL_S = 1.0
+REPLY_S = 2.0
 """Longest wait for an answer that is due; after that a new connection is tried, which finds a healed network sooner."""
 
 
 class Heartbeat:
-    """Keeps :attr:`phase` and :attr:`assignment` up to date. A change arrives at once, not at the next beat.
+    """Keeps :attr:`phase` and :attr:`assignment` up to date. A change arrives at once, not at the next interval.
 
     Args:
-        client: nobody else's.
+        client: not shared.
         lease_timeout_s: without an answer for so long this node counts as lost.
-        has_ended: asked when node 0 does not answer: whether the run has left word of its end.
+        has_ended: called when node 0 does not answer; whether the event log holds the end of the run.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Heartbeat:
 
     @property
     def lost(self) -> str | None:
-        """Why the control service counts as gone; None while this node's lease lasts.
+        """Why the control service counts as lost; None while this node's lease lasts.
 
         The lease is counted from when an answered request was sent, so that it runs out here before it does there.
         """
@@ -59,26 +59,26 @@ class Heartbeat:
 
     @property
     def failing_s(self) -> float:
-        """Seconds since the first question that had no answer; 0 while they have."""
+        """Seconds since the first request without a reply; 0 if the last one had one."""
         return 0.0 if self._failing_since is None else time.monotonic() - self._failing_since
 
     def start(self) -> None:
-        """Starts beating."""
+        """Starts the thread."""
         self._answered = time.monotonic()
         self._thread.start()
 
     def wait_past(self, phase: Phase) -> Phase:
-        """Blocks until the run has left ``phase``, or nobody heartbeat any more; the phase it is in then."""
+        """Blocks until the run has left ``phase``, the lease is lost, or this is closed; returns the phase then."""
         with self._news:
             self._news.wait_for(lambda: self.phase is not phase or self.lost is not None or self._stop.is_set())
             return self.phase
 
     def close(self) -> None:
-        """Stops beating."""
+        """Ends the thread."""
         self._stop.set()
         with self._news:
             self._news.notify_all()
-        self._thread.join(timeout=2 * BEAT_S)
+        self._thread.join(timeout=2 * INTERVAL_S)
         self._client.close()
 
     def _run(self) -> None:
@@ -90,16 +90,16 @@ class Heartbeat:
                         node_rank=self._node_rank,
                         phase=self.phase,
                         revision=self.assignment.revision,
-                        wait_s=BEAT_S,
+                        wait_s=INTERVAL_S,
                     ),
-                    timeout_s=BEAT_S + ANSWER_S,
+                    timeout_s=INTERVAL_S + REPLY_S,
                 )
             except ControlError as error:
                 self._error = str(error)
                 self._failing_since = self._failing_since or time.monotonic()
                 if self._has_ended():
                     self._answered = float("-inf")
-                self._stop.wait(BEAT_S / 4)
+                self._stop.wait(INTERVAL_S / 4)
                 continue
             self._answered, self._failing_since = sent, None
             self.failure = reply.failure

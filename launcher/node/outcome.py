@@ -1,33 +1,26 @@
-"""How a node and the run end: crash report, record, requeue, and the exit code for the job script."""
+"""How the run ends: its record, the requeue, and the exit code for the job script."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Set
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from launcher.common.env import LAUNCHER_EXIT_FILE
-from launcher.common.errors import STOPPED, LauncherError, ProcessFailure
-from launcher.common.keys import token_from_environment
-from launcher.common.run_dir import CONTROL, EVENTS, End, attempt_dir, ends, record_end
+from launcher.common.errors import STOPPED, ProcessFailure
+from launcher.common.jsonio import write_text
+from launcher.common.run_dir import End, ends, record_end
 from launcher.common.text import command_line
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.control.client import ControlClient
 from launcher.control.model import Phase, StopReason
-from launcher.control.protocol import EventRequest, NodeLeftRequest, NodeLostRequest
-from launcher.events.failure_kinds import FailureKind
-from launcher.events.log import EventLog
-from launcher.events.log_rules import EXIT_CODES
+from launcher.control.protocol import EventRequest
 from launcher.events.schema import AttemptFinished, FailureReported, JobRequeued
-from launcher.events.serialize import make_event
-from launcher.node.context import NodeContext, NodeEnvironment, node_environment
+from launcher.node.context import NodeContext, NodeEnvironment
 from launcher.node.signal_policy import end_of
 from launcher.slurm.job_signals import cancel_own_job, node_removed_from_job, requeue, signal_cause
 
@@ -40,78 +33,14 @@ def write_exit_code(code: int) -> None:
     On a full disk it cannot be written; then the job script takes the exit code of ``srun``.
     """
     if name := os.environ.get(LAUNCHER_EXIT_FILE):
-        path = Path(name)
-        draft = path.with_name(f"{path.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
-            draft.write_text(f"{code}\n", encoding="utf-8")
-            draft.replace(path)
+            write_text(Path(name), f"{code}\n")
 
 
 def run_has_exit_code() -> bool:
-    """Whether node 0 has given its answer."""
+    """Whether node 0 has written the run's exit code."""
     name = os.environ.get(LAUNCHER_EXIT_FILE)
     return name is not None and Path(name).exists()
-
-
-CALL_TIMEOUT_S = 3.0
-
-
-def report_failure(run_dir: Path, message: str, exit_code: int, **fields: Any) -> int:
-    """Tells the run that this node is lost and gone; what follows from it, the run decides.
-
-    Returns:
-        The exit code of the node: 0 if node 0 knows, because node 0 answers for the run; ``exit_code`` otherwise.
-    """
-    node = node_environment()
-    directory = attempt_dir(run_dir, node.attempt)
-    fields.setdefault("kind", EXIT_CODES.get(exit_code, FailureKind.UNKNOWN))
-    failure = {"message": message, "node_rank": node.node_rank, "hostname": node.hostname, **fields}
-    if node.node_rank == 0:
-        close_log(directory / EVENTS, failure, {"outcome": "failed"})
-        return exit_code
-    try:
-        address = json.loads((directory / CONTROL).read_text(encoding="utf-8"))["control"]
-        client = ControlClient(address, token_from_environment())
-        report = make_event("failure", {**failure, "launcher_exit_code": exit_code})
-        assert isinstance(report, FailureReported)
-        client.call(NodeLostRequest(node_rank=node.node_rank, failure=report), timeout_s=CALL_TIMEOUT_S)
-        client.call(NodeLeftRequest(node_rank=node.node_rank), timeout_s=CALL_TIMEOUT_S)
-        client.close()
-    except (OSError, LauncherError):
-        # Node 0 is not there any more, or not yet. Then the exit code of this node counts.
-        return exit_code
-    return 0
-
-
-def close_log(path: Path, failure: dict[str, Any], end: dict[str, Any], *others: dict[str, Any]) -> None:
-    """Node 0's agent alone writes the event log; when it has ended without a last line, that line is added here.
-
-    Args:
-        end: what to say in that line.
-        others: events before it.
-    """
-    if events_of(path, {"finished"}):
-        return
-    now = time.time()
-    begin = next((event["time"] for event in events_of(path, {"attempt"})), now)
-    log = EventLog(path)
-    with contextlib.suppress(OSError):  # on a full disk it stays unsaid
-        for event in ({"event": "failure", **failure}, *others, {"event": "finished", **end, "seconds": now - begin}):
-            log.append(make_event(str(event["event"]), event, now))
-    log.close()
-
-
-def events_of(path: Path, names: Set[str]) -> list[dict[str, Any]]:
-    """The events of these names in a log that nobody writes any more."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # cut off by the end of its writer
-        if event["event"] in names:
-            found.append(event)
-    return found
 
 
 POLL_S = 0.1
@@ -121,51 +50,20 @@ LOOKUP_TIMEOUT_S = 30.0
 """Longest wait for SLURM's answer whether it has queued the job again by itself."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limit:
-    """How often a job's attempts may end in one way."""
-
-    ends: frozenset[End]
-    words: str
-    setting: str
-    most: int
-
-    def is_passed(self, count: int) -> bool:
-        """Whether ``count`` of them are too many."""
-        return count > self.most
-
-
-def limits(config: Config) -> tuple[Limit, ...]:
-    """All of them; ends that are in none may come as often as they like."""
-    restart = config.restart
-    return (
-        Limit(
-            ends=frozenset({End.PREEMPTED}),
-            words="was preempted",
-            setting="restart.max_preemptions",
-            most=restart.max_preemptions,
-        ),
-        Limit(
-            ends=frozenset({End.TIMED_OUT}),
-            words="ran out of time",
-            setting="restart.max_timeouts",
-            most=restart.max_timeouts,
-        ),
-        Limit(
-            ends=frozenset({End.FAILED, End.LOST}),
-            words="failed, or ended without a word,",
-            setting="restart.max_failures",
-            most=restart.max_failures,
-        ),
-    )
+_LIMITS: tuple[tuple[frozenset[End], str, str], ...] = (
+    (frozenset({End.PREEMPTED}), "was preempted", "max_preemptions"),
+    (frozenset({End.TIMED_OUT}), "ran out of time", "max_timeouts"),
+    (frozenset({End.FAILED, End.LOST}), "failed, or ended without a record,", "max_failures"),
+)
+"""How attempts may end only so often: in words, and the setting of `restart`. Other ends are not limited."""
 
 
 def passed_limit(config: Config, counted: Counter[End]) -> str | None:
     """The limit that a job has passed, as a sentence; None if it has passed none."""
-    for limit in limits(config):
-        count = sum(counted[end] for end in limit.ends)
-        if limit.is_passed(count):
-            return f"The job {limit.words} {count} times, more than `{limit.setting}` ({limit.most})."
+    for ends_, words, setting in _LIMITS:
+        count, most = sum(counted[end] for end in ends_), getattr(config.restart, setting)
+        if count > most:
+            return f"The job {words} {count} times, more than `restart.{setting}` ({most})."
     return None
 
 
@@ -178,7 +76,9 @@ def check_limits(config: Config, run_dir: Path, node: NodeEnvironment) -> None:
     words = passed_limit(config, ends(run_dir, node.attempt, node.job_id))
     if words is not None:
         record_end(run_dir, node.attempt, End.FAILED)
-        raise ProcessFailure(f"{words} HINT: `{command_line('resume', run_dir)}` goes on, and counts from zero.")
+        raise ProcessFailure(
+            f"{words} HINT: `{command_line('resume', run_dir)}` continues the run, and counts from zero."
+        )
 
 
 def finalize(
@@ -198,7 +98,7 @@ def finalize(
     """
     deadline = time.monotonic() + GONE_TIMEOUT_S
     reply = client.status()
-    while not reply.everybody_left and time.monotonic() < deadline:
+    while not reply.all_nodes_left and time.monotonic() < deadline:
         time.sleep(POLL_S)
         reply = client.status()
     phase, failure = reply.phase, reply.failure

@@ -16,10 +16,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from launcher.common.env import LAUNCHER_PARENT_PID, LAUNCHER_STOP_FILE
-from launcher.common.procfs import is_resource_tracker, members
+from launcher.common.procfs import Termination, is_resource_tracker, members
 from launcher.layout.model import Process, Role
 from launcher.stopping import survivor
 
@@ -38,12 +39,12 @@ class WorkerProcess:
         process: what to run.
         environ: the complete environment of the process.
         log_dir: where ``NAME.log`` is written; appended to, if it exists.
-        start: how often it has been started before.
+        restart_count: how often it was restarted in this attempt.
     """
 
-    def __init__(self, process: Process, environ: Mapping[str, str], log_dir: Path, start: int = 0) -> None:
+    def __init__(self, process: Process, environ: Mapping[str, str], log_dir: Path, restart_count: int = 0) -> None:
         self.process = process
-        self.start = start
+        self.restart_count = restart_count
         self.log = log_dir / f"{process.name}.log"
         self.error_file = log_dir / f"{process.name}.error.json"
         # Of an earlier start of the same process.
@@ -131,37 +132,14 @@ def tail(path: Path, lines: int = TAIL_LINES, *, begin: int = 0) -> list[str]:
         return []
 
 
-class Termination:
-    """Ends processes together without waiting for them: SIGTERM now, SIGKILL when a grace is over.
-
-    Args:
-        workers: what to end.
-        grace_s: from SIGTERM to SIGKILL; 0 for SIGKILL at the first :meth:`advance`.
-    """
-
-    def __init__(self, workers: Sequence[WorkerProcess], grace_s: float) -> None:
-        self._workers = tuple(workers)
-        self._kill_at = time.monotonic() + grace_s
-        self._is_killed = False
-        for worker in workers:
-            worker.terminate()
-
-    def advance(self) -> bool:
-        """Kills what is late; whether all have ended."""
-        running = [worker for worker in self._workers if worker.poll() is None]
-        if running and not self._is_killed and time.monotonic() >= self._kill_at:
-            self._is_killed = True
-            for worker in running:
-                worker.kill()
-        return not running
-
-
 def stop(workers: Sequence[WorkerProcess], grace_s: float) -> None:
     """Ends workers together and waits for it; the shim names what the kernel cannot end."""
-    termination = Termination(workers, grace_s)
-    deadline = time.monotonic() + grace_s + GROUP_GRACE_S + KILL_TIMEOUT_S
-    while not termination.advance() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    Termination(partial(running_of, workers), grace_s).wait(grace_s + GROUP_GRACE_S + KILL_TIMEOUT_S)
+
+
+def running_of(workers: Sequence[WorkerProcess]) -> list[WorkerProcess]:
+    """Those that have not ended."""
+    return [worker for worker in workers if worker.poll() is None]
 
 
 class WorkerGroup:
@@ -175,15 +153,15 @@ class WorkerGroup:
     def __init__(self, role: Role, processes: Sequence[Process]) -> None:
         self.role = role
         self.processes = tuple(processes)
-        self.start: int | None = None
-        """Which start of it the workers belong to; None before the first."""
+        self.restart_count: int | None = None
+        """Of its workers; None before their first start."""
 
         self.workers: list[WorkerProcess] = []
         self.running: list[WorkerProcess] = []
         self.is_ready = False
         """Whether it has been reported that its engine answers."""
 
-        self._termination: Termination | None = None
+        self._termination: Termination[WorkerProcess] | None = None
 
     @property
     def is_stopping(self) -> bool:
@@ -197,15 +175,15 @@ class WorkerGroup:
             len(self.workers) == len(self.processes) and not self.running and all(w.poll() == 0 for w in self.workers)
         )
 
-    def started(self, start: int, workers: Sequence[WorkerProcess]) -> None:
+    def started(self, restart_count: int, workers: Sequence[WorkerProcess]) -> None:
         """Its processes have been started once more."""
-        self.start, self.is_ready = start, False
+        self.restart_count, self.is_ready = restart_count, False
         self.workers, self.running = list(workers), list(workers)
 
     def stop(self, grace_s: float) -> None:
         """Begins to end its processes, and returns; :meth:`advance` goes on with it."""
         if self.running and not self.is_stopping:
-            self._termination = Termination(self.running, grace_s)
+            self._termination = Termination(partial(running_of, self.running), grace_s)
 
     def advance(self) -> list[WorkerProcess]:
         """Processes that have ended since the last call; while stopping, kills what has not ended in time."""

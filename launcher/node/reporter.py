@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import logging
-import queue
 import signal
-import threading
 import time
 from typing import Literal
 
+from launcher.common.delivery import DeliveryThread
 from launcher.common.errors import ControlError, ControlRefusal, EngineTimeout, ProcessFailure
+from launcher.control import protocol
 from launcher.control.client import ControlClient
 from launcher.control.model import MODEL_READY
-from launcher.control.protocol import (
-    ControlRequest,
-    EngineMasterRequest,
-    EngineReadyRequest,
-    EventRequest,
-    NodeLostRequest,
-    ProcessEndedRequest,
-    PutRequest,
-    Reply,
-    SignalRequest,
-    TrainersDoneRequest,
-)
 from launcher.events.failure_kinds import FailureKind
 from launcher.events.log_tail import analyze_failure, failure_line
 from launcher.events.schema import Event, FailureReported, PhaseChanged, ProcessChanged
@@ -37,43 +25,18 @@ CALL_TIMEOUT_S = 3.0
 RETRY_S = 0.25
 
 
-class Outbox:
-    """Sends each message until it is answered. Messages that are refused are dropped, with a line in the log."""
+class Outbox(DeliveryThread[protocol.ControlRequest[protocol.Reply]]):
+    """Sends requests to the control service. One that is refused is dropped, with a line in the log.
+
+    Args:
+        client: not shared.
+    """
 
     def __init__(self, client: ControlClient) -> None:
         self._client = client
-        self._queue: queue.SimpleQueue[ControlRequest[Reply]] = queue.SimpleQueue()
-        self._unsent = 0
-        self._all_sent = threading.Condition()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
-        self._thread.start()
+        super().__init__(self._send, name="outbox", retry_s=RETRY_S)
 
-    def send(self, request: ControlRequest[Reply]) -> None:
-        """Queues one message, and returns at once."""
-        with self._all_sent:
-            self._unsent += 1
-        self._queue.put(request)
-
-    def flush(self, timeout_s: float) -> bool:
-        """Waits until everything has been sent; False if it has not after ``timeout_s``."""
-        with self._all_sent:
-            return self._all_sent.wait_for(lambda: self._unsent == 0, timeout_s)
-
-    def close(self) -> None:
-        """Stops; what has not been sent is lost."""
-        self._stop.set()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            request = self._queue.get()
-            while not self._stop.is_set() and not self._deliver(request):
-                time.sleep(RETRY_S)
-            with self._all_sent:
-                self._unsent -= 1
-                self._all_sent.notify_all()
-
-    def _deliver(self, request: ControlRequest[Reply]) -> bool:
+    def _send(self, request: protocol.ControlRequest[protocol.Reply]) -> bool:
         try:
             self._client.call(request, timeout_s=CALL_TIMEOUT_S)
         except ControlRefusal as error:
@@ -106,26 +69,28 @@ class Reporter:
         """The directory of the model is complete."""
         if made:
             self._event(PhaseChanged(phase="make model", who="model", state="end"))
-        self._outbox.send(PutRequest(key=MODEL_READY, value=True))
+        self._outbox.put(protocol.PutRequest(key=MODEL_READY, value=True))
 
     def engine_ready(self, worker: WorkerProcess, url: str) -> None:
         """An engine answers."""
         process = worker.process
-        self._outbox.send(
-            EngineReadyRequest(replica=process.rank, restart_count=worker.start, url=url, seconds=worker.age_s())
+        self._outbox.put(
+            protocol.EngineReadyRequest(
+                replica=process.rank, restart_count=worker.restart_count, url=url, seconds=worker.age_s()
+            )
         )
 
     def master(self, replica: int, restart_count: int, address: str) -> None:
         """Where the parts of a replica over several nodes are to meet."""
-        self._outbox.send(EngineMasterRequest(replica=replica, restart_count=restart_count, address=address))
+        self._outbox.put(protocol.EngineMasterRequest(replica=replica, restart_count=restart_count, address=address))
 
     def done(self, restart_count: int) -> None:
         """Every trainer rank of this node has ended well."""
-        self._outbox.send(TrainersDoneRequest(node_rank=self._context.node_rank, restart_count=restart_count))
+        self._outbox.put(protocol.TrainersDoneRequest(node_rank=self._context.node_rank, restart_count=restart_count))
 
     def signalled(self, signum: signal.Signals) -> None:
         """This node received a signal that requests the end of the run, at once or after a checkpoint."""
-        self._outbox.send(SignalRequest(name=signum.name))
+        self._outbox.put(protocol.SignalRequest(name=signum.name))
 
     def ended_badly(self, worker: WorkerProcess) -> ProcessFailure:
         """A process ended that should not have, or not like this; the failure, if it is the run's."""
@@ -194,12 +159,12 @@ class Reporter:
             tail=list(failure.tail),
             launcher_exit_code=failure.exit_code,
         )
-        self._outbox.send(
-            ProcessEndedRequest(
+        self._outbox.put(
+            protocol.ProcessEndedRequest(
                 node_rank=context.node_rank,
                 role=role,
                 rank=process.rank,
-                restart_count=worker.start,
+                restart_count=worker.restart_count,
                 exit_code=exit_code,
                 failure=report,
             )
@@ -211,7 +176,7 @@ class Reporter:
         node_rank, hostname = self._context.node_rank, self._context.hostname
         message = f"The shim on node {node_rank} ({hostname}) was killed; the node ends its processes."
         failure = FailureReported(message=message, kind=FailureKind.KILLED, node_rank=node_rank, hostname=hostname)
-        self._outbox.send(NodeLostRequest(node_rank=node_rank, failure=failure))
+        self._outbox.put(protocol.NodeLostRequest(node_rank=node_rank, failure=failure))
 
     def _process(self, worker: WorkerProcess, state: Literal["started", "ended"], exit_code: int | None = None) -> None:
         process = worker.process
@@ -222,11 +187,11 @@ class Reporter:
                 role=process.role.value,
                 node_rank=self._context.node_rank,
                 rank=process.rank,
-                restart_count=worker.start,
+                restart_count=worker.restart_count,
                 pid=worker.pid,
                 exit_code=exit_code,
             )
         )
 
     def _event(self, event: Event) -> None:
-        self._outbox.send(EventRequest.of(event))
+        self._outbox.put(protocol.EventRequest.of(event))

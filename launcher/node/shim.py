@@ -1,4 +1,4 @@
-"""The process above an agent: whatever happens to the agent, nothing that it started outlives the shim.
+"""The parent process of an agent: whatever happens to the agent, nothing that it started outlives the shim.
 
 ``python -m launcher.node.shim RUN_DIR`` is what one node runs. The shim starts the agent, passes signals on, and
 when the agent has ended, in whatever way, ends every process that is left below it. It finds them because orphans are
@@ -29,8 +29,8 @@ from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.events.failure_kinds import FailureKind
 from launcher.node.context import NodeEnvironment, node_environment
-from launcher.node.failover import node_0_killed, run_node0_failover
-from launcher.node.outcome import report_failure, write_exit_code
+from launcher.node.failover import node_0_killed, report_failure, run_node0_failover
+from launcher.node.outcome import write_exit_code
 from launcher.node.process import tail
 from launcher.node.signals import FORWARDED_SIGNALS, SignalBuffer
 from launcher.node.stale_resources import SharedMemory, inodes, make_scratch, record, remove_stale
@@ -40,9 +40,9 @@ LEFTOVER_GRACE_S = 0.5
 PATIENCE_S = 10.0
 """How much longer than ``stop_grace_s`` an agent may take to end after a signal."""
 
-LOOK_S = 1.0
+POLL_S = 1.0
 AFTER_LEASE_S = 3.0
-"""How much longer than its lease an agent may have been stopped: node 0 reports a silent node first."""
+"""How much longer than its lease an agent may be stopped (SIGSTOP): node 0 reports the lost node first."""
 
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
 """Signals that request the end; after them the end of an agent is expected."""
@@ -55,7 +55,7 @@ def run_shim(run_dir: Path, buffer: SignalBuffer | None = None) -> int:
         buffer: holds the signals that came before.
 
     Returns:
-        The node's exit code; node 0 answers for the run.
+        The node's exit code; node 0's is the run's.
     """
     buffer = buffer or SignalBuffer()
     node = node_environment()
@@ -81,7 +81,7 @@ def run_shim(run_dir: Path, buffer: SignalBuffer | None = None) -> int:
         shutil.rmtree(scratch, ignore_errors=True)
     code = _report_end(run_dir, node, code, log, buffer.received)
     if code == ControlError.exit_code:
-        # Nothing runs here any more. Should it be node 0 that is lost, somebody has to see to the job.
+        # Nothing runs here any more. If node 0 is the one that is lost, another node has to requeue the job.
         run_node0_failover(run_dir, lambda: bool(ENDING & set(buffer.received)))
     if node.node_rank == 0:
         write_exit_code(code)
@@ -109,10 +109,10 @@ def _report_end(run_dir: Path, node: NodeEnvironment, code: int, log: Path, rece
     if code == 0:
         return 0
     how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
-    # One that ends by itself, with an error, would do so again; so does one that received a signal to end.
+    # An agent that ends with an error would do so again; one that received a signal was meant to end.
     was_killed = code < 0 and node.node_rank == 0 and not ENDING & set(received)
-    tell = node_0_killed if was_killed else report_failure
-    return tell(
+    report = node_0_killed if was_killed else report_failure
+    return report(
         run_dir,
         f"The agent on node {node.node_rank} ({node.hostname}) ended with {how}.",
         128 - code if code < 0 else code,
@@ -154,7 +154,7 @@ def supervise_agent(
     memory = SharedMemory()
 
     def record_memory() -> None:
-        # The agent does so, too, but what it knows ends with it.
+        # The agent records it, too, but may be killed.
         if memory.attribute({os.getpid(): descendants(os.getpid())}) and scratch is not None:
             record(scratch, inodes(memory.owned(os.getpid())))
 
@@ -163,7 +163,7 @@ def supervise_agent(
             received.append(signum)
         if agent is not None and agent.poll() is None:
             agent.send_signal(signum)
-            # One that was stopped could do nothing about it.
+            # A stopped agent could not handle it.
             agent.send_signal(signal.SIGCONT)
             left_s, _ = signal.getitimer(signal.ITIMER_REAL)
             signal.setitimer(signal.ITIMER_REAL, min(left_s or math.inf, patience_s(signum)))
@@ -183,7 +183,7 @@ def supervise_agent(
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=place.directory if place is not None else None,
-                # Whoever started the shim by hand may not have set it.
+                # A shim that a person starts by hand may not have it set.
                 env=place.environment(environ) if place is not None else environ,
                 start_new_session=True,
             )
@@ -204,13 +204,13 @@ def supervise_agent(
     return code or (1 if stuck else 0)
 
 
-def _wait(agent: subprocess.Popen[bytes], stopped_s: float, look: Callable[[], None]) -> int:
+def _wait(agent: subprocess.Popen[bytes], stopped_s: float, on_poll: Callable[[], None]) -> int:
     stopped_since: float | None = None
     while True:
         try:
-            return agent.wait(timeout=LOOK_S)
+            return agent.wait(timeout=POLL_S)
         except subprocess.TimeoutExpired:
-            look()
+            on_poll()
             if not is_stopped(agent.pid):
                 stopped_since = None
             elif stopped_since is None:

@@ -89,7 +89,7 @@ class SignalPolicy:
         """Begins to decide; signals that came before are handled now.
 
         Args:
-            client: nobody else's.
+            client: not shared.
         """
         with self._lock:
             self._client = client

@@ -1,4 +1,4 @@
-"""Shared memory and scratch directories of a node: whose they are, and their removal when nobody is left to do it.
+"""Shared memory and scratch directories of a node: who owns them, and their removal after their owner was killed.
 
 SLURM kills everything of a job at once, the shim included, when ``KillWait`` is over. So each shim records in its
 scratch directory which shared memory the processes below it use, and the next shim on the node removes what is stale.
@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from launcher.common.jsonio import write_json
 from launcher.common.procfs import list_processes
 
 logger = logging.getLogger(__name__)
@@ -56,10 +57,8 @@ def record(scratch: Path, memory: Mapping[str, int]) -> None:
     """Writes down the names, and inodes, of shared memory that this process must remove."""
     start_time = list_processes()[os.getpid()].start_time
     me = {**_here(), "pid": os.getpid(), "start_time": start_time, "memory": dict(memory)}
-    draft = scratch / f".{RECORD}"
     with contextlib.suppress(OSError):  # on a full disk it is not worth a run
-        draft.write_text(json.dumps(me), encoding="utf-8")
-        draft.replace(scratch / RECORD)
+        write_json(scratch / RECORD, me)
 
 
 def remove_stale(folder: Path | None = None, shared: Path = FOLDER) -> list[str]:
@@ -127,7 +126,7 @@ class SharedMemory:
         self._owned: dict[int, set[str]] = {}
 
     def attribute(self, processes: dict[int, Iterable[int]]) -> bool:
-        """Looks who has what is new; whether somebody has.
+        """Finds out which processes use memory that is new; whether there is any.
 
         Args:
             processes: numbers of the processes, by owner.

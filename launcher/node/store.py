@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from launcher.common.env import LAUNCHER_ADDRESS
 from launcher.common.errors import ControlError
-from launcher.common.ports import hold_free_port, port_of
+from launcher.common.ports import serve_store
 from launcher.control.client import ControlClient
 from launcher.control.model import TRAINER_RESTART_COUNT, store_key
 from launcher.stopping import survive_sigterm
@@ -24,8 +23,10 @@ if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
 
-LOOK_S = 0.2
-"""Pause between questions whether the trainers start again."""
+POLL_S = 0.2
+"""Pause between requests for the trainers' restart count."""
+
+CLIENT_TIMEOUT_S = 300.0
 
 
 def main() -> None:
@@ -34,35 +35,17 @@ def main() -> None:
     control = ControlClient.from_environment()
     # The trainers may need it for their last checkpoint.
     survive_sigterm()
-    # The one before is kept: a rank that is being ended may still hang on to it.
+    # The one before is kept: a rank that is being ended may still use it.
     stores: dict[int, TCPStore] = {}
     while True:
         # The trainers go on without the control service for a while, and so must their store.
         with contextlib.suppress(ControlError):
             restart_count = int(control.get(TRAINER_RESTART_COUNT)[TRAINER_RESTART_COUNT])
             if restart_count not in stores:
-                store, port = serve(address)
-                control.put(store_key(restart_count), f"{address}:{port}")
-                stores[restart_count] = store
+                stores[restart_count], served_at = serve_store(address, CLIENT_TIMEOUT_S)
+                control.put(store_key(restart_count), served_at)
                 stores.pop(restart_count - 2, None)
-        time.sleep(LOOK_S)
-
-
-def serve(address: str) -> tuple[TCPStore, int]:
-    """A store on a port that nobody else can take; it serves as long as it is referenced."""
-    from torch.distributed import TCPStore
-
-    sock = hold_free_port(address)
-    port = port_of(sock)
-    store = TCPStore(
-        address,
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=300),
-        master_listen_fd=sock.detach(),
-    )
-    return store, port
+        time.sleep(POLL_S)
 
 
 if __name__ == "__main__":

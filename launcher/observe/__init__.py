@@ -1,3 +1,3 @@
-"""Runs as commands see them from outside: found by name, told by the ends of their logs, asked of their cluster."""
+"""Runs as seen from outside: found by name, summarized from their event logs, with the state of their jobs."""
 
 from __future__ import annotations

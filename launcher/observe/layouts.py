@@ -1,4 +1,4 @@
-"""The layout of a run, and the node, or the process, that a person means."""
+"""The layout of a run, and the node or process that a name refers to."""
 
 from __future__ import annotations
 
@@ -44,27 +44,27 @@ def layout_of_attempt(run: Path, attempt: int | None) -> Layout:
     return layout_from_json((path if path.exists() else run / LAYOUT).read_text(encoding="utf-8"))
 
 
-def find_target(layout: Layout, word: str) -> LayoutTarget:
-    """What ``word`` means: a node rank (``3``), a hostname, or a process (``trainer-12``, ``inference-0.1``).
+def find_target(layout: Layout, name: str) -> LayoutTarget:
+    """What ``name`` means: a node rank (``3``), a hostname, or a process (``trainer-12``, ``inference-0.1``).
 
     Raises:
         NoSuchTarget: nothing.
     """
-    if word.isdecimal():
-        return LayoutTarget(node=_node(layout, int(word)))
+    if name.isdecimal():
+        return LayoutTarget(node=_node(layout, int(name)))
     for node in layout.nodes:
-        if node.hostname == word:
+        if node.hostname == name:
             return LayoutTarget(node=node)
-    wanted = _normal(word)
+    wanted = _normal(name)
     for node in layout.nodes:
         for process in node.processes:
             if _normal(process.name) == wanted:
                 return LayoutTarget(node=node, process=process)
     names = [node.hostname for node in layout.nodes] + [process.name for n in layout.nodes for process in n.processes]
-    near = difflib.get_close_matches(word, names, n=3)
+    near = difflib.get_close_matches(name, names, n=3)
     guess = f"did you mean {', '.join(near)}? " if near else ""
     raise NoSuchTarget(
-        f"`{word}` is neither a node nor a process. HINT: {guess}Give a node rank (0 to {len(layout.nodes) - 1}), a"
+        f"`{name}` is neither a node nor a process. HINT: {guess}Give a node rank (0 to {len(layout.nodes) - 1}), a"
         f" hostname ({_some(names[: len(layout.nodes)])}) or a process ({_some(names[len(layout.nodes) :])})."
     )
 

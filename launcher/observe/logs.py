@@ -1,4 +1,4 @@
-"""The logs of a run: which there are, which are meant, and what is new in them."""
+"""The logs of a run: which there are, which are selected, and what is new in them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Which logs are meant; None means any."""
+    """Which logs are selected; None means any."""
 
     role: str | None = None
     rank: int | None = None
@@ -109,7 +109,7 @@ class LogReader:
                 _seek_lines(file, self._lines)
         elif os.path.sameopenfile(old.fileno(), file.fileno()):
             position = old.tell()
-            # Cut short by somebody: what is there now is new.
+            # It was truncated: what is there now is new.
             file.seek(position if position <= os.fstat(file.fileno()).st_size else 0)
         else:
             # Rotated. The old file may have grown once more before that.

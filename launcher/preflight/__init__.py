@@ -1,1 +1,1 @@
-"""Looks at every node, and at what lies between them, before anything is started: in parallel, in about a second."""
+"""Checks of every node and of the network between them before anything is started: in parallel, in about a second."""

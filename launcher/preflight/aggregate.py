@@ -1,4 +1,4 @@
-"""Node 0's side: compares the reports of all nodes, and finds the bad ones. Without any network."""
+"""Node 0's side: compares the reports of all nodes, and finds the bad ones. Pure."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ class _Comparison:
         for rank in range(len(self._hostnames)):
             if rank not in findings:
                 findings[rank] = [Finding(name=NO_ANSWER, ok=False, text="has not reported what it found")]
-        for rank, finding in [*self._blamed(), *self._odd()]:
+        for rank, finding in [*self._attributed(), *self._outliers()]:
             findings[rank].append(finding)
         return PreflightResult(
             findings={rank: tuple(found) for rank, found in findings.items()}, bad=tuple(self._bad(findings))
         )
 
-    def _blamed(self) -> list[tuple[int, Finding]]:
-        """For each check: the fewest nodes that explain all complaints, the one with most of them first."""
+    def _attributed(self) -> list[tuple[int, Finding]]:
+        """For each check: the fewest nodes that explain all peer reports, the one with most of them first."""
         links: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
         for rank, report in sorted(self._reports.items()):
-            for complaint in report.peer_reports:
-                links[complaint.name].append((rank, complaint.about, complaint.text))
-        blamed = []
+            for fault in report.peer_reports:
+                links[fault.name].append((rank, fault.about, fault.text))
+        attributed = []
         for name, open_links in links.items():
             left = open_links
             while left:
                 counts = Counter(end for observer, about, _ in left for end in {observer, about})
-                # Among equals the one complained about; node 0 last, whose own connection to everybody works.
+                # Among equals the one that was reported; node 0 last, whose own connection to every node works.
                 about = Counter(about for _, about, _ in left)
                 worst = max(counts, key=lambda end: (counts[end], end != 0, about[end], -end))
                 mine = [link for link in left if worst in link[:2]]
                 left = [link for link in left if worst not in link[:2]]
-                blamed.append((worst, Finding(name=name, ok=False, text=self._sentence(worst, mine))))
-        return blamed
+                attributed.append((worst, Finding(name=name, ok=False, text=self._sentence(worst, mine))))
+        return attributed
 
     def _sentence(self, worst: int, links: Sequence[tuple[int, int, str]]) -> str:
         observers = [self._hostnames[observer] for observer, about, _ in links if about == worst and observer != worst]
@@ -65,7 +65,7 @@ class _Comparison:
         # A clock is measured by its owner, against node 0's; the text is about itself.
         return text if about == 0 and text.startswith("clock") else f"of {self._hostnames[about]} it says: {text}"
 
-    def _odd(self) -> list[tuple[int, Finding]]:
+    def _outliers(self) -> list[tuple[int, Finding]]:
         """Nodes with other facts than most; where no side is larger, node 0's counts."""
         names = sorted({name for report in self._reports.values() for name in report.facts})
         differences: dict[int, list[str]] = defaultdict(list)

@@ -7,13 +7,13 @@ import json
 import logging
 import os
 import re
-import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from launcher.common.jsonio import write_json
 from launcher.config.schema import PreflightConfig
 from launcher.control.preflight_report import BadNode
 
@@ -65,9 +65,7 @@ class BadNodeCache:
         """
         path = self._path(entry.cluster, entry.node)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        draft.write_text(json.dumps(asdict(entry), indent=2) + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_json(path, asdict(entry))
 
     def entries(self, cluster: str | None = None, *, now: float | None = None) -> list[BadNodeEntry]:
         """What is remembered, of one cluster or of all, by name; what has expired is forgotten on the way."""
@@ -105,7 +103,7 @@ class BadNodeCache:
 
 
 CLUSTER_VARIABLE = "SLURM_CLUSTER_NAME"
-"""SLURM tells every job the name of its cluster."""
+"""Set by SLURM in every job: the name of its cluster."""
 
 
 def remember(bad: Sequence[BadNode], settings: PreflightConfig, run_dir: Path) -> list[str]:

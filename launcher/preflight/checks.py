@@ -27,7 +27,7 @@ MIN_INODES = 1000
 PTRACE_SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
 NOBODY = 3
 WARNING = "warning: "
-"""How the text of a finding begins that fails nobody, but that a person should read."""
+"""Prefix of the text of a finding that fails no node, but that a person should read."""
 
 MOST_PROCESSES_PER_CPU = 4
 """Bound to fewer CPUs than this allows, ranks and their threads starve each other, and time-outs follow."""
@@ -47,7 +47,7 @@ def check_shm(site: CheckContext) -> Finding:
 
 
 def check_memlock(site: CheckContext) -> Finding:
-    """RDMA must lock its buffers; asked only where there is InfiniBand and GPUs use it."""
+    """RDMA locks its buffers; checked only on GPU nodes with InfiniBand."""
     if site.config.layout.device != "cuda" or not (INFINIBAND.is_dir() and any(INFINIBAND.iterdir())):
         return Finding(name="memlock", ok=True, text="not needed: no InfiniBand")
     wanted = site.config.preflight.min_memlock_gb
@@ -174,8 +174,8 @@ def check_slurm(site: CheckContext) -> Finding:
         Reach.HERE: "SLURM's commands work here",
         Reach.JOB_SCRIPT: "SLURM's commands work through the job script, for as long as its node lives",
         Reach.LATE: f"{WARNING}SLURM's controller has not answered in time",
-        Reach.NOT: f"{WARNING}SLURM's commands do not work here: this job cannot requeue itself, nor tell a preemption"
-        " from a cancellation",
+        Reach.NOT: f"{WARNING}SLURM's commands do not work here: this job cannot requeue itself, nor distinguish a"
+        " preemption from a cancellation",
     }
     return Finding(name="slurm", ok=True, text=texts[reach])
 

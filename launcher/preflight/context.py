@@ -29,13 +29,13 @@ class CheckContext:
     """Directory on this node's own disk."""
 
     is_simulated: bool
-    """The nodes are processes of one machine; their names stand for nothing."""
+    """The nodes are processes of one machine; their names do not resolve."""
 
 
 def peers_of(node_rank: int, nodes: int) -> list[int]:
-    """Ranks that a node looks at: node 0, its neighbour, and one far away; never more, however many nodes there are.
+    """Ranks that a node checks: node 0, its neighbour, and one far away; never more, however many nodes there are.
 
-    Every node is thus looked at by two others, which is what tells a bad node from a bad observer.
+    Every node is checked by two others at least, which distinguishes a bad node from a bad observer.
     """
     wanted = [0, (node_rank + 1) % nodes, (node_rank + max(2, nodes // 2)) % nodes]
     return sorted(set(wanted) - {node_rank})

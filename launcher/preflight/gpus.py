@@ -1,4 +1,4 @@
-"""The node's GPUs, as ``nvidia-smi`` sees them: how many, free, used by nobody, without hardware errors."""
+"""The node's GPUs, as ``nvidia-smi`` sees them: how many, free, unused, without hardware errors."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class GpuProcess:
 
 
 def check_gpus(site: CheckContext) -> Finding:
-    """The planned GPUs are there and nobody else's."""
+    """The planned GPUs are there, and no other program uses them."""
     if site.config.layout.device != "cuda":
         return Finding(name="gpus", ok=True, text="none planned")
     if shutil.which(TOOL) is None:
-        return Finding(name="gpus", ok=True, text=f"not looked at: no {TOOL} here")
+        return Finding(name="gpus", ok=True, text=f"not checked: no {TOOL} here")
     timeout_s = site.config.preflight.timeout_s
     gpus = visible(parse_gpus(_query("gpu", GPU_FIELDS, timeout_s)), os.environ.get("CUDA_VISIBLE_DEVICES"))
     processes = parse_processes(_query("compute-apps", PROCESS_FIELDS, timeout_s))

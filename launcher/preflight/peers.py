@@ -9,10 +9,9 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from launcher.common.ports import hold_free_port, port_of
 from launcher.control.preflight_report import PeerReport
@@ -20,16 +19,16 @@ from launcher.control.preflight_report import PeerReport
 SAMPLES = 5
 
 
-def clock_offset(ask: Callable[[], float]) -> tuple[float, float]:
+def clock_offset(read_clock: Callable[[], float]) -> tuple[float, float]:
     """This clock minus the other one, and the largest error of that, in seconds.
 
     Args:
-        ask: the other clock, at the price of a round trip.
+        read_clock: requests the time of the other clock.
     """
     best = (0.0, float("inf"))
     for _ in range(SAMPLES):
         before = time.time()
-        other = ask()
+        other = read_clock()
         after = time.time()
         half = max(0.0, after - before) / 2
         if half < best[1]:
@@ -38,7 +37,7 @@ def clock_offset(ask: Callable[[], float]) -> tuple[float, float]:
 
 
 def clock_skew(offset_s: float, error_s: float, limit_s: float) -> PeerReport | None:
-    """What to say of a clock that is off; the measurement's error is in its favour."""
+    """The report of a clock that is off by more than the limit and the error of the measurement together."""
     if abs(offset_s) - error_s <= limit_s:
         return None
     way = "ahead of" if offset_s > 0 else "behind"
@@ -48,7 +47,7 @@ def clock_skew(offset_s: float, error_s: float, limit_s: float) -> PeerReport | 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """What a node says of itself to those that look at it."""
+    """What a node publishes about itself for the nodes that check it."""
 
     node_rank: int
     hostname: str
@@ -62,18 +61,9 @@ class Peer:
     canary: str
     """Word in its canary file; empty if it could not write one."""
 
-    def to_json(self) -> dict[str, Any]:
-        """For the control connection."""
-        return asdict(self)
-
-
-def peer_from_json(data: Mapping[str, Any]) -> Peer:
-    """The inverse of :meth:`Peer.to_json`."""
-    return Peer(**data)
-
 
 class Probe:
-    """Answers everybody who connects with this node's rank, from a thread, until it is closed."""
+    """Sends this node's rank to every client that connects, from a thread, until it is closed."""
 
     def __init__(self, address: str, node_rank: int) -> None:
         self._sock = hold_free_port(address)
@@ -131,16 +121,16 @@ def _unresolved(peer: Peer, what: str) -> PeerReport:
 
 
 CANARIES = "preflight"
-LOOK_AGAIN_S = 0.05
+POLL_S = 0.05
 
 
 class Canary:
-    """A node's own file. Its name holds a word that nobody can know in advance, so no cache can answer for it."""
+    """A node's own file. Its name holds a random token, so that no cache of the filesystem can hold it."""
 
     def __init__(self, attempt_dir: Path, node_rank: int) -> None:
-        self.word = secrets.token_hex(8)
+        self.token = secrets.token_hex(8)
         self._directory = attempt_dir / CANARIES
-        self._path = self._directory / _canary_name(node_rank, self.word)
+        self._path = self._directory / _canary_name(node_rank, self.token)
 
     def write(self) -> None:
         """Writes it.
@@ -149,7 +139,7 @@ class Canary:
             OSError: the filesystem does not take it.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(self.word, encoding="utf-8")
+        self._path.write_text(self.token, encoding="utf-8")
 
     def remove(self) -> None:
         """Takes it away, and the directory with it once that is empty."""
@@ -160,27 +150,27 @@ class Canary:
             return  # the others' are still there
 
 
-def _canary_name(node_rank: int, word: str) -> str:
+def _canary_name(node_rank: int, token: str) -> str:
     """File name of a node's canary."""
-    return f"{node_rank:05d}-{word}"
+    return f"{node_rank:05d}-{token}"
 
 
 def read_canaries(attempt_dir: Path, wanted: dict[int, str], *, timeout_s: float) -> list[PeerReport]:
-    """Reads the canaries of a few nodes; what a slow filesystem shows late is waited for.
+    """Reads the canaries of a few nodes; waits for files that a slow filesystem shows late.
 
     Args:
-        wanted: the word of each node to read, by node rank.
+        wanted: the token of each node to read, by node rank.
     """
     directory = attempt_dir / CANARIES
     deadline = time.monotonic() + timeout_s
     missing = dict(wanted)
     while True:
-        for rank, word in list(missing.items()):
-            if _content(directory / _canary_name(rank, word)) == word:
+        for rank, token in list(missing.items()):
+            if _content(directory / _canary_name(rank, token)) == token:
                 del missing[rank]
         if not missing or time.monotonic() > deadline:
             return [_unseen(rank, timeout_s) for rank in missing]
-        time.sleep(LOOK_AGAIN_S)
+        time.sleep(POLL_S)
 
 
 def list_canaries(attempt_dir: Path, wanted: dict[int, str], *, timeout_s: float) -> list[PeerReport]:
@@ -189,10 +179,10 @@ def list_canaries(attempt_dir: Path, wanted: dict[int, str], *, timeout_s: float
     deadline = time.monotonic() + timeout_s
     while True:
         there = {path.name for path in directory.iterdir()}
-        missing = [rank for rank, word in wanted.items() if _canary_name(rank, word) not in there]
+        missing = [rank for rank, token in wanted.items() if _canary_name(rank, token) not in there]
         if not missing or time.monotonic() > deadline:
             return [_unseen(rank, timeout_s) for rank in missing]
-        time.sleep(LOOK_AGAIN_S)
+        time.sleep(POLL_S)
 
 
 def _content(path: Path) -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from launcher.common.codec import from_builtins, to_builtins
 from launcher.control.client import ControlClient
 from launcher.control.model import Phase
 from launcher.control.preflight_report import Finding, PeerReport, PreflightReport
@@ -36,7 +37,6 @@ from launcher.preflight.peers import (
     clock_skew,
     connect,
     list_canaries,
-    peer_from_json,
     read_canaries,
     resolve,
 )
@@ -68,7 +68,7 @@ class Preflight:
 
     Args:
         client: answers quickly; may be shared with other threads.
-        wait_past: blocks until the run has left a phase, and says which one it is in then.
+        wait_past: blocks until the run has left a phase; returns the phase that it is in then.
     """
 
     def __init__(self, site: CheckContext, client: ControlClient, wait_past: Callable[[Phase], Phase]) -> None:
@@ -83,7 +83,7 @@ class Preflight:
         self._thread = threading.Thread(target=self._run, name="preflight", daemon=True)
 
     def start(self) -> None:
-        """Says where this node can be tried, and goes on in a thread. To be called before the node reports."""
+        """Publishes where this node can be reached, and goes on in a thread. To be called before the node reports."""
         for name in filter(self._has, CHECKS):
             self._gathering[name] = _Task(partial(CHECKS[name], self._site))
         self._gathering["versions"] = _Task(self._facts)
@@ -97,9 +97,9 @@ class Preflight:
             address=self._site.address,
             port=self._probe.port,
             stack=self._stack,
-            canary=self._canary.word if written else "",
+            canary=self._canary.token if written else "",
         )
-        self._client.put(peer_key(peer.node_rank), peer.to_json())
+        self._client.put(peer_key(peer.node_rank), to_builtins(peer))
         if self._has("canary"):
             self._gathering["canary"] = write
         self._thread.start()
@@ -119,18 +119,18 @@ class Preflight:
         if self._wait_past(Phase.STARTING) is not Phase.CHECKING:
             return
         begin = time.monotonic()
-        complaints, clock = self._look_around()
+        peer_reports, clock = self._check_peers()
         report = PreflightReport(
             node_rank=self._site.node.node_rank,
             seconds=seconds + time.monotonic() - begin,
             findings=tuple(findings),
-            peer_reports=tuple(complaints),
+            peer_reports=tuple(peer_reports),
             facts=self._gathering["versions"].value or {},
             clock_s=clock[0],
             clock_error_s=clock[1],
         )
         self._client.call(PreflightRequest(report=report))
-        # Until everybody has seen enough of it.
+        # The other nodes still use the probe and the canary.
         self._wait_past(Phase.CHECKING)
         self.close()
 
@@ -143,15 +143,15 @@ class Preflight:
                 found.append(Finding(name=name, ok=False, text=task.trouble))
         return found
 
-    def _look_around(self) -> tuple[list[PeerReport], tuple[float, float]]:
-        """Tries the peers, all at once; what hangs is a complaint."""
+    def _check_peers(self) -> tuple[list[PeerReport], tuple[float, float]]:
+        """Checks the peers, all at once; a check that hangs is reported as a fault."""
         timeout_s = self._settings.timeout_s
-        nodes = len(self._site.layout.everybody)
+        nodes = len(self._site.layout.all_nodes)
         me = self._site.node.node_rank
-        # One question by node 0 for everybody's words; the others ask for those of their few peers.
+        # Node 0 reads the values of all nodes in one request; the others those of their few peers.
         ranks = list(range(nodes)) if me == 0 else peers_of(me, nodes)
         values = self._client.get(*(peer_key(rank) for rank in ranks))
-        known = {rank: peer_from_json(values[peer_key(rank)]) for rank in ranks if peer_key(rank) in values}
+        known = {rank: from_builtins(values[peer_key(rank)], Peer) for rank in ranks if peer_key(rank) in values}
         peers = [known[rank] for rank in peers_of(me, nodes) if rank in known]
         clock = clock_offset(lambda: self._client.status().time)
         tasks: list[tuple[str, int, _Task]] = []
@@ -161,17 +161,17 @@ class Preflight:
             if self._has("names") and not self._site.is_simulated:
                 tasks.append(("names", peer.node_rank, _Task(partial(resolve, peer, self._stack))))
         if self._has("canary"):
-            words = {peer.node_rank: peer.canary for peer in peers if peer.canary}
-            look = _Task(partial(read_canaries, self._site.attempt_dir, words, timeout_s=timeout_s / 2))
-            tasks.append(("canary", 0, look))
+            tokens = {peer.node_rank: peer.canary for peer in peers if peer.canary}
+            read = _Task(partial(read_canaries, self._site.attempt_dir, tokens, timeout_s=timeout_s / 2))
+            tasks.append(("canary", 0, read))
             if me == 0:
-                everybody = {rank: peer.canary for rank, peer in known.items() if peer.canary}
-                listing = _Task(partial(list_canaries, self._site.attempt_dir, everybody, timeout_s=timeout_s / 2))
+                every = {rank: peer.canary for rank, peer in known.items() if peer.canary}
+                listing = _Task(partial(list_canaries, self._site.attempt_dir, every, timeout_s=timeout_s / 2))
                 tasks.append(("canary", 0, listing))
-        complaints = _collect(tasks, timeout_s)
+        peer_reports = _collect(tasks, timeout_s)
         if self._has("clock") and (skew := clock_skew(*clock, self._settings.max_clock_skew_s)) is not None:
-            complaints.append(skew)
-        return complaints, clock
+            peer_reports.append(skew)
+        return peer_reports, clock
 
     def _facts(self) -> dict[str, str]:
         return {**facts(), **hardware_facts(self._settings.timeout_s)} if self._has("versions") else {}
@@ -181,7 +181,7 @@ class Preflight:
 
 
 class _Task:
-    """A call in a thread of its own, so that one that the kernel does not let go holds up nobody."""
+    """A call in a thread of its own, so that one that hangs in the kernel blocks nothing else."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.value: Any = None
@@ -205,7 +205,7 @@ class _Task:
     def _run(self) -> None:
         try:
             self.value = self._call()
-        except Exception as error:  # whatever it is, the table says it
+        except Exception as error:  # the report holds it, whatever it is
             self._error = error
         self._done.set()
 

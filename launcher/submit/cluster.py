@@ -197,7 +197,7 @@ class LocalJob(Job):
         """The shims, in the order of their nodes, on this host."""
         started = [(guard.pid, start_of(guard.pid)) for guard in self._guards]
         guards = [{"pid": pid, "start": start} for pid, start in started if start is not None]
-        return {"host": socket.gethostname(), "guards": guards}
+        return {"host": socket.gethostname(), "shims": guards}
 
     def logs(self) -> list[Path]:
         """None: shims write to the submitter's own output."""

@@ -16,7 +16,7 @@ from launcher.config.metric import Metric
 from launcher.events.fold import apply_event
 from launcher.events.reader import attempts, events_path, parse_event
 from launcher.events.run_state import RunState
-from launcher.observe.run_status import guards_of
+from launcher.observe.run_status import shims_of
 from launcher.slurm.query import job_states
 from launcher.slurm.states import JobState
 from launcher.sweep.ledger import Ledger, LedgerEntry
@@ -155,7 +155,7 @@ def _status(
 def _unfinished(entry: LedgerEntry, is_locked: bool) -> tuple[Status, str | None]:
     """Of a run without a recorded end."""
     if entry.cluster == "local":
-        is_alive = is_locked or living(guards_of(last_job(entry.run_dir or Path()) or {}))
+        is_alive = is_locked or living(shims_of(last_job(entry.run_dir or Path()) or {}))
         return (Status.RUNNING, None) if is_alive else (Status.FAILED, "ended with the process that started it")
     if entry.job_id is None:
         return (Status.QUEUED, "being submitted") if is_locked else (Status.MISSING, None)

@@ -1,4 +1,4 @@
-"""Who may see the page: on loopback whoever asks for this machine by its name, elsewhere whoever has the token."""
+"""Access control of the page: on loopback by the host name of the request, elsewhere by a token."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import ipaddress
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import parse_qs
 
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse
 
 Scope = MutableMapping[str, Any]
@@ -48,7 +48,7 @@ class Access:
     """Lets requests through to an application, or answers them itself.
 
     Args:
-        token: asked for, if there is one: once as ``?token=`` in the address, from then on as a cookie.
+        token: required if there is one: first as ``?token=`` in the address, from then on as a cookie.
         is_local: the server listens on loopback only. Then the name in the address must be this machine's: a page of
             somebody else, whose name was made to point to 127.0.0.1, may not read this one (DNS rebinding).
     """
@@ -72,21 +72,20 @@ class Access:
                 ]
             await send(message)
 
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        app = self._answer(scope, headers) or self._app
+        app = self._answer(Request(scope)) or self._app
         await app(scope, receive, send_with_headers)
 
-    def _answer(self, scope: Scope, headers: dict[str, str]) -> App | None:
+    def _answer(self, request: Request) -> App | None:
         """The answer to who may not see the page, or shows the token for the first time; None lets through."""
-        if self._is_local and _name(headers.get("host", "")) not in LOOPBACK_NAMES:
+        if self._is_local and _name(request.headers.get("host", "")) not in LOOPBACK_NAMES:
             return PlainTextResponse("This page is served to 127.0.0.1 and localhost only.\n", 403)
-        if scope["method"] not in ("GET", "HEAD"):
+        if request.method not in ("GET", "HEAD"):
             return PlainTextResponse("Nothing can be changed here.\n", 405)
-        if self._token is None or self._is_right(_cookie(headers.get("cookie", ""))):
+        if self._token is None or self._is_right(request.cookies.get(COOKIE, "")):
             return None
-        if self._is_right(parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]):
+        if self._is_right(request.query_params.get("token", "")):
             # To an address without the token, which then is in no history and no bookmark.
-            response = RedirectResponse(scope["path"], 303)
+            response = RedirectResponse(request.url.path, 303)
             response.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
             return response
         return PlainTextResponse("Open the address that `launcher ui` printed: it holds the token.\n", 401)
@@ -99,11 +98,3 @@ def _name(host: str) -> str:
     """The name in a ``Host`` header, without the port."""
     head, colon, port = host.rpartition(":")
     return (head if colon and port.isdecimal() else host).lower()
-
-
-def _cookie(header: str) -> str:
-    for part in header.split(";"):
-        name, _, value = part.strip().partition("=")
-        if name == COOKIE:
-            return value.strip('"')
-    return ""

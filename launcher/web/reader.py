@@ -1,4 +1,4 @@
-"""Reads one run directory as it grows, and says what a page must know of it."""
+"""Reads one run directory as it grows, and makes the data of its page."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MOST_BARS = 24
 
 MOST_ENTRIES = 300
 STATUS_EVERY_S = 2.0
-BELIEVED_S = 300.0
+FRESH_S = 300.0
 
 
 class RunReader:
-    """One run. :meth:`update` is called again and again; the rest tells what is known after it."""
+    """One run. :meth:`update` is called again and again; the other methods return what is known after it."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -50,12 +50,12 @@ class RunReader:
             self._attempt, self._layout = self._follower.attempt, layout_of(self.run)
         if time.monotonic() - self._looked >= STATUS_EVERY_S:
             before, self._status, self._looked = self._status, self._look(), time.monotonic()
-            is_news = is_news or (before.word, before.job) != (self._status.word, self._status.job)
+            is_news = is_news or (before.state, before.job) != (self._status.state, self._status.job)
         self.number += is_news
         return is_news
 
     def _look(self) -> RunStatus:
-        (status,), _ = statuses([summarize(self.run)], is_asking=False)
+        (status,), _ = statuses([summarize(self.run)], may_query=False)
         return status
 
     def layout(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class RunReader:
             "name": self.run.name,
             "now": now,
             "attempt": self._attempt,
-            "word": status.word,
+            "word": status.state,
             "is_over": status.is_over,
             "is_certain": self._is_certain(now),
             "began": state.began_at,
@@ -120,9 +120,9 @@ class RunReader:
         }
 
     def _is_certain(self, now: float) -> bool:
-        """Nobody is asked here: a run that has told its end, or something lately, is believed."""
-        is_told = self.state.outcome is not None or now - self.state.last_at < BELIEVED_S
-        return self._status.is_certain or is_told
+        """SLURM is not queried here: a run that has logged its end, or an event lately, counts as certain."""
+        is_fresh = self.state.outcome is not None or now - self.state.last_at < FRESH_S
+        return self._status.is_certain or is_fresh
 
     def _replicas(self) -> list[list[Any]]:
         versions = self.state.versions

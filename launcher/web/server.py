@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from launcher.common.codec import to_json
 from launcher.events.reader import attempts
 from launcher.observe.find import is_run
 from launcher.observe.logs import Choice, LogReader, job_logs, logs_of
@@ -34,7 +34,7 @@ def make_app(directory: Path, *, token: str | None, is_local: bool, is_ending: C
     """The application for one run directory, or for a directory of several.
 
     Args:
-        is_ending: asked often; once it is true, pages that are open are left.
+        is_ending: called often; once it is true, pages that are open are left.
     """
     page = _Page(directory, is_ending)
     routes = [
@@ -50,7 +50,7 @@ def make_app(directory: Path, *, token: str | None, is_local: bool, is_ending: C
 
 
 class _Page:
-    """The routes. Files are read in threads, so that a slow filesystem holds up nobody else."""
+    """The routes. Files are read in threads, so that a slow filesystem holds up no other request."""
 
     def __init__(self, directory: Path, is_ending: Callable[[], bool]) -> None:
         self._directory = directory
@@ -79,7 +79,7 @@ class _Page:
             last, read_at = "", 0.0
             while not self._is_ending() and not await request.is_disconnected():
                 if time.monotonic() - read_at >= SWEEP_POLL_S:
-                    text = json.dumps(_finite(await asyncio.to_thread(sweep.data)))
+                    text = _json(await asyncio.to_thread(sweep.data))
                     read_at = time.monotonic()
                     if text != last:
                         last = text
@@ -105,7 +105,7 @@ class _Page:
                         message["layout"] = reader.layout()
                     known, message["steps"] = _steps(reader, known)
                     sent, attempt, last = reader.number, message["attempt"], time.monotonic()
-                    yield f"data: {json.dumps(_finite(message))}\n\n"
+                    yield f"data: {_json(message)}\n\n"
                 elif time.monotonic() - last > KEEP_ALIVE_S:
                     last = time.monotonic()
                     yield ": \n\n"
@@ -183,10 +183,6 @@ def _tail(run: Path, key: str, lines: int) -> str | None:
     return "\n".join([*reader.read(), *reader.close()])
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no nan and no infinity."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not (-1e308 < value < 1e308) else value
+def _json(value: Any) -> str:
+    """One line; what is not finite becomes null."""
+    return to_json(value).decode()

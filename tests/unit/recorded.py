@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from launcher.common.run_dir import last_job
 from tests.unit import view_events
 from tests.unit.view_events import Events
 
@@ -44,7 +45,10 @@ def add_job(path: Path, cluster: str, job: dict[str, Any], ago: float) -> None:
 def started(path: Path, events: Events, *, attempt: int = 1, ago: float = 60.0) -> Path:
     """An attempt with these events, moved so that the first of them was ``ago`` seconds ago."""
     shift = time.time() - ago - events[0]["time"]
-    view_events.write(path, [{**event, "time": event["time"] + shift} for event in events], attempt)
+    # Node 0 writes the id of the job that it runs in.
+    job = {"job_id": (last_job(path) or {}).get("job_id")}
+    moved = [{**event, "time": event["time"] + shift} for event in events]
+    view_events.write(path, [event | (job if event["event"] == "submitted" else {}) for event in moved], attempt)
     return path
 
 

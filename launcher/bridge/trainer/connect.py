@@ -6,14 +6,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed as dist
 
 from launcher.bridge import protocol as p
 from launcher.bridge.negotiation import replica_plan
@@ -26,7 +24,6 @@ from launcher.bridge.transport.base import Meeting
 from launcher.bridge.transport.choose import Place, choose_all
 from launcher.bridge.transport.links import connect_senders
 from launcher.common.errors import LauncherError, TransferError
-from launcher.common.ports import hold_free_port, port_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,21 +64,6 @@ class ConnectSettings:
 
     adapter: str | None
     """Whose matrices are sent over them; None for the model's weights."""
-
-
-def serve_store(address: str, timeout_s: float) -> tuple[dist.TCPStore, str]:
-    """A rendezvous store on a port that is held, and its ``host:port``. Rank 0 keeps it while links use it."""
-    sock = hold_free_port(address)
-    port = port_of(sock)
-    store = dist.TCPStore(
-        address,
-        port,
-        is_master=True,
-        timeout=timedelta(seconds=timeout_s),
-        wait_for_workers=False,
-        master_listen_fd=sock.detach(),
-    )
-    return store, f"{address}:{port}"
 
 
 def connect_replicas(

@@ -21,7 +21,6 @@ from launcher.bridge.trainer.connect import (
     ConnectSettings,
     connect_relayed,
     connect_replicas,
-    serve_store,
 )
 from launcher.bridge.trainer.discovery import ReplicaDiscovery, ReplicaInfo
 from launcher.bridge.trainer.rank_group import RankGroup
@@ -32,6 +31,7 @@ from launcher.bridge.trainer.replica_sender import RelayedSender, ReplicaSender
 from launcher.bridge.transport.choose import Place, here
 from launcher.common.errors import TransferError
 from launcher.common.keys import bridge_key
+from launcher.common.ports import serve_store
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -163,7 +163,7 @@ class FailureReported(Event):
     """The process failed because another one did, by what its log says: a connection that was closed, for example."""
 
     line: str | None = None
-    """The line of the log that says most."""
+    """The line of the log that explains most."""
 
     first: bool = False
     """The failure that ends the run. Those after it are consequences."""

@@ -152,7 +152,7 @@ def _draw_node(axes: Axes, layout: Layout, node: Node, x: float, y: float, width
 
 
 def _lanes(node: Node) -> list[list[Process]]:
-    """One lane, or one per role where both use the same GPUs (or the slots do not tell)."""
+    """One lane, or one per role where both use the same GPUs (or there are no GPUs)."""
     trainers, engines = _of(node, Role.TRAINER), _of(node, Role.INFERENCE)
     owned = [gpu for process in node.processes for gpu in process.gpus]
     is_apart = bool(owned) and len(owned) == len(set(owned))

@@ -68,7 +68,7 @@ def _layout(run_dir: Path, attempt: int | None) -> Layout | None:
 
 
 def has_matplotlib() -> bool:
-    """Whether pictures can be drawn; if not, one line in the log says what to install."""
+    """Whether pictures can be drawn; if not, one line in the log names what to install."""
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:

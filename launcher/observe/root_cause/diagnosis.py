@@ -1,4 +1,4 @@
-"""One cause for each attempt of a run: from the run directory and, if it says more, from SLURM."""
+"""One cause for each attempt of a run: from the run directory and the state of its SLURM job."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def _time(candidate: FailureCandidate) -> float:
     return candidate.time if candidate.time is not None else float("inf")
 
 
-SlurmWord = Callable[[Path], JobState | None]
-"""Asks SLURM for the state of a run's job; None if it is not a job, or SLURM does not say."""
+QueryJobState = Callable[[Path], JobState | None]
+"""Queries SLURM for the state of a run's job; None if it is no job, or SLURM does not answer."""
 
 NO_OUTPUT = 128 + 53
 """SLURM's exit code ``0:53``: it could not open the file for the job's output, or enter its directory."""
@@ -69,19 +69,19 @@ _REASONS = {
     "time limit": FailureKind.TIMED_OUT,
     "timed out": FailureKind.TIMED_OUT,
 }
-"""What the reason of a ``stopping`` or ``requeued`` event means; any other is somebody's request."""
+"""What the reason of a ``stopping`` or ``requeued`` event means; any other is a person's request."""
 
 _REQUESTS = ("request", "stopped")
-"""Reasons of those events for a SIGUSR2 that somebody sent."""
+"""Reasons of those events for a SIGUSR2 that a person sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Explained:
+class AttemptDiagnosis:
     """One attempt."""
 
     attempt: int
     outcome: str
-    """``completed``, ``failed``, ``cancelled``, or ``no last word``."""
+    """``completed``, ``failed``, ``cancelled``, or ``no final event``."""
 
     seconds: float | None
     cause: FailureCandidate | None
@@ -96,17 +96,17 @@ class Explained:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
+class RunDiagnosis:
     """A run."""
 
     run_dir: Path
     slurm: str | None
-    """SLURM's word for the job's state."""
+    """State of the job, as SLURM calls it."""
 
-    attempts: tuple[Explained, ...]
+    attempts: tuple[AttemptDiagnosis, ...]
 
     @property
-    def last(self) -> Explained | None:
+    def last(self) -> AttemptDiagnosis | None:
         """The attempt that counts."""
         return self.attempts[-1] if self.attempts else None
 
@@ -119,30 +119,32 @@ class Explanation:
         }
 
 
-def explain(run_dir: Path, ask_slurm: SlurmWord = lambda _: None) -> Explanation:
-    """Reads all attempts. Works on a directory alone, half written, or without a last word of node 0."""
+def diagnose(run_dir: Path, query_slurm: QueryJobState = lambda _: None) -> RunDiagnosis:
+    """Reads all attempts. Works on a directory alone, half written, or without a final event of node 0."""
     found = [gather(run_dir, number) for number in attempts_of(run_dir)]
-    state = ask_slurm(run_dir)
+    state = query_slurm(run_dir)
     slurm = state.name if state is not None else None
     if not found and (slurm in SLURM_STATES or slurm == "FAILED"):
         found = [Evidence(attempt=1)]
-    explained = [_explained(evidence, slurm if evidence is found[-1] else None) for evidence in found]
+    explained = [_diagnosed(evidence, slurm if evidence is found[-1] else None) for evidence in found]
     if explained and state is not None and slurm == "FAILED" and not found[-1].has_events:
         cause = _job_script(run_dir, state)
         explained[-1] = dataclasses.replace(explained[-1], cause=cause, advice=_advice(cause))
-    return Explanation(run_dir=run_dir, slurm=slurm, attempts=tuple(explained))
+    return RunDiagnosis(run_dir=run_dir, slurm=slurm, attempts=tuple(explained))
 
 
-def _explained(evidence: Evidence, slurm: str | None) -> Explained:
+def _diagnosed(evidence: Evidence, slurm: str | None) -> AttemptDiagnosis:
     found = _root_cause(evidence, slurm)
     began_at = evidence.state.began_at
     seconds = None if began_at is None else evidence.state.last_at - began_at
-    outcome = evidence.state.outcome or ("no last word" if slurm is None or slurm in SLURM_STATES else slurm.lower())
+    outcome = evidence.state.outcome or ("no final event" if slurm is None or slurm in SLURM_STATES else slurm.lower())
     is_over = evidence.state.outcome is not None or slurm is None or slurm in SLURM_STATES or slurm == "FAILED"
     recovered = tuple(_recovered(evidence))
     if found is None or outcome == "completed" or not is_over:
-        return Explained(attempt=evidence.attempt, outcome=outcome, seconds=seconds, cause=None, recovered=recovered)
-    return Explained(
+        return AttemptDiagnosis(
+            attempt=evidence.attempt, outcome=outcome, seconds=seconds, cause=None, recovered=recovered
+        )
+    return AttemptDiagnosis(
         attempt=evidence.attempt,
         outcome=outcome,
         seconds=seconds,
@@ -163,10 +165,10 @@ def _root_cause(evidence: Evidence, slurm: str | None) -> RootCause | None:
             return RootCause(cause=ended, victims=tuple(candidates))
         candidates.append(ended)
     if not candidates and evidence.is_silent:
-        return RootCause(cause=_silence(evidence, slurm), victims=())
+        return RootCause(cause=_node_0_lost(evidence, slurm), victims=())
     if evidence.is_silent and all(candidate.is_symptom for candidate in candidates):
-        # All that the others say is that node 0 is gone.
-        return RootCause(cause=_silence(evidence, slurm), victims=tuple(candidates))
+        # The others report only that node 0 is gone.
+        return RootCause(cause=_node_0_lost(evidence, slurm), victims=tuple(candidates))
     return find_root_cause(candidates)
 
 
@@ -174,7 +176,7 @@ def _ended_from_outside(evidence: Evidence, slurm: str | None) -> FailureCandida
     if slurm in ("TIMEOUT", "DEADLINE", "PREEMPTED") or (slurm == "CANCELLED" and evidence.state.outcome != "failed"):
         kind, line = SLURM_STATES[slurm], f"SLURM ended the job: {slurm}"
     elif evidence.end_reason is not None or evidence.state.outcome == "cancelled":
-        reason = evidence.end_reason or "somebody asked for the end"
+        reason = evidence.end_reason or "its end was requested"
         kind = _REASONS.get(reason, FailureKind.CANCELLED)
         line = "a stop with a checkpoint was requested" if reason in _REQUESTS else reason
     else:
@@ -189,15 +191,15 @@ def _is_before(candidate: FailureCandidate, ended: FailureCandidate) -> bool:
     return ended.time is not None and candidate.time is not None and candidate.time + candidate.error_s < ended.time
 
 
-def _silence(evidence: Evidence, slurm: str | None) -> FailureCandidate:
+def _node_0_lost(evidence: Evidence, slurm: str | None) -> FailureCandidate:
     kind = SLURM_STATES.get(slurm or "", FailureKind.NODE_LOST if evidence.has_events else FailureKind.UNKNOWN)
-    said = f"SLURM says {slurm}" if slurm else "SLURM says nothing"
-    line = "node 0 wrote no last word" if evidence.has_events else "no node wrote anything"
+    job = f"the job's state is {slurm}" if slurm else "the job's state is unknown"
+    line = "node 0 wrote no final event" if evidence.has_events else "no node wrote anything"
     return FailureCandidate(
         who="node 0",
         kind=kind,
         is_symptom=False,
-        line=f"{line}; {said}",
+        line=f"{line}; {job}",
         time=evidence.state.last_at,
         role=evidence.state.node_roles.get(0),
         node_rank=0 if evidence.has_events else None,

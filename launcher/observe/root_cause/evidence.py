@@ -9,12 +9,11 @@ from pathlib import Path
 
 from launcher.common.run_dir import attempt_dir
 from launcher.events.failure_kinds import FailureKind
-from launcher.events.fold import apply_event
 from launcher.events.log_rules import EXIT_CODES, SIGNALS, classify
 from launcher.events.log_tail import LogFinding, analyze_log, end_of, recorded
-from launcher.events.reader import events_path, read_events
+from launcher.events.reader import load_attempt
 from launcher.events.run_state import RunState
-from launcher.events.schema import FailureReported, JobRequeued, NodeLost
+from launcher.events.schema import FailureReported, NodeLost
 from launcher.layout.model import Process
 from launcher.observe.layouts import layout_of_attempt
 
@@ -45,7 +44,7 @@ class FailureCandidate:
 
     kind: FailureKind
     is_symptom: bool
-    """It failed because something else did, by what its log says."""
+    """It failed because something else did, by what its log shows."""
 
     line: str
     is_reported: bool = True
@@ -99,13 +98,20 @@ class Evidence:
     attempt: int
     state: RunState = field(default_factory=RunState)
     candidates: list[FailureCandidate] = field(default_factory=list)
-    end_reason: str | None = None
-    """Why the attempt was to end, if it was: the reason of a stop, a cancellation or a requeue."""
 
     @property
     def is_silent(self) -> bool:
         """Node 0 began, and never wrote the attempt's last event."""
         return self.state.outcome is None
+
+    @property
+    def end_reason(self) -> str | None:
+        """Why the attempt was to end, if it was: the reason of a requeue, a cancellation or a stop."""
+        if self.state.requeued is not None:
+            return self.state.requeued.reason or ""
+        if self.state.stopping is None and self.state.cancelled is None:
+            return None
+        return self.state.cancel_reason or self.state.stop_reason or ""
 
     @property
     def has_events(self) -> bool:
@@ -124,14 +130,8 @@ def attempts_of(run_dir: Path) -> list[int]:
 
 def gather(run_dir: Path, attempt: int) -> Evidence:
     """Reads one attempt; files that are missing or half written are passed over."""
-    found = Evidence(attempt=attempt)
+    found = Evidence(attempt=attempt, state=load_attempt(run_dir, attempt))
     state = found.state
-    for event in read_events(events_path(run_dir, attempt)):
-        apply_event(state, event)
-        if isinstance(event, JobRequeued):
-            found.end_reason = event.reason or ""
-    if found.end_reason is None and (state.stopping is not None or state.cancelled is not None):
-        found.end_reason = state.cancel_reason or state.stop_reason or ""
     named: dict[str, FailureCandidate] = {}
     reports: list[NodeLost | FailureReported] = [*state.node_losses.values(), *state.failures]
     for report in sorted(reports, key=lambda report: report.time):
@@ -187,7 +187,7 @@ def _failed(event: FailureReported, state: RunState) -> FailureCandidate:
 
 
 def _classified(event: FailureReported) -> tuple[FailureKind, bool, str]:
-    """Kind, whether it is a symptom, and the line that says most: as its reporter wrote it; else, for the logs of
+    """Kind, whether it is a symptom, and the line that explains most: as its reporter wrote it; else, for the logs of
     earlier versions, from exit codes and the lines that were reported."""
     if event.kind is not None and event.kind is not FailureKind.UNKNOWN:
         return event.kind, event.is_symptom, event.line or event.message

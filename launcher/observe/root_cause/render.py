@@ -1,4 +1,4 @@
-"""The explanation as people read it."""
+"""The diagnosis as people read it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from launcher.common.text import duration
-from launcher.observe.root_cause.diagnosis import Explained, Explanation
+from launcher.observe.root_cause.diagnosis import AttemptDiagnosis, RunDiagnosis
 from launcher.observe.root_cause.evidence import FailureCandidate
 
 MOST_VICTIMS = 8
@@ -14,26 +14,26 @@ MOST_LINES = 20
 MOST_LETTERS = 160
 
 
-def render(explanation: Explanation) -> str:
+def render(diagnosis: RunDiagnosis) -> str:
     """The last attempt in full, those before it in one line each."""
-    last = explanation.last
+    last = diagnosis.last
     if last is None:
-        slurm = f"; SLURM says {explanation.slurm}" if explanation.slurm else ""
+        slurm = f"; the job's state is {diagnosis.slurm}" if diagnosis.slurm else ""
         return f"Nothing was recorded: no node of the run ever started{slurm}."
-    lines = [_one_line(attempt) for attempt in explanation.attempts[:-1]]
-    slurm = f" (SLURM: {explanation.slurm})" if explanation.slurm else ""
+    lines = [_one_line(attempt) for attempt in diagnosis.attempts[:-1]]
+    slurm = f" (SLURM: {diagnosis.slurm})" if diagnosis.slurm else ""
     after = f" after {duration(last.seconds)}" if last.seconds is not None else ""
     lines.append(f"attempt {last.attempt}: {last.outcome}{after}{slurm}")
     lines += [f"  recovered: {text}" for text in last.recovered]
     return "\n".join([*lines, *_why(last)])
 
 
-def cause_block(last: Explained) -> list[str]:
+def cause_block(last: AttemptDiagnosis) -> list[str]:
     """The lines from ``Cause:`` on; empty if there is none to name."""
     return list(_why(last))
 
 
-def _why(attempt: Explained) -> Iterator[str]:
+def _why(attempt: AttemptDiagnosis) -> Iterator[str]:
     cause = attempt.cause
     if cause is None:
         return
@@ -46,9 +46,9 @@ def _why(attempt: Explained) -> Iterator[str]:
         yield _row("log", cause.log)
     yield from (f"    | {line}" for line in cause.lines[-MOST_LINES:])
     if attempt.victims:
-        told = [f"{victim.where} ({victim.kind.text}{_clock(victim)})" for victim in attempt.victims[:MOST_VICTIMS]]
-        more = len(attempt.victims) - len(told)
-        yield f"Failed because of it: {'; '.join(told)}{f'; and {more} more' if more else ''}"
+        victims = [f"{victim.where} ({victim.kind.text}{_clock(victim)})" for victim in attempt.victims[:MOST_VICTIMS]]
+        more = len(attempt.victims) - len(victims)
+        yield f"Failed because of it: {'; '.join(victims)}{f'; and {more} more' if more else ''}"
     if attempt.advice is not None:
         yield _row("retry", f"{attempt.advice.retry}. HINT: {attempt.advice.hint}.")
 
@@ -57,7 +57,7 @@ def _row(label: str, text: str) -> str:
     return f"  {label:<12}{text}"
 
 
-def _one_line(attempt: Explained) -> str:
+def _one_line(attempt: AttemptDiagnosis) -> str:
     cause = attempt.cause
     why = f": {cause.kind.text}, {cause.where}: {_short(cause)}" if cause is not None else ""
     return f"attempt {attempt.attempt}: {attempt.outcome}{why}"

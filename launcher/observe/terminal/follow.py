@@ -57,7 +57,7 @@ def follow(
 
     Args:
         attempt: The attempt to follow; None for the newest one and those after it.
-        is_alive: Whether the run's processes, or its job, still exist; asked every ``alive_interval_s``.
+        is_alive: Whether the run's processes, or its job, still exist; called every ``alive_interval_s``.
         after: With ``attempt=None``: only attempts later than this one.
         settle_s: Once they do not: how long the log may stay silent before it is taken as complete. A shared
             filesystem shows another node's last lines late.

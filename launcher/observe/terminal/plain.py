@@ -25,7 +25,7 @@ QUEUE_REMIND_EVERY_S = 60.0
 """A queue may take hours."""
 
 HOLD_S = 1.0
-"""The end of a phase is told this much later while other processes are in it, so that a thousand make few lines."""
+"""The end of a phase is written this much later while other processes are in it, so that a thousand make few lines."""
 
 SHORTEST_STEP_LINE_S = 1.0
 """When steps are faster than this, only every 2nd, 5th, 10th, ... has a line."""
@@ -41,14 +41,14 @@ class PlainDisplay:
         self._step_line: StepFinished | None = None
         self._timeline_seen = 0
         self._began_at: float | None = None
-        self._forget()
+        self._reset()
 
     def update(self, state: RunState) -> None:
         """Writes what is new since the last call."""
         if state.began_at is None:
             return
         if state.began_at != self._began_at:
-            self._forget()
+            self._reset()
             self._began_at = state.began_at
         lines = [*self._startup(state), *self._supervised(state), *self._training(state), *self._ending(state)]
         # Stable: what happened at the same moment stays in the order above.
@@ -64,10 +64,10 @@ class PlainDisplay:
             self._step_line = None
         self._stream.flush()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._attempt: int | None = None
         self._has_submitted = False
-        self._untold: list[StartupPhase] = []
+        self._pending: list[StartupPhase] = []
         self._phases_seen = 0
         self._engines: set[int] = set()
         self._reminded: dict[str, int] = {}
@@ -79,18 +79,18 @@ class PlainDisplay:
             self._has_submitted = True
             job = f", job {state.job_id}" if state.job_id else ""
             yield self._began_at or 0.0, f"submitted to {state.cluster}{job}, run directory {state.run_dir}"
-        self._untold += state.phases[self._phases_seen :]
+        self._pending += state.phases[self._phases_seen :]
         self._phases_seen = len(state.phases)
         by_name: dict[str, list[StartupPhase]] = {}
-        for phase in self._untold:
+        for phase in self._pending:
             by_name.setdefault(phase.name, []).append(phase)
-        self._untold = []
+        self._pending = []
         for name, phases in by_name.items():
             ended = [phase for phase in phases if phase.end is not None]
             hold_until = min((p.end or 0.0 for p in ended), default=0.0) + HOLD_S
             is_held = len(ended) < len(phases) and self._clock() < hold_until and state.outcome is None
-            self._untold += phases if is_held else [phase for phase in phases if phase.end is None]
-            # The lines of the replicas and of the steps say when these have ended.
+            self._pending += phases if is_held else [phase for phase in phases if phase.end is None]
+            # These end with a line about the replica or the step.
             if ended and not is_held and name not in (ENGINE, FIRST_STEP):
                 yield max(p.end or 0.0 for p in ended), _ended_text(name, ended, state)
         if self._attempt is None and state.attempt is not None:
@@ -159,7 +159,7 @@ class PlainDisplay:
             del self._reminded[name]
         for group in groups.values():
             if group.name != ENGINE and engines.issuperset(group.waiting):
-                continue  # A stage of an engine's start: the line about the engine says it, with the deadline.
+                continue  # A stage of an engine's start: the line about the engine covers it, with the deadline.
             waited = group.longest_wait(now)
             every = QUEUE_REMIND_EVERY_S if group.name == QUEUE else REMIND_EVERY_S
             count = int(waited / every)
@@ -174,7 +174,7 @@ class PlainDisplay:
 
 
 def failure_text(failure: FailureReported) -> str:
-    """One line: the message, and what it does not say itself of where and how."""
+    """One line: the message, and where and how if it does not hold that."""
     more = [part for part in (failure.where, failure.how) if part and part not in failure.message]
     return failure.message + (f" [{', '.join(more)}]" if more else "")
 

@@ -18,13 +18,13 @@ READY, STARTING = "ready", "starting"
 
 
 def status_lines(status: RunStatus, state: RunState, problem: str | None, *, now: float) -> Iterator[tuple[str, str]]:
-    """Labels and texts; what there is nothing to say of is left out.
+    """Labels and texts; what is not known is left out.
 
     Args:
         problem: why the job's state is only the last known one.
     """
     run = status.summary
-    yield "state", f"{status.word}{'' if status.is_certain else '?'}"
+    yield "state", f"{status.state}{'' if status.is_certain else '?'}"
     yield "job", _job(status, now) + (f"   ({problem})" if problem else "")
     if run.nodes is not None:
         yield "nodes", _nodes(run.nodes, state)
@@ -97,16 +97,16 @@ def replica_states(state: RunState) -> dict[int, str]:
     """What each replica of the layout is doing."""
     found = {}
     for replica in range(state.replicas or 0):
-        told = state.replica_states.get(replica, STARTING)
+        last = state.replica_states.get(replica, STARTING)
         process = state.processes.get(f"inference-{replica}")
         has_failed = process is not None and process.status in (ProcessStatus.FAILED, ProcessStatus.VICTIM)
         if replica in state.engines:
             found[replica] = READY
-        elif told == READY or (told == STARTING and state.outcome is not None):
+        elif last == READY or (last == STARTING and state.outcome is not None):
             # Its process has ended since it was ready; nor does a replica start when all is over.
             found[replica] = "failed" if has_failed else "ended"
         else:
-            found[replica] = told
+            found[replica] = last
     return found
 
 

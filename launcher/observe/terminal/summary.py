@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launcher.common.codec import to_json
+from launcher.common.jsonio import write_text
 from launcher.common.text import command_line, counted, duration, number
 from launcher.events.reader import load_state
 from launcher.events.run_state import RunState
@@ -36,12 +36,11 @@ def summary(run_dir: Path, state: RunState | None = None, slurm: JobState | None
     """
     state = load_state(run_dir) if state is None else state
     facts = gather(run_dir, state)
-    temporary = run_dir / f".summary.json.{os.getpid()}"
     try:
-        temporary.write_text(json.dumps(_finite(facts), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(run_dir / "summary.json")
+        # Through the codec: JSON has no nan and no infinity; they become null.
+        write_text(run_dir / "summary.json", json.dumps(json.loads(to_json(facts)), indent=2) + "\n")
     except OSError as error:
-        # What it would say is printed all the same; the disk may be what the run ended by.
+        # Its content is printed all the same; a full disk may be what ended the run.
         logger.warning("summary.json cannot be written: %s", error)
     return "\n".join(_block(run_dir, state, facts, slurm))
 
@@ -180,13 +179,13 @@ def _figures(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _cause(run_dir: Path, slurm: JobState | None) -> Iterator[str]:
-    """What ``launcher why`` says of the last attempt; nothing when somebody ended it on purpose."""
-    # Its text uses this package's words in turn.
+    """What ``launcher why`` prints about the last attempt; nothing if it was ended on purpose."""
+    # That package uses this one's text in turn.
     from launcher.events.failure_kinds import FailureKind
-    from launcher.observe.root_cause.diagnosis import explain
+    from launcher.observe.root_cause.diagnosis import diagnose
     from launcher.observe.root_cause.render import cause_block
 
-    explained = explain(run_dir, lambda _: slurm).last
+    explained = diagnose(run_dir, lambda _: slurm).last
     if explained is not None and explained.cause is not None and explained.cause.kind is not FailureKind.CANCELLED:
         yield from cause_block(explained)
 
@@ -216,12 +215,3 @@ def _mean(values: list[float]) -> float | None:
 
 def _spread(values: list[float]) -> dict[str, float | None]:
     return {"mean": _mean(values), "max": max(values, default=None)}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no nan and no infinity; they become null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

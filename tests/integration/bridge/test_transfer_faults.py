@@ -15,12 +15,13 @@ from launcher.bridge.negotiation import replica_plan
 from launcher.bridge.plan import Box, Location, Placement, Sharding, fingerprints, first_difference, plan_digest
 from launcher.bridge.plan.sharding import fsdp, replicated
 from launcher.bridge.protocol import Connect, ConnectReply, TensorEntry, TrainerSpec, WorkerConnected, WorkerSpec
-from launcher.bridge.trainer.connect import ConnectSettings, connect_replicas, serve_store
+from launcher.bridge.trainer.connect import ConnectSettings, connect_replicas
 from launcher.bridge.trainer.discovery import ReplicaInfo
 from launcher.bridge.trainer.replica_client import ReplicaClient
 from launcher.bridge.transport.choose import here
 from launcher.bridge.weightmap import BoundParameter, CopyOp, LoadMethod, WeightMap
 from launcher.common.codec import from_json, to_json
+from launcher.common.ports import serve_store
 from tests.integration.bridge.peer_process import Answer, Pool
 from tests.integration.bridge.transfer_case import TransferCase
 from tests.integration.bridge.transfer_process import content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,6 +83,7 @@ from launcher.inference.client import inference_urls
 folder = pathlib.Path(sys.argv[1])
 name = f"{os.environ['RANK']}-{os.environ['LAUNCHER_RESTART_COUNT']}"
 keys = ("LAUNCHER_HOSTNAME", "LAUNCHER_NODE_RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+keys += ("LAUNCHER_INFERENCE_URLS",)
 (folder / f"{name}.json").write_text(json.dumps({key: os.environ[key] for key in keys}))
 while not (folder / "go").exists():
     time.sleep(0.1)
@@ -118,6 +120,8 @@ def test_spares_take_the_places_of_lost_nodes_of_either_role(launcher: Launcher,
     assert job.wait(SLOW_S) == 0, job.output
     assert not Path(f"/proc/{first}").exists()
     told = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    for environ in told.values():  # for programs that do not import the launcher
+        assert re.fullmatch(r"http://[\d.]+:\d+", environ.pop("LAUNCHER_INFERENCE_URLS"))
     assert told["1-1"] == {
         "LAUNCHER_HOSTNAME": "local-4",
         "LAUNCHER_NODE_RANK": "1",

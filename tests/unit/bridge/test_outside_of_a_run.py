@@ -56,7 +56,7 @@ def test_a_token_without_a_run_is_a_message(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_only_reports_to_a_run_does_nothing() -> None:
     assert stopping.should_stop() is False
-    assert stopping.is_asked() is False
+    assert stopping.is_stop_requested() is False
     events.emit("phase", phase="x", who="y", state="begin")
     with events.phase("x", "y"):
         pass

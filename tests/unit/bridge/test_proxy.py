@@ -15,7 +15,7 @@ from launcher.bridge.protocol import Abort
 from launcher.bridge.trainer.discovery import ReplicaInfo
 from launcher.bridge.trainer.replica_client import ReplicaClient
 from launcher.common import http
-from launcher.node.health import Answer, ask
+from launcher.node.health import Health, get_health
 from launcher.testing.chaos import client as chaos_client
 from launcher.trainers.grpo.rollout import Engines
 
@@ -98,7 +98,7 @@ def bridge(url: str) -> None:
 
 
 def health(url: str) -> None:
-    assert ask(f"{url}/health") is Answer.HEALTHY
+    assert get_health(f"{url}/health") is Health.HEALTHY
 
 
 def rollout(url: str) -> None:

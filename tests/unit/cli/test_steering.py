@@ -35,8 +35,8 @@ GUARD = (
 
 
 @pytest.fixture
-def guards() -> Iterator[list[subprocess.Popen[str]]]:
-    """Two processes that end at SIGTERM, as guards do."""
+def shims() -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes that end at SIGTERM, as shims do."""
     started = [subprocess.Popen([sys.executable, "-c", GUARD], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for process in started:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
@@ -51,51 +51,51 @@ def guards() -> Iterator[list[subprocess.Popen[str]]]:
 def local_run(output_dir: Path, processes: list[subprocess.Popen[str]], **job: object) -> Path:
     record = {
         "host": socket.gethostname(),
-        "guards": [{"pid": g.pid, "start": start_of(g.pid)} for g in processes],
+        "shims": [{"pid": g.pid, "start": start_of(g.pid)} for g in processes],
         **job,
     }
     layout = layout_to_json(plan(compose(["+trainer.env.MARK=here"])))
     return started(run_dir(output_dir, "mine", cluster="local", job=record, layout=layout), view_events.startup())
 
 
-def test_a_local_run_is_cancelled_through_its_guards(
-    tmp_path: Path, guards: list[subprocess.Popen[str]], capsys: pytest.CaptureFixture[str]
+def test_a_local_run_is_cancelled_through_its_shims(
+    tmp_path: Path, shims: list[subprocess.Popen[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    local_run(tmp_path, guards)
+    local_run(tmp_path, shims)
     where = ["--output-dir", str(tmp_path)]
     assert main(["cancel", "mine", *where]) == 0
-    assert [guard.wait(10) for guard in guards] == [0, 0]
-    pids = ", ".join(str(guard.pid) for guard in guards)
-    assert f"mine was starting; ended 2 nodes on this machine (guards {pids})" in capsys.readouterr().out
+    assert [shim.wait(10) for shim in shims] == [0, 0]
+    pids = ", ".join(str(shim.pid) for shim in shims)
+    assert f"mine was starting; ended 2 nodes on this machine (shims {pids})" in capsys.readouterr().out
     assert main(["cancel", "mine", "mine", *where]) == 0
     assert capsys.readouterr().out == "mine had ended: lost\n"
 
 
-def test_a_pid_that_was_used_again_is_never_hit(tmp_path: Path, guards: list[subprocess.Popen[str]]) -> None:
-    local_run(tmp_path, [], guards=[{"pid": guards[0].pid, "start": "another boot:1"}])
+def test_a_pid_that_was_used_again_is_never_hit(tmp_path: Path, shims: list[subprocess.Popen[str]]) -> None:
+    local_run(tmp_path, [], shims=[{"pid": shims[0].pid, "start": "another boot:1"}])
     assert main(["cancel", "mine", "--output-dir", str(tmp_path)]) == 0
-    assert not Identity(pid=guards[0].pid, start="another boot:1").send(signal.SIGTERM)
+    assert not Identity(pid=shims[0].pid, start="another boot:1").send(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
-        guards[0].wait(0.5)
+        shims[0].wait(0.5)
 
 
-def test_a_guard_that_does_not_end_is_named(
-    tmp_path: Path, guards: list[subprocess.Popen[str]], capsys: pytest.CaptureFixture[str]
+def test_a_shim_that_does_not_end_is_named(
+    tmp_path: Path, shims: list[subprocess.Popen[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    local_run(tmp_path, guards[:1])
-    guards[0].send_signal(signal.SIGSTOP)
+    local_run(tmp_path, shims[:1])
+    shims[0].send_signal(signal.SIGSTOP)
     assert main(["cancel", "mine", "--timeout-s", "0.3", "--output-dir", str(tmp_path)]) == 1
-    assert f"have not ended after 0.3 s: processes {guards[0].pid}" in capsys.readouterr().err
+    assert f"have not ended after 0.3 s: processes {shims[0].pid}" in capsys.readouterr().err
 
 
 def test_a_run_of_another_machine_is_left_alone(
-    tmp_path: Path, guards: list[subprocess.Popen[str]], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, shims: list[subprocess.Popen[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    local_run(tmp_path, guards, host="elsewhere")
+    local_run(tmp_path, shims, host="elsewhere")
     assert main(["cancel", "mine", "--output-dir", str(tmp_path)]) == 1
     assert "mine runs on elsewhere. HINT: run this command there." in capsys.readouterr().err
     assert main(["attach", "mine", "--output-dir", str(tmp_path)]) == 1
-    assert guards[0].poll() is None
+    assert shims[0].poll() is None
 
 
 def test_jobs_are_cancelled_with_one_scancel(tools: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,9 +143,9 @@ def attach(output_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_command_on_a_local_node_has_that_nodes_environment(
-    tmp_path: Path, guards: list[subprocess.Popen[str]]
+    tmp_path: Path, shims: list[subprocess.Popen[str]]
 ) -> None:
-    run = local_run(tmp_path, guards)
+    run = local_run(tmp_path, shims)
     done = attach(tmp_path, "--", "sh", "-c", "echo $RANK $MARK $LAUNCHER_NODE_RANK $LAUNCHER_RUN_DIR; exit 3")
     assert (done.returncode, done.stdout) == (3, f"0 here 0 {run}\n")
     done = attach(tmp_path, "--role", "inference", "--", "sh", "-c", "echo $LAUNCHER_ROLE $LAUNCHER_NODE_RANK:$RANK")

@@ -53,7 +53,7 @@ class DrivenRun:
                 case effects.NotifyNodes():
                     self.notified |= effect.node_ranks
                 case effects.ComparePreflightReports():
-                    hostnames = [node.hostname for node in self.state.settings.layout.everybody]
+                    hostnames = [node.hostname for node in self.state.settings.layout.all_nodes]
                     self.apply(compare_reports(hostnames, effect.reports))
                 case _:
                     pass

@@ -17,16 +17,20 @@ from launcher.common.keys import api_key, bridge_key, control_proof, new_token
 from launcher.common.ports import hold_free_port, port_of
 from launcher.config import Config, LayoutConfig
 from launcher.control.client import ControlClient
-from launcher.control.model import ALL_URLS, Phase, replica_key
-from launcher.control.preflight_report import Finding, PreflightReport
+from launcher.control.model import ALL_URLS, Phase, url_key
+from launcher.control.preflight_report import Finding, PreflightReport, PreflightResult
 from launcher.control.protocol import (
+    OPERATIONS,
     CancelRequest,
     FailRequest,
+    GetRequest,
     HeartbeatRequest,
     HelloRequest,
+    PoolRequest,
 )
 from launcher.control.server import ControlServer
 from launcher.control.state import ControlSettings, ControlState, new_state
+from launcher.control.transitions import TRANSITIONS, Tick
 from launcher.events.schema import FailureReported
 from launcher.layout import Layout, plan
 from tests.unit.control.driven import DrivenRun
@@ -213,11 +217,11 @@ def test_nodes_that_never_report_are_named() -> None:
 
 
 def test_the_urls_are_known_when_every_replica_has_said_its_own(run: DrivenRun) -> None:
-    run.put(replica_key(1, "url"), "http://b:9000")
+    run.put(url_key(1), "http://b:9000")
     assert ALL_URLS not in run.state.values
-    run.put(replica_key(0, "url"), "http://a:9000")
+    run.put(url_key(0), "http://a:9000")
     assert run.state.values[ALL_URLS] == ["http://a:9000", "http://b:9000"]
-    run.put(replica_key(1, "url"), "http://c:9000")
+    run.put(url_key(1), "http://c:9000")
     assert run.state.values[ALL_URLS] == ["http://a:9000", "http://c:9000"]
 
 
@@ -423,3 +427,9 @@ def test_keys_for_different_purposes_differ_and_none_is_the_token() -> None:
     ]
     assert len(set(keys)) == len(keys)
     assert not any(TOKEN in key for key in keys[1:])
+
+
+def test_every_operation_changes_the_state_or_only_reads_it() -> None:
+    requests = {request for request, _ in OPERATIONS.values()}
+    assert requests - set(TRANSITIONS) == {GetRequest, PoolRequest}
+    assert set(TRANSITIONS) - requests == {Tick, PreflightResult}

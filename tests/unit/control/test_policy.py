@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.config.schema import Config, RestartConfig, SlurmClusterConfig
-from launcher.control.model import ENDED, MODEL_READY, STOP_ACKNOWLEDGED, Phase, StopReason, replica_key
+from launcher.control.model import ENDED, MODEL_READY, STOP_ACKNOWLEDGED, Phase, StopReason, url_key
 from launcher.control.model import STORE as STORE_KEY
 from launcher.control.policy import POLICY, STORE, Decision, Loss, PolicyRow, When, decide
 from launcher.control.preflight_report import Finding, PreflightReport
@@ -60,7 +60,7 @@ def arranged(rule: PolicyRow) -> Run:
         bad_nodes_fail=When.WARN_ONLY not in when,
         starts=rule.loss is not Loss.PREFLIGHT and When.REFUSED not in when,
     )
-    for node in run.layout.everybody:
+    for node in run.layout.all_nodes:
         run.joins(node.node_rank)
     if When.STOPPING in when:
         run.stop(StopReason.REQUEST)
@@ -91,7 +91,7 @@ def lose(run: Run, rule: PolicyRow) -> None:
         case Loss.NODE:
             run.loses(node_of(rule))
         case Loss.PREFLIGHT:
-            everybody = [node.node_rank for node in run.layout.everybody]
+            everybody = [node.node_rank for node in run.layout.all_nodes]
             bad = everybody if When.EVERYWHERE in rule.when else [node_of(rule)]
             for rank in everybody:
                 finding = Finding(name="gpus", ok=rank not in bad, text="7 of 8 GPUs")
@@ -177,9 +177,7 @@ def events() -> st.SearchStrategy[ControlEvent]:
         st.builds(CancelRequest, reason=st.just("SIGTERM")),
         st.builds(
             PutRequest,
-            key=st.sampled_from(
-                [MODEL_READY, STORE_KEY, STOP_ACKNOWLEDGED, replica_key(0, "url"), replica_key(1, "url")]
-            ),
+            key=st.sampled_from([MODEL_READY, STORE_KEY, STOP_ACKNOWLEDGED, url_key(0), url_key(1)]),
             value=st.just("x:1"),
         ),
         st.builds(
@@ -196,7 +194,7 @@ def test_whatever_happens_the_state_is_consistent_and_the_same_events_lead_to_th
     layout = Run(spares=1, starts=False).layout
     control = ControlSettings(layout=layout, start_timeout_s=60, lease_timeout_s=10)
     now, state = 0.0, new_state(control, 0.0)
-    for node in layout.everybody:
+    for node in layout.all_nodes:
         apply(state, HelloRequest(node_rank=node.node_rank, hostname="h", address="a"), now)
     for event, seconds in history:
         now += seconds

@@ -16,8 +16,8 @@ from launcher.control.model import (
     Phase,
     ReplicaAssignment,
     TrainerAssignment,
-    replica_key,
     store_key,
+    url_key,
 )
 from launcher.control.policy import backoff_s, counted_restarts, is_from_outside
 from launcher.control.preflight_report import Finding, PreflightReport
@@ -66,7 +66,7 @@ class Run(DrivenRun):
         )
         super().__init__(settings, now=1000.0)
         if starts:
-            for node in self.layout.everybody:
+            for node in self.layout.all_nodes:
                 self.joins(node.node_rank)
             self.put(MODEL_READY, True)
             self.put(STORE, "10.0.0.0:1234")
@@ -78,7 +78,7 @@ class Run(DrivenRun):
         self.hello(node, f"host-{node}", f"10.0.0.{node}")
 
     def listens(self, replica: int) -> None:
-        self.put(replica_key(replica, "url"), f"http://{replica}:9000")
+        self.put(url_key(replica), f"http://{replica}:9000")
 
     def is_ready(self, replica: int) -> None:
         restart_count = self.state.replicas[replica].restart_count
@@ -89,7 +89,7 @@ class Run(DrivenRun):
         end = self.now + seconds
         while self.now < end:
             self.now = min(self.now + 1.0, end)
-            for node in self.layout.everybody:
+            for node in self.layout.all_nodes:
                 if node.node_rank not in silent:
                     self.heartbeat(node.node_rank)
             self.tick()

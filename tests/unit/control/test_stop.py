@@ -15,7 +15,7 @@ from launcher.control.model import (
     Phase,
     StopReason,
     StopStage,
-    replica_key,
+    url_key,
 )
 from launcher.control.state import ControlSettings
 from launcher.events.schema import FailureReported
@@ -43,7 +43,7 @@ class Run(DrivenRun):
         if started:
             for node in range(2):
                 self.hello(node, f"n{node}", f"10.0.0.{node}")
-            for key, value in ((MODEL_READY, True), (STORE, "a:1"), (replica_key(0, "url"), "http://b:2")):
+            for key, value in ((MODEL_READY, True), (STORE, "a:1"), (url_key(0), "http://b:2")):
                 self.put(key, value)
             assert ALL_URLS in self.state.values
             trainers = self.assignment(0).trainers

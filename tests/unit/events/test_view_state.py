@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.common.text import duration, listed, sparkline
-from launcher.events.reader import load_state, new_state
+from launcher.events.reader import load_attempt, load_state, new_state
 from launcher.events.run_state import RunState
 from launcher.events.schema import EVENT_KINDS
 from tests.unit import view_events
@@ -123,7 +123,7 @@ def test_all_attempts_are_loaded_in_order(tmp_path: Path) -> None:
     view_events.write(tmp_path, [*view_events.startup(), *view_events.steps(5)], attempt=9)
     view_events.write(tmp_path, [*view_events.startup(), *view_events.steps(5, first=6)], attempt=10)
     assert len(load_state(tmp_path).steps) == 10
-    assert len(load_state(tmp_path, 9).steps) == 5
+    assert len(load_attempt(tmp_path, 9).steps) == 5
 
 
 KINDS = [*EVENT_KINDS, "unknown"]

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from launcher.node.health import Answer, Health, ask
+from launcher.node.health import Health, HealthMonitor, get_health
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -33,7 +33,7 @@ def test_an_engine_that_is_well_dies_and_closes_its_port() -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.code = 200  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    health = Health(f"http://127.0.0.1:{server.server_port}")
+    health = HealthMonitor(f"http://127.0.0.1:{server.server_port}")
     wait_until(lambda: health.is_ready)
     assert health.refused_s() == 0.0
     server.code = 503  # type: ignore[attr-defined]
@@ -49,4 +49,4 @@ def test_an_engine_that_is_well_dies_and_closes_its_port() -> None:
 def test_a_closed_port_is_a_refusal() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        assert ask(f"http://127.0.0.1:{closed.getsockname()[1]}") is Answer.REFUSED
+        assert get_health(f"http://127.0.0.1:{closed.getsockname()[1]}") is Health.REFUSED

@@ -26,7 +26,7 @@ exec "$@"
 PROGRAM = """
 import http.server, json, socket, sys, threading
 from launcher.common.ports import hold_free_port, port_of, url_host
-from launcher.node.health import Answer, ask
+from launcher.node.health import Health, get_health
 from launcher.node.context import node_environment, own_address
 node = node_environment()
 address = own_address(node)
@@ -42,7 +42,7 @@ server = http.server.HTTPServer((address, 0), Healthy, bind_and_activate=False)
 server.socket = sock
 threading.Thread(target=server.serve_forever, daemon=True).start()
 url = f"http://{url_host(address)}:{port_of(sock)}"
-print(json.dumps({"address": address, "url": url, "healthy": ask(f"{url}/health") is Answer.HEALTHY}))
+print(json.dumps({"address": address, "url": url, "healthy": get_health(f"{url}/health") is Health.HEALTHY}))
 """
 
 

@@ -17,7 +17,7 @@ from launcher.config.schema import SlurmClusterConfig
 from launcher.control.server import ControlServer
 from launcher.control.state import ControlSettings, new_state
 from launcher.layout import plan
-from launcher.node import failover as stand_in_module
+from launcher.node import failover
 from launcher.node.failover import node_0_killed, run_node0_failover
 from tests.unit.slurm_tools import calls, tool, tools
 
@@ -110,7 +110,7 @@ def job(nodes: str, restarts: int = 0) -> str:
 def survivor(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same on the second node, quickly; node 0 does not answer."""
     monkeypatch.setenv("SLURM_NODEID", "1")
-    monkeypatch.setattr(stand_in_module, "ASK_S", 0.01)
+    monkeypatch.setattr(failover, "QUERY_S", 0.01)
     return run
 
 
@@ -135,7 +135,7 @@ def test_a_job_that_is_not_queued_again_is_given_back(survivor: Path, tools: Pat
 def test_none_does_for_long_once_it_was_asked_to_end(
     survivor: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stand_in_module, "LAST_S", 0.0)
+    monkeypatch.setattr(failover, "LAST_S", 0.0)
     Cluster(tools, job("gpu-[01-02]"))
     run_node0_failover(survivor, lambda: True)
     assert requeues(tools) == []
@@ -143,7 +143,7 @@ def test_none_does_for_long_once_it_was_asked_to_end(
 
 def test_only_one_does(survivor: Path, tools: Path) -> None:
     Cluster(tools, job("gpu-02"))
-    (survivor / "attempts" / "1" / "stand_in.json").touch()
+    (survivor / "attempts" / "1" / "failover.json").touch()
     run_node0_failover(survivor, lambda: False)
     assert requeues(tools) == []
 

@@ -137,7 +137,7 @@ def test_one_word_for_each_state(tools: Path, squeue: str, events: view_events.E
     if events is not None:
         started(run, events)
     found = status(run)
-    assert (found.word, found.is_certain) == (word, True)
+    assert (found.state, found.is_certain) == (word, True)
 
 
 def test_the_last_known_state_while_the_controller_is_away(
@@ -160,41 +160,41 @@ def test_the_last_known_state_while_the_controller_is_away(
 def test_what_has_ended_is_not_asked_again(tools: Path) -> None:
     ended = started(run_dir(tools / "runs", "a", job={"job_id": "7"}), trained(3, is_finished=True))
     tool(tools, "squeue", row("7", "COMPLETED"))
-    assert status(ended).word == status(ended).word == "completed"
+    assert status(ended).state == status(ended).state == "completed"
     assert len(calls(tools)) == 1
     # Unless it was requeued by hand.
     started(ended, view_events.startup(), attempt=2)
     tool(tools, "squeue", row("7", "RUNNING"))
-    assert status(ended).word == "starting"
+    assert status(ended).state == "starting"
 
 
 def test_what_slurm_has_forgotten_is_not_asked_again_either(tools: Path) -> None:
     run = started(run_dir(tools / "runs", "a", job={"job_id": "7"}), trained(3, is_finished=True))
     tool(tools, "squeue", NO_SUCH)
     tool(tools, "sacct", OFF)
-    assert status(run).word == status(run).word == "completed"
+    assert status(run).state == status(run).state == "completed"
     assert len(calls(tools)) == 2
     assert json.loads((run / JOB_STATE).read_text())["state"] is None
 
 
-def test_a_local_run_lives_as_long_as_its_guards(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as guard:
-        job = {"host": socket.gethostname(), "guards": [{"pid": guard.pid, "start": start_of(guard.pid)}]}
+def test_a_local_run_lives_as_long_as_its_shims(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as shim:
+        job = {"host": socket.gethostname(), "shims": [{"pid": shim.pid, "start": start_of(shim.pid)}]}
         run = run_dir(tmp_path, "a", cluster="local", job=job)
         started(run, trained(3, is_finished=False, cluster="local"))
-        assert (status(run).word, status(run).is_over) == ("running", False)
+        assert (status(run).state, status(run).is_over) == ("running", False)
         # The same pid, but of another process.
-        other = run_dir(tmp_path, "b", cluster="local", job={**job, "guards": [{"pid": guard.pid, "start": "x:1"}]})
-        assert (status(other).word, status(other).is_over) == ("lost", True)
+        other = run_dir(tmp_path, "b", cluster="local", job={**job, "shims": [{"pid": shim.pid, "start": "x:1"}]})
+        assert (status(other).state, status(other).is_over) == ("lost", True)
         elsewhere = run_dir(tmp_path, "c", cluster="local", job={**job, "host": "elsewhere"})
-        assert (status(elsewhere).word, status(elsewhere).is_certain) == ("starting", False)
-        assert guard.stdin is not None
-        guard.stdin.write(b"\n")
-    assert (status(run).word, status(run).is_over) == ("lost", True)
+        assert (status(elsewhere).state, status(elsewhere).is_certain) == ("starting", False)
+        assert shim.stdin is not None
+        shim.stdin.write(b"\n")
+    assert (status(run).state, status(run).is_over) == ("lost", True)
 
 
 def test_a_run_that_was_only_prepared(tmp_path: Path) -> None:
-    assert status(run_dir(tmp_path, "a")).word == "prepared"
+    assert status(run_dir(tmp_path, "a")).state == "prepared"
 
 
 def test_the_table(tools: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from launcher.config import Config, LayoutConfig
 from launcher.events.failure_kinds import FailureKind as Kind
 from launcher.events.failure_kinds import Retry
 from launcher.layout import layout_to_json, plan
-from launcher.observe.root_cause.diagnosis import Explanation, explain, find_root_cause
+from launcher.observe.root_cause.diagnosis import RunDiagnosis, diagnose, find_root_cause
 from launcher.observe.root_cause.evidence import FailureCandidate
 from launcher.observe.root_cause.render import render
 from launcher.slurm.states import JobState
@@ -97,8 +97,8 @@ class Recorded:
         path.write_text(text)
         return path
 
-    def explain(self, slurm: str | None = None) -> Explanation:
-        return explain(self.path, lambda _: None if slurm is None else JobState(name=slurm))
+    def diagnose(self, slurm: str | None = None) -> RunDiagnosis:
+        return diagnose(self.path, lambda _: None if slurm is None else JobState(name=slurm))
 
 
 @pytest.fixture
@@ -109,10 +109,10 @@ def run(tmp_path: Path) -> Recorded:
 RESET = ("Traceback (most recent call last):", "RuntimeError: Connection reset by peer")
 
 
-def only(explanation: Explanation) -> FailureCandidate:
-    assert explanation.last is not None
-    assert explanation.last.cause is not None, explanation
-    return explanation.last.cause
+def only(diagnosis: RunDiagnosis) -> FailureCandidate:
+    assert diagnosis.last is not None
+    assert diagnosis.last.cause is not None, diagnosis
+    return diagnosis.last.cause
 
 
 def test_a_killed_rank_is_the_cause_and_its_peers_are_victims(run: Recorded) -> None:
@@ -120,12 +120,12 @@ def test_a_killed_rank_is_the_cause_and_its_peers_are_victims(run: Recorded) -> 
     run.failure(0, "exit code 1", tail=RESET, exit_code=1)
     run.failure(1, "signal 9 (SIGKILL)", exit_code=-9, after=0.2)
     run.event("finished", outcome="failed")
-    explanation = run.explain()
-    found = only(explanation)
+    diagnosis = run.diagnose()
+    found = only(diagnosis)
     assert (found.who, found.kind, found.where) == ("trainer-0001", Kind.KILLED, "trainer 1 on node 1 (gpu-1)")
-    assert explanation.last is not None
-    assert [victim.who for victim in explanation.last.victims] == ["trainer-0000"]
-    text = render(explanation)
+    assert diagnosis.last is not None
+    assert [victim.who for victim in diagnosis.last.victims] == ["trainer-0000"]
+    text = render(diagnosis)
     assert "Cause: trainer 1 on node 1 (gpu-1) ended with signal 9 (SIGKILL)" in text
     assert "kind        killed at " in text
     assert "Failed because of it: trainer 0 on node 0 (gpu-0) (connection lost at " in text
@@ -140,8 +140,8 @@ def test_the_nodes_own_clock_counts_corrected_by_what_the_preflight_measured(run
     run.failure(0, "exit code 1", tail=boom, exit_code=1, at=2000.0)
     run.failure(1, "exit code 1", tail=boom, exit_code=1, at=2048.0)
     run.event("finished", outcome="failed")
-    assert only(run.explain()).who == "trainer-0001"
-    assert only(run.explain()).time == 1998.0
+    assert only(run.diagnose()).who == "trainer-0001"
+    assert only(run.diagnose()).time == 1998.0
 
 
 def test_a_rank_that_nobody_reported_is_found_in_its_log(run: Recorded) -> None:
@@ -151,7 +151,7 @@ def test_a_rank_that_nobody_reported_is_found_in_its_log(run: Recorded) -> None:
         "trainer-0001", "step 3\nTraceback (most recent call last):\n  x\ntorch.OutOfMemoryError: CUDA out of memory.\n"
     )
     os.utime(path, (1000.5, 1000.5))
-    found = only(run.explain())
+    found = only(run.diagnose())
     assert (found.who, found.kind, found.rank, found.hostname) == ("trainer-0001", Kind.GPU_MEMORY, 1, "gpu-1")
 
 
@@ -161,10 +161,10 @@ def test_a_traceback_that_a_process_got_over_is_no_failure(run: Recorded) -> Non
     text = "Traceback (most recent call last):\n  x\nModuleNotFoundError: No module named 'plugin'\n"
     path = run.log("inference-0", text + "".join(f"INFO request {n}\n" for n in range(20)))
     os.utime(path, (run.time, run.time))
-    explanation = run.explain()
-    assert only(explanation).kind is Kind.KILLED
-    assert explanation.last is not None
-    assert explanation.last.victims == ()
+    diagnosis = run.diagnose()
+    assert only(diagnosis).kind is Kind.KILLED
+    assert diagnosis.last is not None
+    assert diagnosis.last.victims == ()
 
 
 def test_what_an_agent_saw_comes_before_what_only_a_log_tells(run: Recorded) -> None:
@@ -172,7 +172,7 @@ def test_what_an_agent_saw_comes_before_what_only_a_log_tells(run: Recorded) -> 
     run.event("finished", outcome="failed")
     path = run.log("inference-0", "Traceback (most recent call last):\n  x\nModuleNotFoundError: No module named 'x'\n")
     os.utime(path, (run.time + 1, run.time + 1))
-    assert only(run.explain()).kind is Kind.KILLED
+    assert only(run.diagnose()).kind is Kind.KILLED
 
 
 def test_a_process_that_the_launcher_stopped_is_no_suspect(run: Recorded) -> None:
@@ -180,10 +180,10 @@ def test_a_process_that_the_launcher_stopped_is_no_suspect(run: Recorded) -> Non
     run.failure(0, "exit code 1", tail=("ValueError: boom",), exit_code=1)
     run.event("finished", outcome="failed")
     run.log("trainer-0001", "Traceback (most recent call last):\nRuntimeError: out\nMemoryError\n")
-    explanation = run.explain()
-    assert only(explanation).who == "trainer-0000"
-    assert explanation.last is not None
-    assert explanation.last.victims == ()
+    diagnosis = run.diagnose()
+    assert only(diagnosis).who == "trainer-0000"
+    assert diagnosis.last is not None
+    assert diagnosis.last.victims == ()
 
 
 def test_the_cause_far_up_in_an_engines_log_is_found(run: Recorded) -> None:
@@ -195,7 +195,7 @@ def test_the_cause_far_up_in_an_engines_log_is_found(run: Recorded) -> None:
         tail=log.splitlines()[-5:],
     )  # fmt: skip
     run.event("finished", outcome="failed")
-    found = only(run.explain())
+    found = only(run.diagnose())
     assert found.kind is Kind.HOST_MEMORY
     assert "Available memory on node 0" in found.line
 
@@ -205,12 +205,12 @@ def test_without_a_last_word_node_0_is_the_suspect_and_slurm_says_the_rest(run: 
     with (run.path / "attempts/1/events.jsonl").open("a") as file:
         file.write('{"time": 1005.0, "event": "st')
     run.log("trainer-0001", "launcher: The control service at 10.0.0.1:1 is gone: connection closed\n")
-    found = only(run.explain())
+    found = only(run.diagnose())
     assert (found.where, found.kind) == ("trainer on node 0 (gpu-0)", Kind.NODE_LOST)
-    assert "node 0 wrote no last word" in found.line
-    assert only(run.explain("NODE_FAIL")).kind is Kind.NODE_LOST
-    assert only(run.explain("OUT_OF_MEMORY")).kind is Kind.HOST_MEMORY
-    assert only(run.explain("TIMEOUT")).kind is Kind.TIMED_OUT
+    assert "node 0 wrote no final event" in found.line
+    assert only(run.diagnose("NODE_FAIL")).kind is Kind.NODE_LOST
+    assert only(run.diagnose("OUT_OF_MEMORY")).kind is Kind.HOST_MEMORY
+    assert only(run.diagnose("TIMEOUT")).kind is Kind.TIMED_OUT
 
 
 def test_what_the_run_got_over_is_not_the_cause(run: Recorded) -> None:
@@ -219,10 +219,10 @@ def test_what_the_run_got_over_is_not_the_cause(run: Recorded) -> None:
     run.event("step", step=7, after=30.0)
     run.failure(0, "exit code 1", tail=("ValueError: boom",), exit_code=1, first=True)
     run.event("finished", outcome="failed")
-    explanation = run.explain()
-    assert only(explanation).kind is Kind.USER_CODE
-    assert explanation.last is not None
-    assert explanation.last.recovered == ("spare gpu-2 takes the place of node 1",)
+    diagnosis = run.diagnose()
+    assert only(diagnosis).kind is Kind.USER_CODE
+    assert diagnosis.last is not None
+    assert diagnosis.last.recovered == ("spare gpu-2 takes the place of node 1",)
 
 
 def test_a_lost_node_that_ends_the_run_is_the_cause(run: Recorded) -> None:
@@ -231,8 +231,8 @@ def test_a_lost_node_that_ends_the_run_is_the_cause(run: Recorded) -> None:
     run.event("node_lost", node_rank=1, hostname="gpu-1", role="trainer", reason=text, after=11.0)
     run.event("failure", message=text, first=True, role="trainer", node_rank=1, hostname="gpu-1", after=0.0)
     run.event("finished", outcome="failed")
-    assert only(run.explain()).kind is Kind.NODE_LOST
-    assert only(run.explain()).hostname == "gpu-1"
+    assert only(run.diagnose()).kind is Kind.NODE_LOST
+    assert only(run.diagnose()).hostname == "gpu-1"
 
 
 @pytest.mark.parametrize(
@@ -247,16 +247,16 @@ def test_a_lost_node_that_ends_the_run_is_the_cause(run: Recorded) -> None:
 def test_what_hangs_is_called_so(run: Recorded, message: str) -> None:
     run.event("failure", message=message, kind="hung", first=True)
     run.event("finished", outcome="failed")
-    assert only(run.explain()).kind is Kind.HUNG
+    assert only(run.diagnose()).kind is Kind.HUNG
 
 
 def test_what_runs_or_completed_needs_no_explanation(run: Recorded) -> None:
     run.event("node_up", node_rank=0, hostname="gpu-0", role="trainer")
-    explanation = run.explain("RUNNING")
-    assert explanation.last is not None
-    assert explanation.last.cause is None
+    diagnosis = run.diagnose("RUNNING")
+    assert diagnosis.last is not None
+    assert diagnosis.last.cause is None
     run.event("finished", outcome="completed")
-    last = run.explain("COMPLETED").last
+    last = run.diagnose("COMPLETED").last
     assert last is not None
     assert (last.outcome, last.cause) == ("completed", None)
 
@@ -276,17 +276,17 @@ def test_the_order_to_end_comes_before_what_fails_by_it(
     run.event("stopping", reason=reason)
     run.failure(0, "exit code 1", tail=("ValueError: boom",), exit_code=1)
     run.event("finished", outcome="cancelled")
-    explanation = run.explain(slurm)
-    assert only(explanation).kind is kind
-    assert explanation.last is not None
-    assert len(explanation.last.victims) == 1
+    diagnosis = run.diagnose(slurm)
+    assert only(diagnosis).kind is kind
+    assert diagnosis.last is not None
+    assert len(diagnosis.last.victims) == 1
 
 
 def test_what_failed_before_somebody_gave_up_is_the_cause(run: Recorded) -> None:
     run.failure(0, "exit code 1", tail=("ValueError: boom",), exit_code=1)
     run.event("cancelled", message="SIGINT", after=20.0)
     run.event("finished", outcome="cancelled")
-    assert only(run.explain("CANCELLED")).kind is Kind.USER_CODE
+    assert only(run.diagnose("CANCELLED")).kind is Kind.USER_CODE
 
 
 def test_earlier_attempts_have_a_line_each(run: Recorded) -> None:
@@ -297,12 +297,12 @@ def test_earlier_attempts_have_a_line_each(run: Recorded) -> None:
     run.event("failure", attempt=2, message="Preflight failed on node 1 (gpu-1) of 2; no worker was started.",
               tail=["node  hostname  what is wrong", "1     gpu-1     shm: full"], launcher_exit_code=7)  # fmt: skip
     run.event("finished", attempt=2, outcome="failed")
-    explanation = run.explain()
-    assert [attempt.cause.kind for attempt in explanation.attempts if attempt.cause] == [
+    diagnosis = run.diagnose()
+    assert [attempt.cause.kind for attempt in diagnosis.attempts if attempt.cause] == [
         Kind.PREEMPTED,
         Kind.PREFLIGHT,
     ]
-    text = render(explanation)
+    text = render(diagnosis)
     assert text.startswith("attempt 1: cancelled: preempted, job: preemption\n")
     assert "recovered: restarting inference-1 (restart 1 of 3): signal 9" in text
     assert "    | 1     gpu-1     shm: full" in text
@@ -334,9 +334,9 @@ def test_a_job_script_that_ended_before_any_node_started_is_explained_by_its_log
     (tmp_path / "submitit").mkdir()
     if log is not None:
         (tmp_path / "submitit" / "12_0_log.out").write_text(log)
-    explanation = explain(tmp_path, lambda _: JobState(name="FAILED", exit_code=exit_code))
-    assert only(explanation).kind is kind
-    text = render(explanation)
+    diagnosis = diagnose(tmp_path, lambda _: JobState(name="FAILED", exit_code=exit_code))
+    assert only(diagnosis).kind is kind
+    text = render(diagnosis)
     assert text.startswith("attempt 1: failed (SLURM: FAILED)")
     assert words in text
     assert log is None or f"    | {log.rstrip()}" in text

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.common.codec import from_builtins, to_builtins
 from launcher.common.ports import hold_free_port, port_of
 from launcher.config.schema import Config, LayoutConfig
 from launcher.layout import plan
@@ -40,7 +41,7 @@ from launcher.preflight.gpus import (
     parse_processes,
     visible,
 )
-from launcher.preflight.peers import Canary, Peer, Probe, clock_offset, clock_skew, connect, peer_from_json, resolve
+from launcher.preflight.peers import Canary, Peer, Probe, clock_offset, clock_skew, connect, resolve
 from launcher.preflight.runner import CHECKS
 
 SMI = """\
@@ -180,7 +181,7 @@ def test_a_canary_is_seen_by_the_others_or_complained_about(tmp_path: Path) -> N
     canaries = [Canary(tmp_path, rank) for rank in range(3)]
     for written in canaries[:2]:
         written.write()
-    words = {rank: item.word for rank, item in enumerate(canaries)}
+    words = {rank: item.token for rank, item in enumerate(canaries)}
     assert peers.read_canaries(tmp_path, {0: words[0], 1: words[1]}, timeout_s=0) == []
     for complaints in (
         peers.read_canaries(tmp_path, words, timeout_s=0),
@@ -200,7 +201,7 @@ def test_a_canary_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 def peer(port: int, *, hostname: str = "localhost", stack: str = "other", rank: int = 3) -> Peer:
     made = Peer(node_rank=rank, hostname=hostname, address="127.0.0.1", port=port, stack=stack, canary="x")
-    return peer_from_json(made.to_json())
+    return from_builtins(to_builtins(made), Peer)
 
 
 def test_a_probe_answers_for_its_node_only() -> None:

@@ -19,9 +19,9 @@ import torch
 from torch import distributed as dist
 
 from launcher.bridge.groups import init_process_group
-from launcher.bridge.trainer.connect import serve_store
 from launcher.bridge.trainer.rank_group import RankGroup
 from launcher.bridge.transport.choose import ON_HOST_MEMORY
+from launcher.common.ports import serve_store
 from launcher.testing.bench.bridge.baselines import baselines
 from launcher.testing.bench.bridge.context import Context, Method, weight
 from launcher.testing.bench.bridge.launcher_bridge import (
