@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from launcher.bridge.vllm import compat
+from launcher.bridge.vllm import layers
 from launcher.bridge.weightmap.state import Held, Writes, different, reachable, snapshot
 from launcher.common.errors import BridgeError
 
@@ -40,7 +40,7 @@ class Derived:
     def __init__(self, model: nn.Module, dtype: Any) -> None:
         self._dtype = dtype
         self._renewed: list[_Renewed] = []
-        self._convolutions = compat.packed_convolutions(model)
+        self._convolutions = layers.packed_convolutions(model)
         self.names: list[str] = []
         """Paths of what is derived."""
         if callable(getattr(model, "process_weights_after_loading", None)):
@@ -49,7 +49,7 @@ class Derived:
                 " repeated on an engine that serves."
             )
         for prefix, module in model.named_modules():
-            if compat.is_processed_attention(module):
+            if layers.is_processed_attention(module):
                 self._probe(prefix, module)
 
     def renew(self) -> None:

@@ -17,7 +17,7 @@ from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
 
-from launcher.bridge.vllm.compat import keep_linear_weights
+from launcher.bridge.vllm.layers import keep_linear_weights
 
 NAME = "launcher-plain"
 

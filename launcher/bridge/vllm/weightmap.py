@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from launcher.bridge.protocol import Manifest
 from launcher.bridge.settings import Mode
-from launcher.bridge.vllm import compat
+from launcher.bridge.vllm import layers
 from launcher.bridge.vllm.derived import Derived
 from launcher.bridge.weightmap.build import OPTIONAL, build_weight_map
 from launcher.bridge.weightmap.model import LoadMethod, WeightMap
@@ -95,7 +95,7 @@ def processed(model: nn.Module) -> dict[str, str]:
                     f"The engine has packed `{prefix}.{name}` and cannot be updated."
                     " HINT: start it with `--quantization launcher-plain`."
                 )
-        reason = "" if compat.packed_experts(module) is not None else _reason(module)
+        reason = "" if layers.packed_experts(module) is not None else _reason(module)
         if reason:
             names = [name for name, _ in module.named_parameters(recurse=False)]
             found.update((f"{prefix}.{name}" if prefix else name, reason) for name in names)
@@ -110,10 +110,10 @@ def packers(model: nn.Module) -> dict[str, Pack]:
     """
     found: dict[str, Pack] = {}
     for prefix, module in model.named_modules():
-        experts = compat.packed_experts(module)
+        experts = layers.packed_experts(module)
         if experts is not None:
             for name in ("w13_weight", "w2_weight"):
-                found[f"{prefix}.{name}"] = compat.expert_packer(experts)
+                found[f"{prefix}.{name}"] = layers.expert_packer(experts)
     return found
 
 
@@ -123,7 +123,7 @@ def _reason(module: nn.Module) -> str:
         return ""
     name = type(method).__name__
     if name == "UnquantizedFusedMoEMethod":
-        backend = compat.expert_backend(method)
+        backend = layers.expert_backend(method)
         if backend == "CPU":
             raise BridgeError("The engine's CPU expert kernel keeps the weights in a form that cannot be updated.")
         return "" if backend in PLAIN_EXPERTS else f"the expert kernel {backend} keeps it in a layout of its own"
@@ -150,7 +150,7 @@ def loader(
     def load(weights: Iterable[tuple[str, Tensor]]) -> None:
         load_weights: Any = model.load_weights
         if layerwise:
-            compat.reload_weights(model, model_config, weights, torch.device(next(model.parameters()).device))
+            layers.reload_weights(model, model_config, weights, torch.device(next(model.parameters()).device))
         else:
             load_weights(iter(list(weights)))
 

@@ -225,7 +225,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         use_mem_rope=True,
         num_mem_blocks=1,
     ),
-    "lfm2": _of("lfm2", layer_types=["conv", "full_attention"]),
+    "lfm2": _of(
+        "lfm2", conv_dim=128, block_dim=128, block_auto_adjust_ff_dim=False, layer_types=["conv", "full_attention"]
+    ),
     "lfm2-moe": _of("lfm2_moe", **EXPERTS, num_dense_layers=1, layer_types=["conv", "full_attention"]),
     "glm": _of("glm", **HEAD),
     "glm4": _of("glm4", **HEAD),
