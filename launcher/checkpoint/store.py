@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from launcher.common.codec import from_json
+
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{10})")
 _DRAFT = re.compile(r"\.step-\d{10}\..*")
@@ -80,10 +82,9 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest of the checkpoint in ``path``.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: there is none that can be read.
+        OSError, ValueError: there is none that can be read.
     """
-    data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    return Manifest(**{**data, "files": {name: File(**file) for name, file in data["files"].items()}})
+    return from_json((path / MANIFEST).read_bytes(), Manifest)
 
 
 def wrong_files(path: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
@@ -153,7 +154,7 @@ def _has_its_files(path: Path) -> bool:
     try:
         files = read_manifest(path).files
         return all((path / name).stat().st_size == file.size for name, file in files.items())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return False
 
 

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from launcher.common.env import LAUNCHER_EXIT_FILE
 from launcher.common.errors import LauncherError
+from launcher.common.jsonio import write_text
 
 CALL_TIMEOUT_S = 30.0
 NOTICE_S = 5.0
@@ -90,6 +91,15 @@ def call(command: list[str], timeout_s: float = CALL_TIMEOUT_S) -> subprocess.Co
         return subprocess.CompletedProcess(command, 126, "", f"{command[0]}: permission denied")
 
 
+def columns(line: str, widths: Iterable[int]) -> list[str]:
+    """The fields of a line of fixed widths (``--Format=NAME:WIDTH``): a field may hold any character."""
+    values, begin = [], 0
+    for width in widths:
+        values.append(line[begin : begin + width].strip())
+        begin += width
+    return values
+
+
 def output_of(command: list[str], timeout_s: float = CALL_TIMEOUT_S) -> str:
     """What a program printed.
 
@@ -132,10 +142,8 @@ def run_outside(
         return None
     name = secrets.token_hex(8)
     request, answer = folder / f"{name}.request", folder / f"{name}.answer"
-    draft = folder / f"{name}.draft"
     try:
-        draft.write_text(f"{verb} {job_id}\n", encoding="utf-8")
-        draft.replace(request)
+        write_text(request, f"{verb} {job_id}\n")
     except OSError:
         return None
     deadline = time.monotonic() + timeout_s

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from launcher.common.errors import LauncherError
-from launcher.slurm.client import CALL_TIMEOUT_S, NO_SUCH_JOB, ControllerAway, call, output_of
+from launcher.slurm.client import CALL_TIMEOUT_S, NO_SUCH_JOB, ControllerAway, call, columns, output_of
 
 _PARSABLE = re.compile(r"(\d+)(?:;([\w.-]+))?")
 _SENTENCE = re.compile(r"Submitted batch job (\d+)(?: on cluster ([\w.-]+))?")
@@ -90,7 +90,7 @@ def logs_of_own_jobs(cluster: str | None = None) -> list[tuple[str, Path]]:
     options = ["--noheader", "--states=all", "--array", "--me", *cluster_option(cluster), fields]
     found = []
     for line in output_of(["squeue", *options]).splitlines():
-        number, log = line[:_ID_WIDTH].strip(), line[_ID_WIDTH:].strip()
+        number, log = columns(line, (_ID_WIDTH, _PATH_WIDTH))
         if number and log:
             found.append((str(JobId(number, cluster)), Path(log)))
     return found

@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator
 
-from launcher.slurm.client import CALL_TIMEOUT_S, NO_SUCH_JOB, ControllerAway, call
+from launcher.slurm.client import CALL_TIMEOUT_S, NO_SUCH_JOB, ControllerAway, call, columns
 from launcher.slurm.jobs import JobId, by_cluster, cluster_option
 from launcher.slurm.states import JobState, combine, is_part_of, parse_timestamp
 
@@ -80,11 +80,7 @@ def _squeue(numbers: Collection[str], cluster: str | None, timeout_s: float) -> 
 
 def _rows(text: str) -> Iterator[tuple[str, JobState]]:
     for line in text.splitlines():
-        values, begin = [], 0
-        for width in FIELDS.values():
-            values.append(line[begin : begin + width].strip())
-            begin += width
-        job_id, name, status, start, reason, log = values
+        job_id, name, status, start, reason, log = columns(line, FIELDS.values())
         if name:
             code = _exit_code(status)
             why = None if reason.upper() in UNSTARTED else reason

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from launcher.slurm.client import CALL_TIMEOUT_S, ControllerAway, output_of
+from launcher.slurm.client import CALL_TIMEOUT_S, ControllerAway, columns, output_of
 from launcher.slurm.jobs import cluster_option
 
 DEFAULT_MAX_ARRAY_SIZE = 1001
@@ -68,11 +68,7 @@ def read_node_types(text: str) -> list[NodeType]:
     """:func:`node_types` from the output of ``sinfo``."""
     found = []
     for line in text.splitlines():
-        values, begin = [], 0
-        for width in _FIELDS.values():
-            values.append(line[begin : begin + width].strip())
-            begin += width
-        partition, cpus, most, gres = values
+        partition, cpus, most, gres = columns(line, _FIELDS.values())
         # Of nodes that differ, `sinfo` gives the smallest number and a plus.
         if not (count := cpus.removesuffix("+")).isdecimal():
             continue

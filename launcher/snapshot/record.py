@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import launcher
+from launcher.common.codec import from_builtins
+from launcher.common.jsonio import read_json
 from launcher.snapshot.git import GitState
 
 SNAPSHOT = "snapshot.json"
@@ -86,17 +88,8 @@ def write_record(run_dir: Path, record: SnapshotRecord) -> None:
 
 def read_record(run_dir: Path) -> SnapshotRecord | None:
     """What :func:`write_record` wrote; None for a run with ``snapshot=false``."""
-    path = run_dir / SNAPSHOT
-    if not path.exists():
-        return None
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return SnapshotRecord(
-        directory=data["directory"],
-        folder=data["folder"],
-        code=Tree(**data["code"]) if data["code"] else None,
-        launcher=Tree(**data["launcher"]) if data["launcher"] else None,
-        python_path=tuple(data["python_path"]),
-    )
+    data = read_json(run_dir / SNAPSHOT)
+    return None if data is None else from_builtins(data, SnapshotRecord)
 
 
 def code_location(run_dir: Path) -> CodeLocation | None:

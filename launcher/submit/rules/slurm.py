@@ -18,39 +18,25 @@ _SEXAGESIMAL = 3600
 """YAML reads an unquoted 1:00:00 as this number."""
 
 _OWN = "the launcher decides it"
+_GPUS = "set `layout.gpus_per_node` and `cluster.gpu_request`"
 OWNED_SBATCH: dict[str, str] = {
     "nodes": "set `layout.nodes`",
-    "ntasks": "there is one task per node",
-    "ntasks-per-node": "there is one task per node",
+    **dict.fromkeys(("ntasks", "ntasks-per-node"), "there is one task per node"),
     "job-name": "set `name`",
-    "partition": "set `cluster.partition`",
-    "account": "set `cluster.account`",
-    "qos": "set `cluster.qos`",
-    "time": "set `cluster.time`",
-    "constraint": "set `cluster.constraint`",
-    "exclude": "set `cluster.exclude`",
-    "nodelist": "set `cluster.nodelist`",
-    "reservation": "set `cluster.reservation`",
-    "mem": "set `cluster.mem`",
+    **{
+        name: f"set `cluster.{name}`"
+        for name in (
+            *("partition", "account", "qos", "time", "constraint", "exclude", "nodelist", "reservation", "mem"),
+            *("exclusive", "wait"),
+        )
+    },
     "cpus-per-task": "set `cluster.cpus_per_task`",
-    "gpus-per-node": "set `layout.gpus_per_node` and `cluster.gpu_request`",
-    "gpus": "set `layout.gpus_per_node` and `cluster.gpu_request`",
-    "gpus-per-task": "set `layout.gpus_per_node` and `cluster.gpu_request`",
-    "exclusive": "set `cluster.exclusive`",
-    "wait": "set `cluster.wait`",
-    "output": "logs go to the run directory",
-    "error": "logs go to the run directory",
-    "input": _OWN,
-    "open-mode": _OWN,
+    **dict.fromkeys(("gpus-per-node", "gpus", "gpus-per-task"), _GPUS),
+    **dict.fromkeys(("output", "error"), "logs go to the run directory"),
+    **dict.fromkeys(("input", "open-mode", "wrap", "parsable", "test-only", "no-kill", "het-group"), _OWN),
     "array": "use a sweep (`-m`), one job per run",
-    "wrap": _OWN,
-    "parsable": _OWN,
-    "test-only": _OWN,
     "signal": "set `cluster.signal_s`",
-    "requeue": "set `cluster.requeue`",
-    "no-requeue": "set `cluster.requeue`",
-    "no-kill": _OWN,
-    "het-group": _OWN,
+    **dict.fromkeys(("requeue", "no-requeue"), "set `cluster.requeue`"),
     "export": "set `cluster.env`",
     "container-image": "set `cluster.container`",
     "container-mounts": "set `cluster.container_mounts`",
@@ -67,15 +53,7 @@ OWNED_SRUN = {
     *("nodes", "ntasks", "ntasks-per-node", "output", "error", "input", "container-image", "container-mounts"),
     *("kill-on-bad-exit", "no-kill", "het-group", "export"),
 }
-_SHORT_SRUN = {
-    "N": "nodes",
-    "n": "ntasks",
-    "o": "output",
-    "e": "error",
-    "i": "input",
-    "K": "kill-on-bad-exit",
-    "k": "no-kill",
-}
+_SHORT_SRUN = {**{short: _SHORT_SBATCH[short] for short in "Nnoeik"}, "K": "kill-on-bad-exit"}
 
 
 def slurm_problems(config: Config) -> Iterator[str]:
