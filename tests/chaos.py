@@ -66,11 +66,11 @@ class LocalChaosCluster(ChaosCluster):
                 }
                 actions[action](node)
 
-    def forget(self, left: Sequence[str]) -> None:
+    def forget(self, leaks: Sequence[str]) -> None:
         """What one run left is not taken for what the next one on the same node leaves."""
-        self._forgotten.update(left)
+        self._forgotten.update(leaks)
 
-    def left(self, run_dir: Path, nodes: Sequence[str]) -> list[str]:
+    def leaks(self, run_dir: Path, nodes: Sequence[str]) -> list[str]:
         """All nodes are processes of this machine, those that were cut off, too."""
         found = processes_of(run_dir)
         assert self._cluster.directory is not None

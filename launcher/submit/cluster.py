@@ -136,7 +136,7 @@ class LocalCluster(Cluster):
             LAUNCHER_ATTEMPT: str(claim(run_dir)),
             LAUNCHER_LOCAL_HOSTNAMES: ",".join(f"local-{rank}" for rank in range(nodes)),
         }
-        guards = [
+        shims = [
             subprocess.Popen(
                 [sys.executable, "-m", "launcher.node.shim", str(run_dir), "--parent", str(os.getpid())],
                 stdin=subprocess.DEVNULL,
@@ -147,24 +147,24 @@ class LocalCluster(Cluster):
             )
             for rank in range(nodes)
         ]
-        return LocalJob(guards)
+        return LocalJob(shims)
 
 
 class LocalJob(Job):
     """The shims of a local run."""
 
-    def __init__(self, guards: list[subprocess.Popen[bytes]]) -> None:
-        self._guards = guards
+    def __init__(self, shims: list[subprocess.Popen[bytes]]) -> None:
+        self._shims = shims
         self._cancelled: float | None = None
 
     def is_alive(self) -> bool:
         """True while any node runs. The run decides what follows the loss of a node; without node 0 there is no run."""
-        running = [guard for guard in self._guards if guard.poll() is None]
-        if running and self._cancelled is None and self._guards[0].returncode:
+        running = [shim for shim in self._shims if shim.poll() is None]
+        if running and self._cancelled is None and self._shims[0].returncode:
             self.cancel()
         if self._cancelled is not None and time.monotonic() - self._cancelled > KILL_AFTER_S:
-            for guard in running:
-                guard.kill()
+            for shim in running:
+                shim.kill()
         return bool(running)
 
     def wait(self, timeout_s: float) -> JobOutcome:
@@ -172,10 +172,10 @@ class LocalJob(Job):
         deadline = time.monotonic() + timeout_s
         while self.is_alive():
             if time.monotonic() > deadline:
-                pids = ", ".join(str(guard.pid) for guard in self._guards if guard.returncode is None)
+                pids = ", ".join(str(shim.pid) for shim in self._shims if shim.returncode is None)
                 raise LauncherError(f"Nodes of the run have not ended after {timeout_s:g} s: processes {pids}.")
             time.sleep(LOCAL_POLL_S)
-        worst = self._guards[0].returncode
+        worst = self._shims[0].returncode
         if worst < 0:
             return JobOutcome(exit_code=128 - worst, text=f"signal {-worst} ({signal.Signals(-worst).name})")
         return JobOutcome(exit_code=worst, text="completed" if worst == 0 else f"exit code {worst}")
@@ -183,21 +183,21 @@ class LocalJob(Job):
     def cancel(self) -> None:
         """SIGTERM to each node; SIGKILL, long after, to a shim that ignores it, whose agent then ends by itself."""
         self._cancelled = time.monotonic()
-        for guard in self._guards:
-            if guard.poll() is None:
-                guard.send_signal(signal.SIGTERM)
+        for shim in self._shims:
+            if shim.poll() is None:
+                shim.send_signal(signal.SIGTERM)
 
     def stop(self) -> None:
         """SIGUSR2 to each node."""
-        for guard in self._guards:
-            if guard.poll() is None:
-                guard.send_signal(signal.SIGUSR2)
+        for shim in self._shims:
+            if shim.poll() is None:
+                shim.send_signal(signal.SIGUSR2)
 
     def record(self) -> dict[str, Any]:
         """The shims, in the order of their nodes, on this host."""
-        started = [(guard.pid, start_of(guard.pid)) for guard in self._guards]
-        guards = [{"pid": pid, "start": start} for pid, start in started if start is not None]
-        return {"host": socket.gethostname(), "shims": guards}
+        started = [(shim.pid, start_of(shim.pid)) for shim in self._shims]
+        shims = [{"pid": pid, "start": start} for pid, start in started if start is not None]
+        return {"host": socket.gethostname(), "shims": shims}
 
     def logs(self) -> list[Path]:
         """None: shims write to the submitter's own output."""

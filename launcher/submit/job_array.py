@@ -116,7 +116,7 @@ def array_script(
         parallel: elements at the same time; all if None.
         command: what each node runs, as shell text.
     """
-    throttle = "" if parallel is None else f"%{parallel}"
+    limit = "" if parallel is None else f"%{parallel}"
     place = code_location(first)
     environment = {"SUBMITIT_EXECUTOR": "slurm"}
     if place is not None:
@@ -130,7 +130,7 @@ def array_script(
         log=f"{folder}/%a/{SUBMITIT}/%A_%a_0_log.out",
         environment=environment,
         directory=None if place is None else _in_run(str(place.directory), first),
-        options={"array": f"0-{count - 1}{throttle}"},
+        options={"array": f"0-{count - 1}{limit}"},
         srun=[f'--output="$RUN_DIR"/{SUBMITIT}/%A_%a_%t_log.out'],
     )
 

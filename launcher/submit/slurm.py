@@ -97,7 +97,7 @@ class SbatchCluster(Cluster):
             # As submitit names the log of the first task, so that it finds it.
             log=str(folder / "%j_0_log.out"),
             environment={"SUBMITIT_EXECUTOR": "slurm"},
-            # `python -m` looks into the working directory first, so the guard, too, comes from the snapshot.
+            # `python -m` looks into the working directory first, so the shim, too, comes from the snapshot.
             directory=None if place is None else shlex.quote(str(place.directory)),
             srun=[shlex.quote(f"--output={folder / '%j_%t_log.out'}")],
         )

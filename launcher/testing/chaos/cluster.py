@@ -83,7 +83,7 @@ class ChaosCluster:
         command = self._commands[action].replace("{node}", shlex.quote(node))
         subprocess.run(["bash", "-c", command], check=True, timeout=CALL_TIMEOUT_S, env=self.env)
 
-    def left(self, run_dir: Path, nodes: Sequence[str]) -> list[str]:
+    def leaks(self, run_dir: Path, nodes: Sequence[str]) -> list[str]:
         """What is left of a run on its nodes: processes and shared memory, each as one line."""
         step = ["srun", f"--nodes={len(nodes)}", "--ntasks-per-node=1", f"--nodelist={','.join(nodes)}"]
         output = self.run(
@@ -97,7 +97,7 @@ class ChaosCluster:
         )
         return [text for line in output.splitlines() if line.startswith("[") for text in json.loads(line)]
 
-    def forget(self, left: Sequence[str]) -> None:
+    def forget(self, leaks: Sequence[str]) -> None:
         """Forgets leaks that have been reported."""
 
     def repair(self, nodes: Sequence[str], actions: Sequence[str]) -> None:

@@ -75,7 +75,7 @@ class CaseResult:
     seconds: float = 0.0
     """Of the whole run."""
 
-    left: tuple[str, ...] = ()
+    leaks: tuple[str, ...] = ()
     """Processes and shared memory that the run left behind."""
 
     answers: int = 0
@@ -109,7 +109,7 @@ def evaluate(
     events: Mapping[int, Sequence[Event]],
     at: float,
     *,
-    left: Sequence[str] = (),
+    leaks: Sequence[str] = (),
     is_hanging: bool = False,
 ) -> CaseResult:
     """What followed a fault, and where that differs from ``case.policy``.
@@ -117,7 +117,7 @@ def evaluate(
     Args:
         events: by attempt.
         at: unix seconds of the injection.
-        left: what the run left behind.
+        leaks: what the run left behind.
     """
     policy = case.policy
     every = [event for number in sorted(events) for event in events[number]]
@@ -143,8 +143,8 @@ def evaluate(
     surprises += [*lost_steps(every), *_repeated_steps(every)]
     if policy.is_noticed and (next_state_s is None or next_state_s > HANG_S):
         surprises.append(f"no event for {HANG_S:g} s")
-    if left:
-        surprises.append(f"left behind: {len(left)}")
+    if leaks:
+        surprises.append(f"left behind: {len(leaks)}")
     if wrong:
         surprises.append(f"{len(wrong)} answers of wrong weights")
     distinct = [text for text, before in zip(labels, [None, *labels], strict=False) if text != before]
@@ -156,7 +156,7 @@ def evaluate(
         back_s=steps[0] - at if steps else None,
         outcome=outcome,
         attempts=attempts,
-        left=tuple(left),
+        leaks=tuple(leaks),
         answers=sum(report.answers for report in reports),
         wrong=wrong,
         surprises=tuple(surprises),
@@ -192,7 +192,7 @@ def _row(result: CaseResult) -> Sequence[str]:
         _seconds(result.back_s),
         result.outcome,
         str(result.attempts),
-        str(len(result.left)),
+        str(len(result.leaks)),
         f"{result.answers}" if not result.wrong else f"{len(result.wrong)} wrong",
         "; ".join(result.surprises) or "yes",
     )

@@ -121,8 +121,8 @@ def _inject(
         observed.read()
         if cluster.needs_nodes_for_leaks:
             injector.undo()
-        left = left_behind(cluster, observed.run_dir, observed.hostnames())
-        return evaluate(case, moment, observed.events, at, left=left, is_hanging=is_hanging)
+        leaks = find_leaks(cluster, observed.run_dir, observed.hostnames())
+        return evaluate(case, moment, observed.events, at, leaks=leaks, is_hanging=is_hanging)
     finally:
         if not is_over():
             cluster.run("scancel", job_id, check=False)
@@ -153,10 +153,10 @@ def _is_hanging(launched: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def left_behind(cluster: ChaosCluster, run_dir: Path, nodes: Sequence[str]) -> list[str]:
+def find_leaks(cluster: ChaosCluster, run_dir: Path, nodes: Sequence[str]) -> list[str]:
     """What is left of a run that is over, after some time in which it may go."""
     deadline = time.monotonic() + LEFT_TIMEOUT_S
-    while (left := cluster.left(run_dir, nodes)) and time.monotonic() < deadline:
+    while (leaks := cluster.leaks(run_dir, nodes)) and time.monotonic() < deadline:
         time.sleep(0.5)
-    cluster.forget(left)
-    return left
+    cluster.forget(leaks)
+    return leaks

@@ -19,7 +19,7 @@ from launcher.testing.chaos.cluster import ChaosCluster
 from launcher.testing.chaos.judge import is_noticed
 from launcher.testing.chaos.observe import ObservedRun, lost_steps
 from launcher.testing.chaos.processes import ProcessMemory
-from launcher.testing.chaos.run_case import left_behind, start
+from launcher.testing.chaos.run_case import find_leaks, start
 
 SPARES = 2
 EVERY_STEPS = 2
@@ -96,7 +96,7 @@ class SoakResult:
     memory: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Of each agent and shim that ran for some time: MiB, early and late."""
 
-    left: list[str] = field(default_factory=list)
+    leaks: list[str] = field(default_factory=list)
     surprises: list[str] = field(default_factory=list)
     run_dir: str = ""
 
@@ -148,7 +148,7 @@ def soak(minutes: float, seed: int, overrides: Sequence[str], folder: Path, clus
         for injector in injectors:
             injector.undo()
     observed.read()
-    result.left = left_behind(cluster, run_dir, observed.hostnames())
+    result.leaks = find_leaks(cluster, run_dir, observed.hostnames())
     result.memory = memory.grown()
     evaluate_soak(result, observed.events)
     write_json(folder / "soak.json", to_builtins(result))
@@ -175,8 +175,8 @@ def evaluate_soak(result: SoakResult, events: Mapping[int, Sequence[Event]]) -> 
         _mean(rewards[cut - 10 : cut]) - _mean(rewards[cut : cut + 10]) for cut in cuts if 10 <= cut < len(steps) - 9
     ]
     result.fall = max([0.0, *falls])
-    if result.left:
-        result.surprises.append(f"left behind: {len(result.left)}")
+    if result.leaks:
+        result.surprises.append(f"left behind: {len(result.leaks)}")
 
 
 def report(result: SoakResult) -> str:
@@ -189,7 +189,7 @@ def report(result: SoakResult) -> str:
         f" ({result.redone} done again after a restart)",
         f"reward {result.rewards[0]:.3f} -> {result.rewards[1]:.3f}; after a restart at most {result.fall:.3f} lower",
         f"agents and shims: {len(result.memory)} measured, at most {growth:+.1f} MiB from early to late",
-        f"left behind: {len(result.left)}",
+        f"left behind: {len(result.leaks)}",
     ]
     if noticed and backs:
         lines.insert(1, f"noticed after {_middle(noticed)}; the next step after {_middle(backs)}")

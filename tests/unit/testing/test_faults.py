@@ -38,8 +38,8 @@ def by_attempt(events: Sequence[dict[str, Any]]) -> dict[int, list[Event]]:
     return found
 
 
-def judge(name: str, *events: dict[str, Any], left: tuple[str, ...] = ()) -> CaseResult:
-    return evaluate(case(name), Moment.STEP, by_attempt(events), 99.5, left=left)
+def judge(name: str, *events: dict[str, Any], leaks: tuple[str, ...] = ()) -> CaseResult:
+    return evaluate(case(name), Moment.STEP, by_attempt(events), 99.5, leaks=leaks)
 
 
 def test_what_the_policy_says_is_no_surprise() -> None:
@@ -63,7 +63,7 @@ def test_every_other_end_is_a_surprise() -> None:
         {"event": "restart", "what": "trainer"},
         {**ALL_IS_WELL, "wrong": ["versions [3], not 4 to 5"]},
         {"event": "finished", "outcome": "failed"},
-        left=("process 7: python",),
+        leaks=("process 7: python",),
     )
     assert result.surprises == (
         "it failed, not completed",
@@ -179,7 +179,7 @@ def test_events_of_all_attempts_are_read_once_and_only_when_whole(tmp_path: Path
 
 
 def test_the_last_result_of_a_case_counts(tmp_path: Path) -> None:
-    add(CaseResult(case="scancel", moment="mid-step", surprises=("it hangs, not cancelled",), left=("x",)), tmp_path)
+    add(CaseResult(case="scancel", moment="mid-step", surprises=("it hangs, not cancelled",), leaks=("x",)), tmp_path)
     good = CaseResult(case="scancel", moment="mid-step", outcome="cancelled", next_state_s=0.25)
     add(good, tmp_path)
     assert load(tmp_path) == {("scancel", "mid-step"): good}

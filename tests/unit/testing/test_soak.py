@@ -38,7 +38,7 @@ def test_training_that_goes_on_from_its_checkpoints_is_no_surprise() -> None:
 
 def test_steps_that_were_saved_and_lost_are_a_surprise() -> None:
     resumed = {"event": "resumed", "step": 2, "attempt": 2}
-    result = SoakResult(left=["process 7: python"])
+    result = SoakResult(leaks=["process 7: python"])
     evaluate_soak(result, by_attempt([*steps(1, 4, 0.2), saved(2), saved(4), resumed, *steps(3, 4, 0.2, 2)]))
     assert result.surprises == ["resumed from step 2, though 4 was saved", "left behind: 1"]
 
