@@ -21,17 +21,6 @@ from launcher.bridge.plan.sharding import TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Latent:
-    """Multi-head latent attention, in place of grouped queries."""
-
-    q_lora_rank: int
-    kv_lora_rank: int
-    nope_head_dim: int
-    rope_head_dim: int
-    value_head_dim: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A decoder, dense or mixture of experts; the fields are those of a transformers ``config.json``."""
 
@@ -49,7 +38,6 @@ class Model:
     moe_intermediate_size: int = 0
     num_shared_experts: int = 0
     first_dense_layers: int = 0
-    latent: Latent | None = None
     dtype: str = "bfloat16"
 
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -103,15 +91,6 @@ class Model:
 
     def _attention_shapes(self, at: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         hidden, heads = self.hidden_size, self.num_heads
-        if mla := self.latent:
-            yield at + "q_a_proj.weight", (mla.q_lora_rank, hidden)
-            yield at + "q_a_layernorm.weight", (mla.q_lora_rank,)
-            yield at + "q_b_proj.weight", (heads * (mla.nope_head_dim + mla.rope_head_dim), mla.q_lora_rank)
-            yield at + "kv_a_proj_with_mqa.weight", (mla.kv_lora_rank + mla.rope_head_dim, hidden)
-            yield at + "kv_a_layernorm.weight", (mla.kv_lora_rank,)
-            yield at + "kv_b_proj.weight", (heads * (mla.nope_head_dim + mla.value_head_dim), mla.kv_lora_rank)
-            yield at + "o_proj.weight", (hidden, heads * mla.value_head_dim)
-            return
         for name, count in (("q", heads), ("k", self.num_kv_heads), ("v", self.num_kv_heads)):
             yield at + f"{name}_proj.weight", (count * self.head_dim, hidden)
             if self.attention_bias:
@@ -143,20 +122,12 @@ class Model:
             yield from _mlp(at + "mlp.shared_experts.", specs, tp)
 
     def _attention(self, at: str, specs: dict[str, TensorSpec], tp: Slice) -> Iterator[Parameter]:
-        if self.latent:
-            both = [specs[at + "q_a_proj.weight"], specs[at + "kv_a_proj_with_mqa.weight"]]
-            yield fused(at + "fused_qkv_a_proj.weight", both, None, tp)
-            for name in ("q_a_layernorm.weight", "kv_a_layernorm.weight"):
-                yield replicated(at + name, specs[at + name])
-            for name in ("q_b_proj.weight", "kv_b_proj.weight"):
-                yield sharded(at + name, specs[at + name], 0, tp)
-        else:
-            for kind in ("weight", "bias") if self.attention_bias else ("weight",):
-                q, k, v = (specs[f"{at}{name}_proj.{kind}"] for name in "qkv")
-                name = f"{at}qkv_proj.{kind}"
-                yield qkv(name, q, k, v, heads=self.num_heads, kv_heads=self.num_kv_heads, tp=tp)
-            for name in ("q_norm.weight", "k_norm.weight") if self.qk_norm else ():
-                yield replicated(at + name, specs[at + name])
+        for kind in ("weight", "bias") if self.attention_bias else ("weight",):
+            q, k, v = (specs[f"{at}{name}_proj.{kind}"] for name in "qkv")
+            name = f"{at}qkv_proj.{kind}"
+            yield qkv(name, q, k, v, heads=self.num_heads, kv_heads=self.num_kv_heads, tp=tp)
+        for name in ("q_norm.weight", "k_norm.weight") if self.qk_norm else ():
+            yield replicated(at + name, specs[at + name])
         yield sharded(at + "o_proj.weight", specs[at + "o_proj.weight"], 1, tp)
 
 

@@ -10,29 +10,61 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from launcher.bridge.plan import requirements
 from launcher.bridge.plan.dtypes import ITEMSIZE
 from launcher.bridge.plan.plan import Engine, Plan, Receiver
 from launcher.bridge.plan.plan_digest import plan_digest
 from launcher.bridge.plan.planner import reshard
-from launcher.bridge.plan.requirements import WHOLE, Slice
-from launcher.bridge.plan.sharding import Sharding, fsdp, hsdp, place, replicated
+from launcher.bridge.plan.requirements import WHOLE, Parameter, Slice, fused, sharded
+from launcher.bridge.plan.sharding import Sharding, TensorSpec, fsdp, hsdp, place, replicated
 from launcher.bridge.plan.split import Location
 from launcher.bridge.plan.verify import verify_plan
 from launcher.common.errors import BridgeError, LauncherError
-from launcher.testing.bench.models import LLAMA_8B, Latent, Model
+from launcher.testing.bench.models import LLAMA_8B, Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentModel(Model):
+    """With multi-head latent attention in place of grouped queries."""
+
+    q_lora_rank: int
+    kv_lora_rank: int
+    nope_head_dim: int
+    rope_head_dim: int
+    value_head_dim: int
+
+    def _attention_shapes(self, at: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+        hidden, heads = self.hidden_size, self.num_heads
+        yield at + "q_a_proj.weight", (self.q_lora_rank, hidden)
+        yield at + "q_a_layernorm.weight", (self.q_lora_rank,)
+        yield at + "q_b_proj.weight", (heads * (self.nope_head_dim + self.rope_head_dim), self.q_lora_rank)
+        yield at + "kv_a_proj_with_mqa.weight", (self.kv_lora_rank + self.rope_head_dim, hidden)
+        yield at + "kv_a_layernorm.weight", (self.kv_lora_rank,)
+        yield at + "kv_b_proj.weight", (heads * (self.nope_head_dim + self.value_head_dim), self.kv_lora_rank)
+        yield at + "o_proj.weight", (hidden, heads * self.value_head_dim)
+
+    def _attention(self, at: str, specs: dict[str, TensorSpec], tp: Slice) -> Iterator[Parameter]:
+        both = [specs[at + "q_a_proj.weight"], specs[at + "kv_a_proj_with_mqa.weight"]]
+        yield fused(at + "fused_qkv_a_proj.weight", both, None, tp)
+        for name in ("q_a_layernorm.weight", "kv_a_layernorm.weight"):
+            yield requirements.replicated(at + name, specs[at + name])
+        for name in ("q_b_proj.weight", "kv_b_proj.weight"):
+            yield sharded(at + name, specs[at + name], 0, tp)
+        yield sharded(at + "o_proj.weight", specs[at + "o_proj.weight"], 1, tp)
+
 
 LLAMA_70B = replace(LLAMA_8B, hidden_size=8192, num_layers=80, num_heads=64, intermediate_size=28672)
 QWEN3_235B = Model(
     hidden_size=4096, num_layers=94, num_heads=64, num_kv_heads=4, head_dim=128, intermediate_size=12288,
     vocab_size=151936, qk_norm=True, num_experts=128, moe_intermediate_size=1536,
 )  # fmt: skip
-KIMI_1T = Model(
+KIMI_1T = LatentModel(
     hidden_size=7168, num_layers=61, num_heads=64, num_kv_heads=64, head_dim=192, intermediate_size=18432,
     vocab_size=163840, num_experts=384, moe_intermediate_size=2048, num_shared_experts=1, first_dense_layers=1,
-    latent=Latent(q_lora_rank=1536, kv_lora_rank=512, nope_head_dim=128, rope_head_dim=64, value_head_dim=128),
+    q_lora_rank=1536, kv_lora_rank=512, nope_head_dim=128, rope_head_dim=64, value_head_dim=128,
 )  # fmt: skip
 
 MODELS = {"llama-8b": LLAMA_8B, "llama-70b": LLAMA_70B, "qwen3-235b": QWEN3_235B, "kimi-1t": KIMI_1T}
