@@ -30,7 +30,7 @@ CPU = 0
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an end is: two numbers, which ranks can add up."""
+    """Where an end is: two numbers, which ranks can exchange in a sum over all ranks."""
 
     host: int
     """Equal for two processes that one kernel runs and that reach each other by the abstract names of Unix sockets,
@@ -60,10 +60,10 @@ def choose(transport: str, pair: Pair, sender: Place, receiver: Place) -> tuple[
         BridgeError: this pair cannot have it.
     """
     if transport == AUTO:
-        ways = [_best(sender, receiver)]
-        while (further := NEXT.get(ways[-1])) is not None:
-            ways.append(further)
-        return tuple(ways)
+        candidates = [_best(sender, receiver)]
+        while (further := NEXT.get(candidates[-1])) is not None:
+            candidates.append(further)
+        return tuple(candidates)
     problem = _problem(transport, sender, receiver)
     if problem is not None:
         raise BridgeError(

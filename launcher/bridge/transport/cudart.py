@@ -150,7 +150,7 @@ def _call(name: str, *arguments: Any) -> None:
 
 @cache
 def _library() -> ctypes.CDLL:
-    """The very library that torch has loaded: a second one would have another idea of the current GPU."""
+    """The very library that torch has loaded: a second copy would have a current GPU of its own."""
     torch.cuda.init()  # type: ignore[no-untyped-call]
     for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
         if "libcudart" in line:

@@ -120,7 +120,7 @@ def connect_sender(meeting: Meeting, pair: Pair, device: torch.device) -> SendWi
     try:
         first = memory.allocate(SLOT_BYTES)
     except BridgeError as error:
-        with contextlib.suppress(TransferError):  # It is gone, too.
+        with contextlib.suppress(TransferError):  # The receiver is gone, too.
             end.send_json({"error": str(error)}, deadline)
         end.close()
         raise TransportUnavailable(f"Trainer rank {pair.sender} has no memory on its GPU: {error}") from error

@@ -1,8 +1,8 @@
 """``filesystem``: a safetensors file for each message, in a directory that both sides share.
 
-For trainers and engines between which there is nothing but HTTP and a shared directory: the engines are told over HTTP
-that a version comes, and take its files as they appear. A file appears whole, holds a digest of its bytes, and is
-removed as soon as it has been read; a wire's directory goes with the wire.
+For trainers and engines between which there is nothing but HTTP and a shared directory: the engines get a request when
+a version comes, and read its files as they appear. A file appears whole, holds a digest of its bytes, and is removed as
+soon as it has been read. The directory of a wire is removed with the wire.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HELLO, ANSWER = "hello.json", "answer.json"
 POLL_S = 0.002
 LONGEST_POLL_S = 0.1
 LOOK_AGAIN_S = 1.0
-"""Between two ways of asking; see :func:`_look_again`."""
+"""Seconds between two calls of :func:`_look_again`."""
 
 ALIGNMENT = 16
 TAG_LENGTH = 12
@@ -37,7 +37,7 @@ LEFT = "failed: this end has left."
 
 
 class FileSender(SendWire):
-    """The sending end. A message has gone once its file is there: files wait for a receiver that is slow."""
+    """The sending end. A message is sent once its file is there; files of a slow receiver accumulate."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -115,7 +115,7 @@ class _Awaited(Transfer):
 
 
 def connect_sender(meeting: Meeting, pair: Pair) -> SendWire:
-    """Waits until the receiver answers in the same directory.
+    """Writes a file for the receiver and waits for its answer in the same directory.
 
     Raises:
         RendezvousTimeout: it does not.
@@ -126,18 +126,18 @@ def connect_sender(meeting: Meeting, pair: Pair) -> SendWire:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write_json(directory / HELLO, {"nonce": nonce, "proof": _proof(meeting, pair, "sender", nonce)})
-        words = _await_json(directory / ANSWER, deadline)
-        _check(words, meeting, pair, "receiver", nonce)
+        content = _await_json(directory / ANSWER, deadline)
+        _check(content, meeting, pair, "receiver", nonce)
         for name in (HELLO, ANSWER):
             (directory / name).unlink(missing_ok=True)
     except (OSError, TransferError, BridgeError) as error:
         _remove(directory)
-        raise _nobody(meeting, pair, error) from error
+        raise _not_connected(meeting, pair, error) from error
     return FileSender(directory)
 
 
 def connect_receiver(meeting: Meeting, pair: Pair) -> RecvWire:
-    """Waits until the sender says something in the directory.
+    """Waits for the sender's file in the directory.
 
     Raises:
         RendezvousTimeout: it does not.
@@ -145,13 +145,13 @@ def connect_receiver(meeting: Meeting, pair: Pair) -> RecvWire:
     directory, deadline = _directory(meeting, pair), time.monotonic() + meeting.timeout_s
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        words = _await_json(directory / HELLO, deadline)
-        nonce = str(words["nonce"])
-        _check(words, meeting, pair, "sender", nonce)
+        content = _await_json(directory / HELLO, deadline)
+        nonce = str(content["nonce"])
+        _check(content, meeting, pair, "sender", nonce)
         _write_json(directory / ANSWER, {"proof": _proof(meeting, pair, "receiver", nonce)})
     except (OSError, TransferError, BridgeError) as error:
         _remove(directory)
-        raise _nobody(meeting, pair, error) from error
+        raise _not_connected(meeting, pair, error) from error
     return FileReceiver(directory)
 
 
@@ -233,12 +233,12 @@ def _directory(meeting: Meeting, pair: Pair) -> Path:
 
 
 def _tag(meeting: Meeting) -> str:
-    """So that nothing of an earlier trainer, whose groups had the same names, is taken for this one's."""
+    """Distinguishes this trainer's files from those of an earlier one whose groups had the same names."""
     return proof(meeting.secret, meeting.group)[:TAG_LENGTH]
 
 
 def _clear(meeting: Meeting, directory: Path) -> None:
-    """Removes what an earlier trainer, which was killed, has left."""
+    """Removes the files of an earlier trainer that was killed."""
     pattern = f"{glob.escape(meeting.group)}-{'[0-9a-f]' * TAG_LENGTH}"
     for other in directory.parents[1].glob(pattern):
         if other != directory.parent:
@@ -251,28 +251,28 @@ def _remove(directory: Path) -> None:
         directory.parent.rmdir()
 
 
-def _write_json(path: Path, words: dict[str, Any]) -> None:
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     hidden = path.with_name(f".{path.name}")
-    hidden.write_text(json.dumps(words), encoding="utf-8")
+    hidden.write_text(json.dumps(content), encoding="utf-8")
     hidden.replace(path)
 
 
 def _await_json(path: Path, deadline: float) -> dict[str, Any]:
     _await(path, deadline, lambda: False)
-    words: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return words
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def _proof(meeting: Meeting, pair: Pair, role: str, nonce: str) -> str:
     return proof(meeting.secret, f"{meeting.group}/{pair} {role} {nonce}")
 
 
-def _check(words: dict[str, Any], meeting: Meeting, pair: Pair, role: str, nonce: str) -> None:
-    if not is_same(str(words.get("proof")), _proof(meeting, pair, role, nonce)):
-        raise BridgeError(f"Somebody else is at the wire {pair} of {meeting.group}.")
+def _check(content: dict[str, Any], meeting: Meeting, pair: Pair, role: str, nonce: str) -> None:
+    if not is_same(str(content.get("proof")), _proof(meeting, pair, role, nonce)):
+        raise BridgeError(f"Another program answered for wire {pair} of {meeting.group}: it does not have the secret.")
 
 
-def _nobody(meeting: Meeting, pair: Pair, error: Exception) -> RendezvousTimeout:
+def _not_connected(meeting: Meeting, pair: Pair, error: Exception) -> RendezvousTimeout:
     return RendezvousTimeout(
         f"Trainer rank {pair.sender} and worker {pair.receiver} did not meet in {meeting.directory} within"
         f" {meeting.timeout_s:g} s: {error}"

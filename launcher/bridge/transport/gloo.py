@@ -87,7 +87,7 @@ class GlooSender(DirectSendWire):
 
 
 class GlooReceiver(DirectRecvWire):
-    """The receiving end. gloo writes on into what was posted when the group is aborted, until the message is over."""
+    """The receiving end. gloo continues to write into a posted buffer after an abort, until the message ends."""
 
     def __init__(self, group: Any) -> None:
         self._group = group

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 Wire = TypeVar("Wire", SendWire, RecvWire)
 GRACE_S = 0.5
-"""Over the deadline, for a transport to say itself what is missing."""
+"""Beyond the deadline, so that a transport can name what is missing itself."""
 
 
 def connect_senders(
@@ -41,8 +41,8 @@ def connect_senders(
     calls = {}
     for worker, names in transports.items():
         pair = Pair(sender=rank, receiver=worker)
-        ways = {name: partial(_sender, name, meeting, pair, largest[worker], device) for name in names}
-        calls[worker] = partial(_first_way, pair, ways)
+        candidates = {name: partial(_sender, name, meeting, pair, largest[worker], device) for name in names}
+        calls[worker] = partial(_first_available, pair, candidates)
     return _connect(calls, meeting)
 
 
@@ -54,20 +54,20 @@ def connect_receivers(
     for sender, names in transports.items():
         pair = Pair(sender=sender, receiver=rank)
         calls[sender] = partial(
-            _first_way, pair, {name: partial(_receiver, name, meeting, pair, device) for name in names}
+            _first_available, pair, {name: partial(_receiver, name, meeting, pair, device) for name in names}
         )
     return _connect(calls, meeting)
 
 
-def _first_way(pair: Pair, ways: Mapping[str, Callable[[], Wire]]) -> Wire:
-    """Both ends go through the same ways in the same order: one that an end cannot go, neither goes."""
-    *before, last = ways
+def _first_available(pair: Pair, candidates: Mapping[str, Callable[[], Wire]]) -> Wire:
+    """Both ends try the same transports in the same order; one that either end cannot use, neither uses."""
+    *before, last = candidates
     for name in before:
         try:
-            return ways[name]()
+            return candidates[name]()
         except TransportUnavailable as error:
-            logger.warning("wire %s: no %s, but the next way: %s", pair, name, error)
-    return ways[last]()
+            logger.warning("wire %s: no %s, trying the next transport: %s", pair, name, error)
+    return candidates[last]()
 
 
 def _sender(name: str, meeting: Meeting, pair: Pair, largest: int, device: torch.device) -> SendWire:
@@ -142,6 +142,6 @@ def _connect(calls: Mapping[int, Callable[[], Wire]], meeting: Meeting) -> dict[
         for wire in wires:
             wire.abort()
         if isinstance(error, TransferError):
-            raise RendezvousTimeout(f"Group {meeting.group}: not everybody came: {error}") from error
+            raise RendezvousTimeout(f"Group {meeting.group}: not all ends connected: {error}") from error
         raise
     return made

@@ -69,7 +69,7 @@ class MappedSender(RegionSendWire):
         """By address, of the message at hand."""
 
         self._replaced: deque[tuple[int, Slot]] = deque()
-        """Slots that gave way to larger ones, and the message with which the receiver learns it."""
+        """Slots that were replaced by larger ones, with the number of the message that announces it."""
 
         self._posted = 0
         self._freed = 0
@@ -141,7 +141,7 @@ class MappedSender(RegionSendWire):
                 self._memory.free(self._replaced.popleft()[1])
 
     def _slot(self, nbytes: int) -> Slot:
-        """The next message's, large enough."""
+        """The slot of the next message, large enough for it."""
         place = self._posted % SLOTS
         slot = self._slots[place]
         if slot is None or slot.content.numel() < nbytes:
@@ -185,7 +185,7 @@ class MappedSender(RegionSendWire):
         return found
 
     def _forget(self) -> None:
-        """Where something new is mapped, something else may have been freed: its mapping holds memory in vain."""
+        """Announces allocations that have been freed, so that the receiver unmaps them: a mapping keeps the memory."""
         own = {slot.allocation.number for slot in self._slots if slot is not None}
         own |= {allocation.number for allocation, _handle in self._new}
         for number, allocation in list(self._known.items()):
@@ -194,7 +194,7 @@ class MappedSender(RegionSendWire):
                 self._gone.append(number)
 
     def _free(self) -> None:
-        """Frees what the receiver had mapped, and lets go of what it may have read, once it can do so no more."""
+        """Frees the slots and releases the kept tensors once the receiver has unmapped everything."""
         poller = select.poll()
         poller.register(self._life, select.POLLIN)
         poller.poll()

@@ -42,7 +42,7 @@ SENDER, RECEIVER = 0, 1
 POLL_S = 0.00002
 LONGEST_POLL_S = 0.005
 LATER = 0.05
-"""How much later than it is complete an operation may be seen to be, as a share of what it took."""
+"""An operation is found to be complete at most this share of its duration late."""
 
 CHANNELS_VARIABLE = "LAUNCHER_BRIDGE_NCCL_CHANNELS"
 CHANNELS = 8
@@ -247,7 +247,7 @@ class _FabricInfo(ctypes.Structure):
 
 
 def fabric_of(device: torch.device) -> str:
-    """Equal and not empty for GPUs that NVLink joins across hosts; empty where there is no such fabric."""
+    """An id, equal for GPUs that NVLink connects across hosts; empty where there is no such fabric."""
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
         if library.nvmlInit_v2() != 0:

@@ -46,7 +46,7 @@ class Shared:
 
     def close(self) -> None:
         """Unmaps it; whoever still holds a view keeps its bytes."""
-        # The mapping goes with the last tensor that looks into it.
+        # The memory is unmapped with the last tensor that views it.
         self._bytes = None
 
 
@@ -159,7 +159,7 @@ def connect_sender(meeting: Meeting, pair: Pair, largest: int) -> SendWire:
     slot_bytes = slot_size(largest)
     fd = os.memfd_create("launcher-bridge", os.MFD_CLOEXEC)
     try:
-        # Now, as an error here, rather than later, as a signal.
+        # Reserve the memory now: without it, a later write would end the process with SIGBUS.
         try:
             os.posix_fallocate(fd, 0, SLOTS * slot_bytes)
         except OSError as error:

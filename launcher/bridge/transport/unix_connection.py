@@ -1,7 +1,7 @@
-"""A connection between two processes of one host: a Unix socket, each end of which has proven who it is.
+"""A connection between two processes of one host: a Unix socket, each end of which has proven that it has the secret.
 
-The socket has an abstract name, which no file stands for, so that nothing is left when a process is killed; the kernel
-tells the other end at once. Opening, after the connection is made::
+The socket has an abstract name, not a file, so that nothing is left when a process is killed; the kernel
+reports that to the other end at once. Opening, after the connection is made::
 
     both  -> a nonce
     both  -> the proof (:mod:`launcher.common.keys`) of its role and both nonces; wrong: the connection is closed
@@ -82,13 +82,13 @@ class UnixConnection:
             data += self.receive(deadline, at_most=size - len(data))
         return data
 
-    def send_json(self, words: dict[str, Any], deadline: float, fds: tuple[int, ...] = ()) -> None:
+    def send_json(self, message: dict[str, Any], deadline: float, fds: tuple[int, ...] = ()) -> None:
         """Sends a JSON object and open files.
 
         Raises:
             TransferError: the other end is gone.
         """
-        text = json.dumps(words).encode()
+        text = json.dumps(message).encode()
         self._do(lambda: socket.send_fds(self._sock, [LENGTH.pack(len(text))], fds), deadline)
         self.send(text, deadline)
 
@@ -96,7 +96,7 @@ class UnixConnection:
         """A JSON object and the open files that came with it, which the caller closes.
 
         Raises:
-            TransferError: the other end is gone, or says nothing in time.
+            TransferError: the other end is gone, or sends nothing in time.
         """
         head, files, _flags, _address = self._do(
             lambda: socket.recv_fds(self._sock, LENGTH.size, fds, socket.MSG_CMSG_CLOEXEC), deadline
@@ -105,19 +105,21 @@ class UnixConnection:
             head += self.receive_all(LENGTH.size - len(head), deadline)
             (size,) = LENGTH.unpack(head)
             if size > LONGEST_HELLO:
-                raise TransferError(f"failed: the other end says {size} bytes at once.")
-            words: dict[str, Any] = json.loads(self.receive_all(size, deadline))
+                raise TransferError(
+                    f"failed: the other end announces a message of {size} bytes, more than {LONGEST_HELLO}."
+                )
+            message: dict[str, Any] = json.loads(self.receive_all(size, deadline))
         except BaseException:
             for fd in files:
                 os.close(fd)
             raise
-        return words, list(files)
+        return message, list(files)
 
     def close(self) -> None:
-        """Hangs up; whoever waits at either end learns it at once."""
+        """Closes the connection; a call that waits at either end fails at once."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
-        with self._busy:  # Not under the feet of a thread that still waits.
+        with self._busy:  # Wait until no other thread uses the socket.
             self._closed = True
             self._sock.close()
 
@@ -139,7 +141,7 @@ def connect(meeting: Meeting, pair: Pair) -> UnixConnection:
     """The sender's end: waits until the receiver listens.
 
     Raises:
-        RendezvousTimeout: it does not, or proves to be somebody else.
+        RendezvousTimeout: it does not, or it does not prove that it has the secret.
     """
     deadline = time.monotonic() + meeting.timeout_s
     while True:
@@ -151,7 +153,7 @@ def connect(meeting: Meeting, pair: Pair) -> UnixConnection:
         except OSError as error:
             sock.close()
             if time.monotonic() > deadline:
-                raise RendezvousTimeout(_nobody(meeting, pair)) from error
+                raise RendezvousTimeout(_not_connected(meeting, pair)) from error
             time.sleep(RETRY_S)
 
 
@@ -159,7 +161,7 @@ def accept(meeting: Meeting, pair: Pair) -> UnixConnection:
     """The receiver's end: waits for the sender.
 
     Raises:
-        RendezvousTimeout: it does not call, or proves to be somebody else.
+        RendezvousTimeout: it does not connect, or does not prove that it has the secret.
     """
     deadline = time.monotonic() + meeting.timeout_s
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
@@ -169,7 +171,7 @@ def accept(meeting: Meeting, pair: Pair) -> UnixConnection:
             server.settimeout(max(0.001, deadline - time.monotonic()))
             sock, _address = server.accept()
         except OSError as error:
-            raise RendezvousTimeout(_nobody(meeting, pair)) from error
+            raise RendezvousTimeout(_not_connected(meeting, pair)) from error
     return _proven(UnixConnection(sock), meeting, pair, "receiver", "sender", deadline)
 
 
@@ -188,14 +190,14 @@ def _proven(
         candidate = connection.receive_all(PROOF_BYTES, deadline).decode(errors="replace")
     except TransferError as error:
         connection.close()
-        raise RendezvousTimeout(_nobody(meeting, pair)) from error
+        raise RendezvousTimeout(_not_connected(meeting, pair)) from error
     if not is_proof(candidate, meeting.secret, f"{other_role} {other} {own}"):
         connection.close()
-        raise BridgeError(f"Somebody else is at the wire {pair} of {meeting.group}.")
+        raise BridgeError(f"Another program answered for wire {pair} of {meeting.group}: it does not have the secret.")
     return connection
 
 
-def _nobody(meeting: Meeting, pair: Pair) -> str:
+def _not_connected(meeting: Meeting, pair: Pair) -> str:
     return (
         f"Trainer rank {pair.sender} and worker {pair.receiver} of one host did not meet within"
         f" {meeting.timeout_s:g} s."
