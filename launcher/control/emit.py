@@ -18,7 +18,7 @@ from launcher.events.serialize import make_event
 def emit(event: Event | str, **fields: Any) -> None:
     """Adds an event to the run's log; does nothing outside of a run.
 
-    A trainer of one's own reports its steps with ``emit("step", step=3, steps=100, reward=0.5, my_figure=1.0)``.
+    Your own trainer reports its steps with ``emit("step", step=3, steps=100, reward=0.5, my_figure=1.0)``.
 
     Args:
         event: the event, or the name of a kind.

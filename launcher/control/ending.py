@@ -101,6 +101,6 @@ def end_if_due(state: ControlState, now: float) -> Effects:
 
 
 def _end_after_failure(state: ControlState) -> Effects:
-    # If a stop was requested anyway, the next attempt goes on in spite of the failure.
+    # If a stop was requested anyway, the next attempt continues the run despite the failure.
     is_stopping = state.stop.stage is not StopStage.NO
     yield from enter(state, Phase.STOPPED if is_stopping else Phase.FAILED)

@@ -103,7 +103,7 @@ class ReplicaAssignment:
     """Where it listens; None until it has published that."""
 
     master: str | None = None
-    """``host:port`` where the parts of a replica over several nodes meet; None until its first node published it."""
+    """Rendezvous, ``host:port``, of a replica over several nodes; None until its first node has published it."""
 
     awaits_weights: bool = False
     """Its own weights are out of date: it may answer no request before the trainer has sent new ones."""

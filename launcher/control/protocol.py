@@ -100,7 +100,7 @@ class PreflightRequest(ControlRequest[Reply]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineMasterRequest(ControlRequest[Reply]):
-    """The first node of a replica over several nodes publishes where its parts meet."""
+    """The first node of a replica over several nodes publishes its rendezvous address."""
 
     replica: int
     restart_count: int

@@ -14,7 +14,7 @@ from launcher.events.serialize import make_event
 
 
 def engine_master(state: ControlState, request: EngineMasterRequest, _now: float) -> Effects:
-    """The parts of a replica over several nodes may meet."""
+    """The rendezvous address of a replica over several nodes is known."""
     record = state.replicas[request.replica]
     if request.restart_count == record.restart_count:
         record.master = request.address

@@ -109,7 +109,7 @@ class ReplicaRecord:
     """As ``url``, but kept over restarts."""
 
     master: str | None = None
-    """Where the parts of a replica over several nodes meet."""
+    """Rendezvous, ``host:port``, of a replica over several nodes."""
 
     version: Version | None = None
     """The weights that it serves; None for those that it was started with."""

@@ -12,7 +12,7 @@ from launcher.events.log_rules import SIGNALS, LogRule, classify
 
 READ_BYTES = 1 << 18
 GAP = 12
-"""So many lines of ordinary output end the last trouble, looking backwards."""
+"""So many lines of ordinary output end the last error output, looking backwards."""
 
 SHOWN = 12
 LONGEST = 400
@@ -21,7 +21,7 @@ LONGEST = 400
 PREFIX = re.compile(
     r"^(\([^()]* pid=\d+\) )?((ERROR|WARNING|INFO|DEBUG) \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\] ?)?(\[rank\d+\]: ?)?"
 )
-_TROUBLE = re.compile(
+_ERROR_OUTPUT = re.compile(
     r"^\s|^$|^Traceback|^During handling|^The above exception|^Process \S+:|^#\d+ |^frame #|^\[E\d+|^launcher: "
 )
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Failure|Timeout|Exit)(?::|$)")
@@ -130,9 +130,7 @@ def failure_line(log: Path, error_file: Path, *, is_exit: bool, begin: int = 0) 
     exceptions = [index for index, line in enumerate(lines) if _EXCEPTION.match(line) and not _VICTIM.search(line)]
     if exceptions:
         # The path of the module in front of the class does not help a reader.
-        return _shortened(
-            re.sub(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Z]\w*(?::|$| ))", "", _with_details(lines, exceptions[-1]))
-        )
+        return _shortened(_MODULE.sub("", _with_details(lines, exceptions[-1])))
     return _shortened(spoken[-1]) if spoken and is_exit else None
 
 
@@ -147,20 +145,20 @@ def end_of(log: Path, begin: int = 0) -> str:
 
 
 def _ordinary(lines: list[str]) -> int:
-    """How many lines of ordinary output follow the last trouble."""
+    """How many lines of ordinary output follow the last error output."""
     last = max((index for index, line in enumerate(lines) if _rule_of(line) is not None), default=0)
-    return sum(1 for line in lines[last + 1 :] if not _TROUBLE.search(line))
+    return sum(1 for line in lines[last + 1 :] if not _ERROR_OUTPUT.search(line))
 
 
 def _begin(lines: list[str]) -> int:
-    """Index where the last trouble begins: behind the last stretch of ordinary output."""
+    """Index where the last error output begins: behind the last stretch of ordinary output."""
     ordinary = 0
     last = next((i for i in range(len(lines) - 1, -1, -1) if _rule_of(lines[i]) is not None), None)
     if last is None:
         return len(lines)
     begin = last
     for index in range(last, -1, -1):
-        if _TROUBLE.search(lines[index]) or _EXCEPTION.match(lines[index]) or _rule_of(lines[index]) is not None:
+        if _ERROR_OUTPUT.search(lines[index]) or _EXCEPTION.match(lines[index]) or _rule_of(lines[index]) is not None:
             ordinary, begin = 0, index
         else:
             ordinary += 1

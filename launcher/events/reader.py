@@ -112,7 +112,7 @@ def new_state(run_dir: Path) -> RunState:
         found = {phase: OmegaConf.select(config, key) for phase, key in DEADLINES.items()}
         state.deadlines = {phase: float(value) for phase, value in found.items() if value is not None}
         steps = OmegaConf.select(config, "trainer.steps")
-        # To a trainer of one's own `trainer.steps` need not mean anything.
+        # A user's own trainer need not follow `trainer.steps`.
         if steps is not None and OmegaConf.select(config, "trainer.command") is None:
             state.steps_planned = int(steps)
     return state

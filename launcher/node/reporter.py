@@ -81,7 +81,7 @@ class Reporter:
         )
 
     def master(self, replica: int, restart_count: int, address: str) -> None:
-        """Where the parts of a replica over several nodes are to meet."""
+        """The rendezvous address of a replica over several nodes."""
         self._outbox.put(protocol.EngineMasterRequest(replica=replica, restart_count=restart_count, address=address))
 
     def done(self, restart_count: int) -> None:

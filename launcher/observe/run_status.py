@@ -120,7 +120,7 @@ def _is_final(cached: CachedJobState | None) -> bool:
 
 
 def _own(run: RunSummary, job: JobState | None) -> JobState | None:
-    """The answer, unless it is about another job that has the same id by now: the run's own is forgotten then."""
+    """The answer, unless it is about another job with the same id: then SLURM has forgotten the run's own."""
     if job is None or run.job is None:  # a script that was submitted by hand writes its log anywhere
         return job
     return job if job.writes_below(run.path.parent) else None

@@ -101,7 +101,7 @@ def _job_id(job: dict[str, Any] | None, state: RunState) -> str | None:
 def _phase(state: RunState) -> str:
     if state.draining_at is not None:
         return "draining"
-    # A trainer of one's own need not report its steps, or its phases; then it is only known that it runs.
+    # A user's own trainer need not report steps or phases; then it is only known to run.
     has_trainers = any(process.role == "trainer" for process in state.processes.values())
     has_phases = any(phase.who.startswith("trainer-") for phase in state.phases)
     return "training" if state.steps or (has_trainers and not has_phases) else "starting"

@@ -68,7 +68,7 @@ class BadNodeCache:
         write_json(path, asdict(entry))
 
     def entries(self, cluster: str | None = None, *, now: float | None = None) -> list[BadNodeEntry]:
-        """What is remembered, of one cluster or of all, by name; what has expired is forgotten on the way."""
+        """Entries of one cluster or of all, by name; those that have expired are removed."""
         now = time.time() if now is None else now
         found = []
         for path, entry in self._read(cluster or "*"):

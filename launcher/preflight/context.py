@@ -42,7 +42,7 @@ def peers_of(node_rank: int, nodes: int) -> list[int]:
 
 
 def network_stack() -> str:
-    """Names the network that this process lives in: two nodes that share it may meet on the loopback."""
+    """Identifies the network namespace of this process: two nodes that share it can connect over the loopback."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot}:{Path('/proc/self/ns/net').stat().st_ino}"

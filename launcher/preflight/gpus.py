@@ -65,17 +65,17 @@ def check_gpus(site: CheckContext) -> Finding:
     limit = site.config.preflight.max_gpu_memory_used
     mig = mig_devices(os.environ.get("CUDA_VISIBLE_DEVICES"))
     if mig:
-        troubles = [*error_troubles(gpus, kernel_log())]
+        problems = [*error_problems(gpus, kernel_log())]
         if len(mig) < site.layout.gpus_per_node:
-            troubles.append(f"{len(mig)} of {site.layout.gpus_per_node} planned MIG devices are there")
-        return Finding(name="gpus", ok=not troubles, text="; ".join(troubles) or f"{len(mig)} MIG devices")
-    troubles = [
-        *count_trouble(gpus, site.layout.gpus_per_node),
-        *memory_troubles(gpus, processes, limit),
-        *error_troubles(gpus, kernel_log()),
+            problems.append(f"{len(mig)} of {site.layout.gpus_per_node} planned MIG devices are there")
+        return Finding(name="gpus", ok=not problems, text="; ".join(problems) or f"{len(mig)} MIG devices")
+    problems = [
+        *count_problems(gpus, site.layout.gpus_per_node),
+        *memory_problems(gpus, processes, limit),
+        *error_problems(gpus, kernel_log()),
     ]
     names = ", ".join(sorted({gpu.name for gpu in gpus}))
-    return Finding(name="gpus", ok=not troubles, text="; ".join(troubles) or f"{len(gpus)} x {names}, free")
+    return Finding(name="gpus", ok=not problems, text="; ".join(problems) or f"{len(gpus)} x {names}, free")
 
 
 def hardware_facts(timeout_s: float) -> dict[str, str]:
@@ -103,13 +103,13 @@ def mig_devices(chosen: str | None) -> list[str]:
     return [word for word in (chosen or "").split(",") if word.startswith("MIG-")]
 
 
-def count_trouble(gpus: Sequence[Gpu], planned: int) -> Iterable[str]:
+def count_problems(gpus: Sequence[Gpu], planned: int) -> Iterable[str]:
     """A GPU that fell off the bus is one that the tool does not show any more."""
     if len(gpus) < planned:
         yield f"{len(gpus)} of {planned} planned GPUs are there"
 
 
-def memory_troubles(gpus: Sequence[Gpu], processes: Sequence[GpuProcess], limit: float) -> Iterable[str]:
+def memory_problems(gpus: Sequence[Gpu], processes: Sequence[GpuProcess], limit: float) -> Iterable[str]:
     """Who uses them before us.
 
     Args:
@@ -124,7 +124,7 @@ def memory_troubles(gpus: Sequence[Gpu], processes: Sequence[GpuProcess], limit:
             yield f"GPU {gpu.index} has {gpu.used} of {gpu.total} MiB in use, by no process that can be seen"
 
 
-def error_troubles(gpus: Sequence[Gpu], log: Iterable[str]) -> Iterable[str]:
+def error_problems(gpus: Sequence[Gpu], log: Iterable[str]) -> Iterable[str]:
     """What the driver says about the hardware."""
     for gpu in gpus:
         if gpu.ecc_errors:

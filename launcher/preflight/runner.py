@@ -90,7 +90,7 @@ class Preflight:
         write = _Task(self._canary.write)
         written = write.wait(self._settings.timeout_s)
         if not written:
-            logger.warning("the canary was not written: %s", write.trouble)
+            logger.warning("the canary was not written: %s", write.problem)
         peer = Peer(
             node_rank=self._site.node.node_rank,
             hostname=self._site.node.hostname,
@@ -140,7 +140,7 @@ class Preflight:
             if task.wait(begin + self._settings.timeout_s - time.monotonic()):
                 found += [task.value] if isinstance(task.value, Finding) else []
             else:
-                found.append(Finding(name=name, ok=False, text=task.trouble))
+                found.append(Finding(name=name, ok=False, text=task.problem))
         return found
 
     def _check_peers(self) -> tuple[list[PeerReport], tuple[float, float]]:
@@ -196,7 +196,7 @@ class _Task:
         return self._done.wait(max(0.0, timeout_s)) and self._error is None
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Why there is no value."""
         if self._error is None:
             return f"did not end within {time.monotonic() - self._began:.0f} s"
@@ -215,7 +215,7 @@ def _collect(tasks: list[tuple[str, int, _Task]], timeout_s: float) -> list[Peer
     found: list[PeerReport] = []
     for name, about, task in tasks:
         if not task.wait(deadline - time.monotonic()):
-            found.append(PeerReport(name=name, about=about, text=task.trouble))
+            found.append(PeerReport(name=name, about=about, text=task.problem))
         elif isinstance(task.value, PeerReport):
             found.append(task.value)
         elif isinstance(task.value, list):

@@ -180,7 +180,7 @@ def _figures(facts: dict[str, Any]) -> Iterator[str]:
 
 def _cause(run_dir: Path, slurm: JobState | None) -> Iterator[str]:
     """What ``launcher why`` prints about the last attempt; nothing if it was ended on purpose."""
-    # That package uses this one's text in turn.
+    # Imported here, because it is slow and needed only at the end.
     from launcher.events.failure_kinds import FailureKind
     from launcher.observe.root_cause.diagnosis import diagnose
     from launcher.observe.root_cause.render import cause_block

@@ -33,9 +33,9 @@ from launcher.preflight.checks import (
 )
 from launcher.preflight.context import ALONE, CheckContext
 from launcher.preflight.gpus import (
-    count_trouble,
-    error_troubles,
-    memory_troubles,
+    count_problems,
+    error_problems,
+    memory_problems,
     mig_devices,
     parse_gpus,
     parse_processes,
@@ -137,13 +137,13 @@ def test_a_taken_port_is_a_failure_only_where_ports_are_strict(site: CheckContex
 def test_every_gpu_trouble_is_told_once_and_others_gpus_are_not_ours() -> None:
     gpus = parse_gpus(SMI)
     processes = parse_processes(SMI_PROCESSES)
-    assert list(count_trouble(gpus, 3)) == []
-    assert list(count_trouble(gpus, 8)) == ["3 of 8 planned GPUs are there"]
-    assert list(memory_troubles(gpus, processes, 0.05)) == [
+    assert list(count_problems(gpus, 3)) == []
+    assert list(count_problems(gpus, 8)) == ["3 of 8 planned GPUs are there"]
+    assert list(memory_problems(gpus, processes, 0.05)) == [
         "GPU 1 is used by python3 (pid 4711)",
         "GPU 2 has 40000 of 143771 MiB in use, by no process that can be seen",
     ]
-    assert list(error_troubles(gpus, [*KERNEL, KERNEL[0]])) == [
+    assert list(error_problems(gpus, [*KERNEL, KERNEL[0]])) == [
         "GPU 1 has 2 uncorrected memory errors",
         "GPU 2 had Xid 79",
     ]
