@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 from launcher.control.preflight_report import PreflightReport
 from launcher.events.schema import Event
@@ -23,19 +24,12 @@ class NotifyNodes:
     node_ranks: frozenset[int]
 
 
-@dataclass(frozen=True, slots=True)
-class NotifyAllNodes:
-    """The phase has changed: all heartbeats are answered now."""
+class Notify(Enum):
+    """Which waiting requests are answered now."""
 
-
-@dataclass(frozen=True, slots=True)
-class NotifyValues:
-    """A value was published."""
-
-
-@dataclass(frozen=True, slots=True)
-class NotifyPool:
-    """The pool has changed."""
+    ALL_NODES = "heartbeats of all nodes: the phase has changed"
+    VALUES = "requests for values: one was published"
+    POOL = "requests for the pool: it has changed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +46,7 @@ class ComparePreflightReports:
     reports: tuple[PreflightReport, ...]
 
 
-Effect = LogEvent | NotifyNodes | NotifyAllNodes | NotifyValues | NotifyPool | ForwardSignal | ComparePreflightReports
+Effect = LogEvent | Notify | NotifyNodes | ForwardSignal | ComparePreflightReports
 Effects = Iterator[Effect]
 """A transition is a generator: it changes the state between its effects, so its caller always exhausts it."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from launcher.control.effects import Effects, LogEvent, NotifyAllNodes, NotifyNodes
+from launcher.control.effects import Effects, LogEvent, Notify, NotifyNodes
 from launcher.control.model import ENDED, Phase, StopReason, StopStage
 from launcher.control.state import ControlState
 from launcher.control.views import is_writing
@@ -16,7 +16,7 @@ from launcher.layout.model import Role
 def enter(state: ControlState, phase: Phase) -> Effects:
     """The next phase."""
     state.phase = phase
-    yield NotifyAllNodes()
+    yield Notify.ALL_NODES
 
 
 def mark_dirty(state: ControlState, slots: Iterable[int]) -> Effects:

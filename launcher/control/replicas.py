@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.control.effects import Effects, LogEvent, NotifyPool
+from launcher.control.effects import Effects, LogEvent, Notify
 from launcher.control.ending import mark_dirty
 from launcher.control.model import ALL_URLS
 from launcher.control.policy import backoff_s, counted_restarts
@@ -140,4 +140,4 @@ def _end(state: ControlState, record: ReplicaRecord, then: ReplicaState) -> Effe
 
 def _pool_changed(state: ControlState) -> Effects:
     state.pool_revision += 1
-    yield NotifyPool()
+    yield Notify.POOL

@@ -138,12 +138,12 @@ class ControlServer:
                     case effects.NotifyNodes():
                         for node in effect.node_ranks:
                             self._nodes_changed[node].notify_all()
-                    case effects.NotifyAllNodes():
+                    case effects.Notify.ALL_NODES:
                         for condition in self._nodes_changed.values():
                             condition.notify_all()
-                    case effects.NotifyValues():
+                    case effects.Notify.VALUES:
                         self._values_changed.notify_all()
-                    case effects.NotifyPool():
+                    case effects.Notify.POOL:
                         self._pool_changed.notify_all()
                     case effects.ForwardSignal():
                         if self._on_signal is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.control import protocol
-from launcher.control.effects import Effect, Effects, ForwardSignal, LogEvent, NotifyValues, no_effects
+from launcher.control.effects import Effect, Effects, ForwardSignal, LogEvent, Notify, no_effects
 from launcher.control.ending import (
     acknowledge_stop,
     cancel,
@@ -142,7 +142,7 @@ def _trainers_done(state: ControlState, request: protocol.TrainersDoneRequest, _
 
 def _put(state: ControlState, request: protocol.PutRequest, _now: float) -> Effects:
     state.values[request.key] = request.value
-    yield NotifyValues()
+    yield Notify.VALUES
     if request.key.startswith(REPLICA_PREFIX):
         record = next((r for r in state.replicas if request.key == url_key(r.index)), None)
         if record is not None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from launcher.events.schema.base import Event, event_kind
 
 
 @event_kind("submitted")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSubmitted(Event):
     """The run was submitted; ``time`` is the submission's. Written by node 0 from ``submission.json``."""
 
@@ -25,7 +23,6 @@ class RunSubmitted(Event):
 
 
 @event_kind("attempt")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptStarted(Event):
     """An attempt began: node 0's agent runs and knows the layout. Written by node 0's agent."""
 
@@ -46,7 +43,6 @@ class AttemptStarted(Event):
 
 
 @event_kind("phase")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseChanged(Event):
     """A phase of the start-up began or ended. Written by the process that is in it; rank 0 stands for all trainers."""
 
@@ -60,7 +56,6 @@ class PhaseChanged(Event):
 
 
 @event_kind("stopping")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StopRequested(Event):
     """The run is to write a checkpoint and end: a preemption, the time limit, a person. Written by the control
     service; written once more, with ``overdue``, if it ended without the checkpoint."""
@@ -72,7 +67,6 @@ class StopRequested(Event):
 
 
 @event_kind("cancelled")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunCancelled(Event):
     """The run is to end at once. Written by the control service."""
 
@@ -80,13 +74,11 @@ class RunCancelled(Event):
 
 
 @event_kind("draining")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EnginesDraining(Event):
     """All trainer ranks ended with 0; the engines finish their requests and end. Written by the control service."""
 
 
 @event_kind("requeued")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class JobRequeued(Event):
     """SLURM starts the job again. Written by node 0's agent, or by the node that takes over from it."""
 
@@ -98,7 +90,6 @@ class JobRequeued(Event):
 
 
 @event_kind("finished")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFinished(Event):
     """The last event of an attempt. Written by node 0's agent; by its shim or another node if the agent was killed."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast, dataclass_transform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +31,15 @@ _NAMES: dict[type[Event], str] = {}
 _Class = TypeVar("_Class", bound=type[Event])
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field,))
 def event_kind(name: str) -> Callable[[_Class], _Class]:
-    """Registers a class as the kind that is called ``name`` in the log."""
+    """Makes a class a frozen dataclass, and registers it as the kind that is called ``name`` in the log."""
 
     def register(cls: _Class) -> _Class:
-        EVENT_KINDS[name] = cls
-        _NAMES[cls] = name
-        return cls
+        kind = cast(_Class, dataclass(frozen=True, slots=True, kw_only=True)(cls))
+        EVENT_KINDS[name] = kind
+        _NAMES[kind] = name
+        return kind
 
     return register
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from launcher.events.failure_kinds import FailureKind
@@ -11,7 +11,6 @@ from launcher.events.schema.base import Event, event_kind
 
 
 @event_kind("node_up")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeJoined(Event):
     """A node's agent connected to the control service. Written by the control service."""
 
@@ -28,7 +27,6 @@ class NodeJoined(Event):
 
 
 @event_kind("preflight")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PreflightFinished(Event):
     """What the checks of one node found before anything started. Written by the control service, for all nodes."""
 
@@ -49,7 +47,6 @@ class PreflightFinished(Event):
 
 
 @event_kind("process")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessChanged(Event):
     """A process of a role started or ended. Written by the agent of its node."""
 
@@ -73,7 +70,6 @@ class ProcessChanged(Event):
 
 
 @event_kind("engine_ready")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineReady(Event):
     """An engine answers ``/health`` for the first time since it started. Written by the control service."""
 
@@ -87,7 +83,6 @@ class EngineReady(Event):
 
 
 @event_kind("replica")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaChanged(Event):
     """A replica changed its state after the start-up. Written by the control service."""
 
@@ -102,7 +97,6 @@ class ReplicaChanged(Event):
 
 
 @event_kind("restart")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RestartScheduled(Event):
     """Processes start again inside the attempt. Written by the control service."""
 
@@ -122,7 +116,6 @@ class RestartScheduled(Event):
 
 
 @event_kind("node_lost")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeLost(Event):
     """A node no longer takes part. Written by the control service."""
 
@@ -133,7 +126,6 @@ class NodeLost(Event):
 
 
 @event_kind("spare")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SpareAssigned(Event):
     """A spare node took a slot of the layout whose node was lost. Written by the control service."""
 
@@ -148,7 +140,6 @@ class SpareAssigned(Event):
 
 
 @event_kind("failure")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FailureReported(Event):
     """A process, a node or the start-up failed and the run ends by it or after it. The agent of the node (or the
     control service, for a node that doesn't answer) determines the kind; written by the control service."""

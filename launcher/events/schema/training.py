@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from launcher.events.schema.base import Event, event_kind
 
 
 @event_kind("step")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StepFinished(Event):
     """An optimizer step is done. Written by the trainer (rank 0); any further number may stand beside these fields."""
 
@@ -39,7 +38,6 @@ class StepFinished(Event):
 
 
 @event_kind("check")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReported(Event):
     """A statement that the run tested about itself, such as the weights that an engine serves. Written by the
     trainer."""
@@ -50,7 +48,6 @@ class CheckReported(Event):
 
 
 @event_kind("checkpoint")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointChanged(Event):
     """A checkpoint is being written, is complete (``end``) or could not be written. Written by the trainer."""
 
@@ -64,7 +61,6 @@ class CheckpointChanged(Event):
 
 
 @event_kind("resumed")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointLoaded(Event):
     """Training goes on from a checkpoint. Written by the trainer."""
 
@@ -74,7 +70,6 @@ class CheckpointLoaded(Event):
 
 
 @event_kind("published")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsPublished(Event):
     """Replicas committed a version of the weights. Written by the control service for the trainers' bridge; without a
     run, by the bridge into `BridgeSettings.journal`."""
@@ -95,7 +90,6 @@ class WeightsPublished(Event):
 
 
 @event_kind("adapter_published")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterPublished(WeightsPublished):
     """As ``published``, for a LoRA adapter."""
 
@@ -104,7 +98,6 @@ class AdapterPublished(WeightsPublished):
 
 
 @event_kind("moment")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MomentReached(Event):
     """The trainer of the fault tool is at a moment that faults are injected at. Written by that trainer."""
 
@@ -113,7 +106,6 @@ class MomentReached(Event):
 
 
 @event_kind("served")
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AnswersChecked(Event):
     """The fault tool's client compared the engines' answers with the published weights. Counts since its start."""
 

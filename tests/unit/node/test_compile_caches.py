@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config.schema import CompileCacheConfig
-from launcher.node import compile_caches as store
+from launcher.node import cache_archive as store
 from launcher.node.compile_caches import (
     COUNTED,
     SHARED,
