@@ -29,9 +29,15 @@ if TYPE_CHECKING:
         send_heartbeat,
     )
     from launcher.bridge.groups import init_process_group
+    from launcher.bridge.plan.tensor_map import TensorMap
     from launcher.bridge.settings import BridgeSettings
+    from launcher.bridge.sources.megatron import MegatronPlace, megatron_source
+    from launcher.bridge.sources.peft import peft_source
+    from launcher.bridge.sources.torchtitan import torchtitan_source
+    from launcher.bridge.sources.zero3 import zero3_source
     from launcher.bridge.trainer.adapter import Adapter
     from launcher.bridge.trainer.api import Bridge, connect
+    from launcher.bridge.trainer.source import WeightSource, rotary_halves, rows
     from launcher.bridge.trainer.update import Update, UpdateReport
     from launcher.common.errors import BridgeError, TransferError
 
@@ -40,11 +46,20 @@ _MODULE = {
     "Bridge": "launcher.bridge.trainer.api",
     "BridgeError": "launcher.common.errors",
     "BridgeSettings": "launcher.bridge.settings",
+    "MegatronPlace": "launcher.bridge.sources.megatron",
+    "TensorMap": "launcher.bridge.plan.tensor_map",
     "TransferError": "launcher.common.errors",
     "Update": "launcher.bridge.trainer.update",
     "UpdateReport": "launcher.bridge.trainer.update",
+    "WeightSource": "launcher.bridge.trainer.source",
     "connect": "launcher.bridge.trainer.api",
     "init_process_group": "launcher.bridge.groups",
+    "megatron_source": "launcher.bridge.sources.megatron",
+    "peft_source": "launcher.bridge.sources.peft",
+    "rotary_halves": "launcher.bridge.trainer.source",
+    "rows": "launcher.bridge.trainer.source",
+    "torchtitan_source": "launcher.bridge.sources.torchtitan",
+    "zero3_source": "launcher.bridge.sources.zero3",
 }
 """Where each name is defined; the others are in :mod:`launcher.bridge.compat`."""
 
@@ -54,10 +69,13 @@ __all__ = [
     "BridgeConfig",
     "BridgeError",
     "BridgeSettings",
+    "MegatronPlace",
+    "TensorMap",
     "TransferError",
     "Update",
     "UpdateReport",
     "VLLMWeightBridge",
+    "WeightSource",
     "broadcast_single_param",
     "broadcast_weights",
     "cleanup",
@@ -66,8 +84,14 @@ __all__ = [
     "export_param_mappings",
     "get_inference_urls",
     "init_process_group",
+    "megatron_source",
     "notify_update",
+    "peft_source",
+    "rotary_halves",
+    "rows",
     "send_heartbeat",
+    "torchtitan_source",
+    "zero3_source",
 ]
 
 

@@ -239,7 +239,7 @@ def export_param_mappings(
     target = log_dir or os.environ.get("LOGDIR")
     if target is None:
         raise ValueError("`log_dir` is None and `LOGDIR` is not set: there is nowhere to write the mapping.")
-    mappings = {weight.name: _mapping(weight.name, weight.tensor) for weight in weights(model)}
+    mappings = {weight.name: _mapping(weight.name, weight.parts[0].tensor) for weight in weights(model)}
     if not mappings:
         raise ValueError("The model has no parameters: an empty mapping would make every update an empty one.")
     path = Path(target) / FILE

@@ -13,16 +13,16 @@ from functools import lru_cache
 import torch
 
 from launcher.bridge.codec.checksum import partial, tensor_key
+from launcher.bridge.codec.local import LocalTensor
 from launcher.bridge.codec.pack import read_back
 from launcher.bridge.plan import Message, Plan, Segment
 
 
-def digest_sent(plan: Plan, message: Message, shards: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def digest_sent(plan: Plan, message: Message, shards: Mapping[str, LocalTensor]) -> torch.Tensor:
     """The sum over a message as its sender holds it: int64 scalar on the shards' device, not waited for."""
     values = []
     for segment in message.segments:
-        held = plan.held(segment.source, message.sender)
-        local = shards[segment.source][segment.box.within(held).slices()]
+        local = shards[segment.source].at(segment.box)
         values.append(_partial(plan, segment, local.to(getattr(torch, segment.wire))))
     return _weighted(message, values)
 

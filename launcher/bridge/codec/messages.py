@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from launcher.bridge.codec.checksum import tensor_key
 from launcher.bridge.codec.integrity import digest_received, digest_sent
+from launcher.bridge.codec.local import Layout, LocalTensor, layout_of
 from launcher.bridge.codec.pack import pack, unpack
 from launcher.bridge.codec.spans import Copied, Summed, copied, summed
 from launcher.bridge.plan import Message, Plan, Segment
@@ -30,11 +31,12 @@ SENDING = ("pack", "base", "sent")
 
 Span = TypeVar("Span", Copied, Summed)
 Tensors = Mapping[str, torch.Tensor]
+Shards = Mapping[str, LocalTensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kept:
-    layouts: list[tuple[int, torch.dtype, tuple[int, ...]]]
+    layouts: list[Layout]
     """Where the tensors were, and how they lay."""
 
     table: CopyTable | OverwriteTable | SumTable
@@ -55,11 +57,11 @@ class Messages:
         self._whole = {id(message): message for message in whole}
         self._kept: dict[tuple[str, int], _Kept] = {}
 
-    def pack(self, message: Message, shards: Tensors, buffer: torch.Tensor) -> None:
+    def pack(self, message: Message, shards: Shards, buffer: torch.Tensor) -> None:
         """As :func:`launcher.bridge.codec.pack.pack`."""
         self._pack("pack", message, shards, buffer)
 
-    def pack_base(self, message: Message, base: Tensors, buffer: torch.Tensor) -> None:
+    def pack_base(self, message: Message, base: Shards, buffer: torch.Tensor) -> None:
         """As :meth:`pack`, of a second set of shards, whose tables are kept beside those of the first."""
         self._pack("base", message, base, buffer)
 
@@ -90,7 +92,7 @@ class Messages:
         from launcher.bridge.codec.kernels import OverwriteTable
 
         def span(segment: Segment, tensor: torch.Tensor) -> list[Copied] | None:
-            view = self._view("overwrite", message, segment, tensor, values.device)
+            view = _plain("overwrite", segment, tensor, values.device)
             return None if view is None else copied(view, segment.offset)
 
         kept = self._table("overwrite", message, parameters, span, partial(OverwriteTable, device=values.device))
@@ -98,7 +100,7 @@ class Messages:
         addresses, count = kept.table.find(positions, values.element_size())
         return count, partial(kept.table.write, addresses, values), kept.rest
 
-    def digest_sent(self, message: Message, shards: Tensors, *, is_background: bool = False) -> torch.Tensor:
+    def digest_sent(self, message: Message, shards: Shards, *, is_background: bool = False) -> torch.Tensor:
         """As :func:`launcher.bridge.codec.integrity.digest_sent`.
 
         Args:
@@ -110,16 +112,16 @@ class Messages:
         """As :func:`launcher.bridge.codec.integrity.digest_received`; ``is_background`` as for the sender."""
         return self._sum("received", message, parameters, partial(digest_received, self._plan), is_background)
 
-    def _pack(self, what: str, message: Message, shards: Tensors, buffer: torch.Tensor) -> None:
+    def _pack(self, what: str, message: Message, shards: Shards, buffer: torch.Tensor) -> None:
         rest = self._copy(what, message, shards, buffer) if has_kernels(buffer.device) else message
         if rest is not None:
-            pack(self._plan, rest, shards, buffer)
+            pack(rest, shards, buffer)
 
-    def _copy(self, what: str, message: Message, tensors: Tensors, buffer: torch.Tensor) -> Message | None:
+    def _copy(self, what: str, message: Message, tensors: Tensors | Shards, buffer: torch.Tensor) -> Message | None:
         from launcher.bridge.codec.kernels import CopyTable
 
         def span(segment: Segment, tensor: torch.Tensor) -> list[Copied] | None:
-            view = self._view(what, message, segment, tensor, buffer.device)
+            view = _plain(what, segment, tensor, buffer.device)
             return None if view is None else copied(view, segment.offset)
 
         kept = self._table(what, message, tensors, span, partial(CopyTable, device=buffer.device))
@@ -131,8 +133,8 @@ class Messages:
         self,
         what: str,
         message: Message,
-        tensors: Tensors,
-        plainly: Callable[[Message, Tensors], torch.Tensor],
+        tensors: Tensors | Shards,
+        plainly: Callable[[Message, Any], torch.Tensor],
         is_background: bool,
     ) -> torch.Tensor:
         device = tensors[_name(what, message.segments[0])].device if message.segments else torch.device("cpu")
@@ -141,7 +143,7 @@ class Messages:
         from launcher.bridge.codec.kernels import SumTable
 
         def span(segment: Segment, tensor: torch.Tensor) -> list[Summed] | None:
-            view = self._view(what, message, segment, tensor, device)
+            view = _plain(what, segment, tensor, device)
             if view is None:
                 return None
             if view.shape != segment.box.shape:
@@ -156,35 +158,26 @@ class Messages:
         total = kept.table.sum(is_background=is_background)
         return total if kept.rest is None else total + plainly(kept.rest, tensors)
 
-    def _view(
-        self, what: str, message: Message, segment: Segment, tensor: torch.Tensor, device: torch.device
-    ) -> torch.Tensor | None:
-        """What of a tensor a segment is, if its bytes are those on the wire, in the same order."""
-        if tensor.device != device or tensor.dtype != getattr(torch, segment.wire):
-            return None
-        if what in SENDING:
-            return tensor[segment.box.within(self._plan.held(segment.source, message.sender)).slices()]
-        return None if segment.axes is not None else tensor[segment.target.slices()]
-
     def _table(
         self,
         what: str,
         message: Message,
-        tensors: Tensors,
+        tensors: Tensors | Shards,
         span: Callable[[Segment, torch.Tensor], list[Span] | None],
         table: Callable[[list[Span]], CopyTable | OverwriteTable | SumTable],
     ) -> _Kept:
         """The table that was made for a version before, if the tensors are still where they were; else a new one."""
-        found = [tensors[_name(what, segment)] for segment in message.segments]
-        layouts = [(tensor.data_ptr(), tensor.dtype, tensor.stride()) for tensor in found]
+        layouts = [_layout(tensors[_name(what, segment)]) for segment in message.segments]
         key = (what, id(message))
         kept = self._kept.get(key) if id(message) in self._whole else None
         if kept is not None and kept.layouts == layouts:
             return kept
         spans: list[Span] = []
         rest = []
-        for segment, tensor in zip(message.segments, found, strict=True):
-            of_segment = span(segment, tensor.detach())
+        for segment in message.segments:
+            tensor = tensors[_name(what, segment)]
+            is_computed = isinstance(tensor, LocalTensor) and tensor.is_computed
+            of_segment = None if is_computed else span(segment, _view(segment, tensor).detach())
             if of_segment is None:
                 rest.append(segment)
             else:
@@ -198,6 +191,22 @@ class Messages:
 
 def _name(what: str, segment: Segment) -> str:
     return segment.source if what in SENDING else segment.parameter
+
+
+def _layout(tensor: torch.Tensor | LocalTensor) -> Layout:
+    return tensor.layout if isinstance(tensor, LocalTensor) else layout_of(tensor)
+
+
+def _view(segment: Segment, tensor: torch.Tensor | LocalTensor) -> torch.Tensor:
+    """What of a sender's tensor, or of a receiver's parameter, a segment is."""
+    return tensor.at(segment.box) if isinstance(tensor, LocalTensor) else tensor[segment.target.slices()]
+
+
+def _plain(what: str, segment: Segment, view: torch.Tensor, device: torch.device) -> torch.Tensor | None:
+    """A segment's elements if their bytes are those on the wire, in the same order."""
+    if view.device != device or view.dtype != getattr(torch, segment.wire):
+        return None
+    return None if segment.axes is not None and what not in SENDING else view
 
 
 @cache

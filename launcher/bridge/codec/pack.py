@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from launcher.bridge.plan.plan import Message, Plan, Segment
+from launcher.bridge.plan.plan import Message, Segment
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from launcher.bridge.codec.local import LocalTensor
 
-def pack(plan: Plan, message: Message, shards: Mapping[str, Tensor], buffer: Tensor) -> None:
+
+def pack(message: Message, shards: Mapping[str, LocalTensor], buffer: Tensor) -> None:
     """Writes a message of a trainer rank, casting where it travels in another type.
 
     Args:
-        shards: What the sending rank holds, by trainer name (``DTensor.to_local()``).
+        shards: What the sending rank holds, by trainer name.
         buffer: uint8, at least ``message.nbytes`` long, on the shards' device, aligned to 16 bytes.
     """
     for segment in message.segments:
-        held = plan.held(segment.source, message.sender)
-        local = shards[segment.source][segment.box.within(held).slices()]
+        local = shards[segment.source].at(segment.box)
         _view(buffer, segment.offset, segment.nbytes, segment.wire).view(segment.box.shape).copy_(local)
 
 

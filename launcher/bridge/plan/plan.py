@@ -103,19 +103,6 @@ class Plan:
         """Rounds that an engine takes."""
         return 1 + max((t.schedule[-1].round for transfers in self.transfers.values() for t in transfers), default=-1)
 
-    def held(self, name: str, trainer: int) -> Box:
-        """The box of a tensor that a trainer rank holds; empty when it holds nothing of it."""
-        source = self.sources[name]
-        key = (id(source.shards), trainer)
-        if key not in self._held:
-            empty = Box((0,) * len(source.shape), (0,) * len(source.shape))
-            self._held[key] = next((shard.box for shard in source.shards if trainer in shard.ranks), empty)
-        return self._held[key]
-
-    @cached_property
-    def _held(self) -> dict[tuple[int, int], Box]:
-        return {}
-
     def incoming(self, receiver: Receiver) -> Iterator[Message]:
         """What a receiver gets, in the order of rounds and then of senders."""
         found = self._find(receiver, None)

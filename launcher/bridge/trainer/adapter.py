@@ -69,7 +69,7 @@ def adapter_weights(source: nn.Module | Mapping[str, torch.Tensor], peft_name: s
         raise BridgeError(
             f"None of {len(tensors)} tensors is an adapter's. HINT: names have `.lora_A.` and `.lora_B.`."
         )
-    return [Weight(name=name, tensor=found[name], alias_of=None) for name in sorted(found)]
+    return [Weight.of(name, found[name]) for name in sorted(found)]
 
 
 def _plain(value: Any) -> Any:

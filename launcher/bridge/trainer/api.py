@@ -13,9 +13,10 @@ from launcher.bridge.protocol import ReplicaStatus
 from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer.adapter import adapter_of, adapter_weights
 from launcher.bridge.trainer.discovery import FixedReplicas, ReplicaDiscovery
-from launcher.bridge.trainer.module_state import weights
+from launcher.bridge.trainer.module_state import Weight, weights
 from launcher.bridge.trainer.publisher import OnPhase, WeightPublisher, device_of
 from launcher.bridge.trainer.rank_group import RankGroup
+from launcher.bridge.trainer.source import WeightSource
 from launcher.bridge.trainer.update import Update, UpdateQueue, UpdateReport
 
 RUN_MODULE = "launcher.inference.bridge_run"
@@ -91,7 +92,7 @@ class Bridge:
 
     def publish(
         self,
-        model: nn.Module,
+        model: nn.Module | WeightSource,
         version: int,
         *,
         names: Sequence[str] | None = None,
@@ -107,7 +108,8 @@ class Bridge:
                 and each whole tensor must have the checkpoint's shape. Types may differ: each is cast on this rank to
                 the engine's, so float32 master weights are sent as bfloat16. Ranks may hold different tensors, as
                 pipeline stages do. What several ranks hold must be the same on each; that is compared by checksum
-                when it is published for the first time.
+                when it is published for the first time. Where names, orders or places are others, a
+                :class:`WeightSource` describes them.
             version: larger than every one published before; the same on every rank.
             names: only these weights, under their names in the module's state dict; all of them if None. The first
                 version of a replica is always whole.
@@ -129,11 +131,11 @@ class Bridge:
         """
         self._queue.drain()
         self._exclude = tuple(exclude)
-        return self._weights.publish(weights(model, self._exclude), names, version)
+        return self._weights.publish(self._held(model), names, version)
 
     def publish_async(
         self,
-        model: nn.Module,
+        model: nn.Module | WeightSource,
         version: int,
         *,
         names: Sequence[str] | None = None,
@@ -157,7 +159,7 @@ class Bridge:
             TransferError: the update before has failed, and its :meth:`Update.result` was not called.
         """
         self._exclude = tuple(exclude)
-        held = weights(model, self._exclude)
+        held = self._held(model)
         # What the optimizer has enqueued comes before what the thread reads.
         device = device_of(held)
         written = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
@@ -209,7 +211,7 @@ class Bridge:
         # An engine whose own weights were never replaced waits for nothing else.
         return channel.publish(adapter_weights(adapter, peft_name), None, version, releases=self.version is None)
 
-    def rejoin(self, model: nn.Module | None = None) -> int:
+    def rejoin(self, model: nn.Module | WeightSource | None = None) -> int:
         """Gives the last version to replicas that came back since, and waits until enough replicas serve it.
 
         Costs a few small messages if there is nothing to do. Every trainer rank calls it, with the weights as they were
@@ -226,9 +228,14 @@ class Bridge:
             TransferError: fewer replicas than ``min_replicas`` serve it, and no other comes.
         """
         self._queue.drain()
-        taken = 0 if model is None else self._weights.rejoin(weights(model, self._exclude))
+        taken = 0 if model is None else self._weights.rejoin(self._held(model))
         releases = self.version is None
         return taken + sum(channel.rejoin(channel.held, releases=releases) for channel in self._adapters.values())
+
+    def _held(self, model: nn.Module | WeightSource) -> list[Weight]:
+        if isinstance(model, WeightSource):
+            return model.weights(self._exclude)
+        return weights(model, self._exclude)
 
     def announce(self) -> None:
         """Announces that weights will be published: replicas that are restarted from now on wait for them."""

@@ -3,19 +3,58 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
 from launcher.bridge.plan.boxes import Box, tiling_problem
 from launcher.bridge.plan.sharding import Placement, Shard, Sharding, group, shards_of
+from launcher.bridge.plan.tensor_map import Cutting, TensorMap
 from launcher.bridge.protocol import Manifest, SavedView, TensorEntry
 from launcher.common.codec import from_json, to_json
 from launcher.common.errors import BridgeError
 
 MOST_NAMED = 8
 """Ranks or tensors that a message lists; it counts the rest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldPart:
+    """One tensor in a rank's memory, and what it is of the tensor that is sent."""
+
+    shape: tuple[int, ...]
+    """Of the whole tensor of which the one in memory is a shard."""
+
+    sharding: Sharding | None = None
+    """How that lies on a mesh that this rank is in; None for what the rank holds on its own."""
+
+    box: Box | None = None
+    """What of it this rank holds on its own; the whole tensor if None."""
+
+    maps: tuple[TensorMap, ...] | None = None
+    """What of it is what of the tensor that is sent; both are the same if None."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is simply the tensor that is sent."""
+        return self.sharding is None and self.box is None and self.maps is None
+
+    def held(self, ranks: Iterable[int]) -> Iterable[tuple[int, Box]]:
+        """Each of these ranks, which hold it, or each rank of its mesh, with what it holds of the tensor in memory."""
+        if self.sharding is not None:
+            return self.sharding.held(self.shape)
+        box = self.box or Box.full(self.shape)
+        return ((rank, box) for rank in ranks)
+
+    def cuttings(self, box: Box) -> list[Cutting]:
+        """What a box of the tensor in memory is of the tensor that is sent."""
+        if self.maps is None:
+            whole = tuple(slice(0, size) for size in box.shape)
+            return [Cutting(slices=whole, axes=(), box=box)] if box.volume else []
+        found = (tensor_map.cut(box) for tensor_map in self.maps)
+        return [cutting for cutting in found if cutting is not None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +68,11 @@ class HeldTensor:
     dtype: str
     """torch's name without the module: ``bfloat16``."""
 
+    parts: tuple[HeldPart, ...]
+    """What this rank holds of it, from one tensor in its memory or several."""
+
     alias_of: str | None = None
     """An earlier tensor that shares its storage on this rank."""
-
-    sharding: Sharding | None = None
-    """How it lies on a mesh that this rank is in; None for what the rank holds on its own."""
-
-    boxes: tuple[Box, ...] | None = None
-    """What this rank holds on its own; the whole tensor if None."""
 
     saved: tuple[SavedView, ...] | None = None
     """What a checkpoint has of it; None: the whole, under its own name."""
@@ -98,7 +134,7 @@ def union(descriptions: Sequence[tuple[Description, Sequence[int]]], world_size:
         saved = next((held.saved for held, _ranks in holders if held.saved), first.saved)
         entries.append(TensorEntry(name=name, shape=first.shape, dtype=first.dtype, alias_of=alias, saved=saved))
         if alias is None:
-            placement = placements[name] = _placement(name, holders, world_size)
+            placement = placements[name] = _placement(name, holders)
             key = (placement, first.shape)
             if key not in whole:
                 shards = shards_of(placement, first.shape)
@@ -143,26 +179,40 @@ def _agree(
         raise BridgeError(f"The trainer's ranks disagree about the {what} of `{name}`: {'; '.join(texts)}.")
 
 
-def _placement(name: str, holders: Sequence[tuple[HeldTensor, Sequence[int]]], world_size: int) -> Placement:
-    shardings: dict[Sharding, set[int]] = {}
-    alone: list[tuple[int, Box]] = []
+def _placement(name: str, holders: Sequence[tuple[HeldTensor, Sequence[int]]]) -> Placement:
+    shardings: list[Sharding] = []
     plain: list[int] = []
+    boxes: list[tuple[int, Box]] = []
     for held, ranks in holders:
-        if held.sharding is not None:
-            shardings.setdefault(held.sharding, set()).update(ranks)
-        elif held.boxes is None:
-            plain += ranks
-        else:
-            alone += [(rank, box) for rank in ranks for box in held.boxes]
-    for sharding, known in shardings.items():
-        if lacking := set(sharding.members) - known:
-            raise BridgeError(
-                f"`{name}` lies on {named_ranks(sharding.members)} by its mesh on {named_ranks(sorted(known))}, but"
-                f" {named_ranks(sorted(lacking))} {'does' if len(lacking) == 1 else 'do'} not hold it that way."
-            )
+        for part in held.parts:
+            if part.sharding is not None:
+                _check_mesh(name, part, holders)
+            if part.is_whole:
+                plain += ranks
+            elif part.sharding is not None and part.maps is None:
+                shardings.append(part.sharding)
+            else:
+                boxes += _boxes(part, tuple(ranks))
     if plain:
-        shardings.setdefault(Sharding.parse((len(plain),), ("R",), sorted(plain)), set())
-    return Placement(shardings=tuple(sorted(shardings, key=repr)), shards=group(alone))
+        shardings.append(Sharding.parse((len(plain),), ("R",), sorted(plain)))
+    return Placement(shardings=tuple(sorted(set(shardings), key=repr)), shards=group(boxes))
+
+
+@lru_cache(maxsize=1024)
+def _boxes(part: HeldPart, ranks: tuple[int, ...]) -> tuple[tuple[int, Box], ...]:
+    """Layers are alike: each way of cutting is computed once."""
+    return tuple((rank, cutting.box) for rank, box in part.held(ranks) for cutting in part.cuttings(box))
+
+
+def _check_mesh(name: str, part: HeldPart, holders: Sequence[tuple[HeldTensor, Sequence[int]]]) -> None:
+    """Every rank of a mesh holds the tensor the way the mesh says."""
+    assert part.sharding is not None
+    known = {rank for held, ranks in holders if part in held.parts for rank in ranks}
+    if lacking := sorted(set(part.sharding.members) - known):
+        raise BridgeError(
+            f"`{name}` lies on {named_ranks(part.sharding.members)} by its mesh on {named_ranks(sorted(known))}, but"
+            f" {named_ranks(lacking)} {'does' if len(lacking) == 1 else 'do'} not hold it that way."
+        )
 
 
 def replicated_shards(found: Union) -> Iterator[tuple[str, tuple[int, ...], Shard]]:

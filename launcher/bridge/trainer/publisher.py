@@ -16,7 +16,15 @@ from launcher.bridge.trainer.adapter import Adapter
 from launcher.bridge.trainer.agreement import Call
 from launcher.bridge.trainer.description import Description, Union, decoded, digest_of, encoded, union
 from launcher.bridge.trainer.discovery import CommitRecord, ReplicaDiscovery
-from launcher.bridge.trainer.module_state import Weight, compare_replicas, described, description
+from launcher.bridge.trainer.module_state import (
+    Cuttings,
+    Weight,
+    compare_replicas,
+    cuttings,
+    described,
+    description,
+    shards,
+)
 from launcher.bridge.trainer.rank_group import RankGroup
 from launcher.bridge.trainer.replica_set import ReplicaSet
 from launcher.bridge.trainer.transaction import UpdateTransaction
@@ -53,6 +61,8 @@ class WeightPublisher:
         self._replicas = ReplicaSet(settings, ranks, discovery, None if adapter is None else adapter.name)
         self._described: tuple[object, Description, str] | None = None
         """What this rank sent last: in a form that is quick to compare, for the other ranks, and the digest of that."""
+
+        self._cuttings: Cuttings = {}
 
         self._spec: tuple[object, TrainerSpec] | None = None
         """What all ranks sent last, in a form that is quick to compare, and its spec."""
@@ -139,7 +149,7 @@ class WeightPublisher:
         device = device_of(held)
         result = UpdateTransaction(
             version=version,
-            held=held,
+            shards=shards(held, self._cuttings, spec.placement_of),
             only=only,
             releases=releases,
             spec=spec,
@@ -201,7 +211,8 @@ class WeightPublisher:
             self._spec = None
             shared = self._ranks.exchange(encoded(own), contents)
             found = union([(decoded(shared[digest]), ranks) for digest, ranks in contents.items()], self._ranks.size)
-            compare_replicas(held, found, self._ranks)
+            self._cuttings = cuttings(own, self._ranks.rank)
+            compare_replicas(shards(held, self._cuttings, found.placements), found, self._ranks)
             self._spec = (key, self._spec_of(found, device))
         return self._spec[1]
 
@@ -236,4 +247,6 @@ def _owners(spec: TrainerSpec, names: Sequence[str]) -> frozenset[str]:
 
 def device_of(held: Sequence[Weight]) -> torch.device:
     """Where the weights are: on one GPU, or on the CPU."""
-    return next((weight.local.device for weight in held if weight.local.is_cuda), torch.device("cpu"))
+    return next(
+        (part.tensor.device for weight in held for part in weight.parts if part.tensor.is_cuda), torch.device("cpu")
+    )

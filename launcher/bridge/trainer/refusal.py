@@ -22,7 +22,7 @@ LIST = re.compile(r"\{('[^']*'(?:, '[^']*')*)\}|\[('[^']*'(?:, '[^']*')*)\]")
 WRAPPERS = {
     "module.": "DistributedDataParallel or an engine of another library puts it there: publish what it wraps,"
     " `model.module`",
-    "base_model.model.": "PEFT puts it there: publish what `merge_and_unload()` returns",
+    "base_model.model.": "PEFT puts it there: publish `peft_source(model)`, which merges on the way",
     "_orig_mod.": "`torch.compile` puts it there",
 }
 
@@ -32,12 +32,12 @@ def wrapper_problem(tensors: Mapping[str, torch.Tensor]) -> str | None:
     for name, tensor in tensors.items():
         if hasattr(tensor, "ds_id") or tuple(tensor.shape) == (0,):
             return (
-                "HINT: use ZeRO stage 1 or 2, whose ranks hold whole parameters."
+                "HINT: publish `launcher.bridge.zero3_source(engine)`."
                 f" `{name}` {tuple(tensor.shape)} is a placeholder: DeepSpeed ZeRO-3 keeps its values elsewhere."
             )
         if re.search(r"\.(lora_(embedding_)?[AB]|base_layer)(\.|$)", name):
             return (
-                "HINT: publish what `merge_and_unload()` returns, or the"
+                "HINT: publish `launcher.bridge.peft_source(model)`, which merges on the way, or the"
                 f" adapter alone with `publish_adapter`. `{name}` is a matrix of PEFT's, which no checkpoint has."
             )
     return None

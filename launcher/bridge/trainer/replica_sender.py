@@ -12,6 +12,7 @@ import torch
 from launcher.bridge.codec.beside import SideStream
 from launcher.bridge.codec.delta.encode import Scratch, encode
 from launcher.bridge.codec.delta.head import HEAD_BYTES
+from launcher.bridge.codec.local import LocalTensor
 from launcher.bridge.codec.messages import Messages
 from launcher.bridge.negotiation import restricted
 from launcher.bridge.plan import Message, Plan
@@ -57,10 +58,10 @@ class ReplicaSender:
 
     def send(
         self,
-        shards: Mapping[str, torch.Tensor],
+        shards: Mapping[str, LocalTensor],
         only: frozenset[str] | None,
         deadline: float,
-        base: Mapping[str, torch.Tensor] | None = None,
+        base: Mapping[str, LocalTensor] | None = None,
     ) -> Sent:
         """Sends this rank's messages.
 
@@ -99,8 +100,8 @@ class ReplicaSender:
     def _sends(
         self,
         message: Message,
-        shards: Mapping[str, torch.Tensor],
-        base: Mapping[str, torch.Tensor] | None,
+        shards: Mapping[str, LocalTensor],
+        base: Mapping[str, LocalTensor] | None,
         sent: Sent,
     ) -> list[Piece]:
         wire = self._wires[message.receiver.rank]
@@ -108,7 +109,7 @@ class ReplicaSender:
             if isinstance(wire, RegionSendWire):
                 return [(message.nbytes, partial(self._post_regions, wire, message, shards))]
             if isinstance(wire, DirectSendWire):
-                content = sent_from(self.plan, message, shards)
+                content = sent_from(message, shards)
                 if content is not None:
                     return [(message.nbytes, partial(_post_from, wire, content))]
             return [
@@ -123,10 +124,10 @@ class ReplicaSender:
         return [head, (changes.head.nbytes, partial(_post, wire, changes.head.nbytes, changes.write))]
 
     def _post_regions(
-        self, wire: RegionSendWire, message: Message, shards: Mapping[str, torch.Tensor], deadline: float
+        self, wire: RegionSendWire, message: Message, shards: Mapping[str, LocalTensor], deadline: float
     ) -> Transfer:
         split = self._splits.of(message)
-        found = sent_regions(self.plan, message, split, shards, wire)
+        found = sent_regions(message, split, shards, wire)
         buffer = None
         if found.packed is not None:
             buffer = wire.buffer(found.packed.nbytes, deadline)

@@ -12,6 +12,7 @@ import torch
 from torch import distributed as dist
 
 from launcher.bridge.codec.delta.base import Base
+from launcher.bridge.codec.local import LocalTensor
 from launcher.bridge.parallel import LOOK_S, Results, call_each
 from launcher.bridge.plan import Plan
 from launcher.bridge.protocol import Bind, BridgeRequest, Disconnect, GetInfo, ReplicaStatus, TrainerSpec, WorkerSpec
@@ -127,7 +128,7 @@ class ReplicaSet:
         timeout_s = min(INFO_TIMEOUT_S, self._settings.timeout_s)
         return sorted(self._call(asked, GetInfo(), timeout_s).values)
 
-    def base(self, index: int) -> tuple[int, Mapping[str, torch.Tensor]] | None:
+    def base(self, index: int) -> tuple[int, Mapping[str, LocalTensor]] | None:
         """The version since which a connected replica is sent changes, and this rank's shards of it; None if it must
         get everything.
         """
@@ -211,7 +212,7 @@ class ReplicaSet:
         return failures
 
     def committed(
-        self, version: int, indexes: Sequence[int], shards: Mapping[str, torch.Tensor], only: frozenset[str] | None
+        self, version: int, indexes: Sequence[int], shards: Mapping[str, LocalTensor], only: frozenset[str] | None
     ) -> None:
         """Some replicas serve a version.
 

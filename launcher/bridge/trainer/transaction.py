@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
+from launcher.bridge.codec.local import LocalTensor
 from launcher.bridge.parallel import Results
 from launcher.bridge.protocol import Abort, Commit, CommitReply, Prepare, TrainerSpec, Vote, VoteReply
 from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer.connect import GRACE_S
-from launcher.bridge.trainer.module_state import Weight
 from launcher.bridge.trainer.rank_group import RankGroup
 from launcher.bridge.trainer.replica_sender import ReplicaSender, Sent
 from launcher.bridge.trainer.replica_set import ReplicaSet
@@ -78,7 +78,7 @@ class UpdateTransaction:
     """A version, and what a rank needs to bring it to the replicas; made for one version, and run once."""
 
     version: int
-    held: Sequence[Weight]
+    shards: Mapping[str, LocalTensor]
     only: frozenset[str] | None
     """Names of the storages that are sent; None for all."""
 
@@ -163,7 +163,7 @@ class UpdateTransaction:
         failures = {**commits.failures, **failures}
         decision = self._decide(commits.values, failures, refused)
         replicas.drop(decision.failures)
-        replicas.committed(self.version, decision.served, self._shards(), only)
+        replicas.committed(self.version, decision.served, self.shards, only)
         return decision, traffic
 
     def _prepare(self, only: frozenset[str] | None, failed: Failures) -> Failures:
@@ -189,18 +189,17 @@ class UpdateTransaction:
     def _send(
         self,
         only: frozenset[str] | None,
-        bases: Mapping[int, tuple[int, Mapping[str, torch.Tensor]] | None],
+        bases: Mapping[int, tuple[int, Mapping[str, LocalTensor]] | None],
         deadline: float,
     ) -> dict[int, Sent | str]:
         """This rank's messages to every connected replica at once; an error's text where they were not taken."""
-        shards = self._shards()
         gpu = self.device if self.device.type == "cuda" else None
 
         def send(index: int, sender: ReplicaSender) -> Sent:
             if gpu is not None:
                 torch.cuda.set_device(gpu)
             base = bases.get(index)
-            return sender.send(shards, only, deadline, None if base is None else base[1])
+            return sender.send(self.shards, only, deadline, None if base is None else base[1])
 
         if gpu is not None:
             # Threads have streams of their own; what the optimizer has enqueued must be done.
@@ -257,9 +256,6 @@ class UpdateTransaction:
             pause_s=max((reply.pause_s for reply in commits.values()), default=0.0),
         )
         return self.ranks.broadcast(decision, _Decision)
-
-    def _shards(self) -> dict[str, torch.Tensor]:
-        return {weight.name: weight.local for weight in self.held if weight.name in self.spec.placement_of}
 
 
 def differences(votes: Mapping[int, VoteReply], sums: Mapping[int, Sequence[int]]) -> Failures:

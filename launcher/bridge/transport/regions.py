@@ -16,6 +16,7 @@ from itertools import groupby
 
 import torch
 
+from launcher.bridge.codec.local import LocalTensor
 from launcher.bridge.plan import Message, Plan, Segment
 from launcher.bridge.plan.split import aligned
 from launcher.bridge.transport.base import MemoryRegion, RegionSendWire
@@ -99,10 +100,9 @@ class SentRegions:
 
 
 def sent_regions(
-    plan: Plan,
     message: Message,
     split: SplitMessage,
-    shards: Mapping[str, torch.Tensor],
+    shards: Mapping[str, LocalTensor],
     wire: RegionSendWire,
 ) -> SentRegions:
     """Where a trainer rank has the regions of a message."""
@@ -110,10 +110,11 @@ def sent_regions(
     keep, odd = [], []
     for segment in split.in_place:
         shard = shards[segment.source]
-        view = shard[segment.box.within(plan.held(segment.source, message.sender)).slices()]
-        region = region_of(view, segment.wire) if view.device.type == wire.device.type else None
+        view = shard.at(segment.box)
+        is_here = view.device.type == wire.device.type and not shard.is_computed
+        region = region_of(view, segment.wire) if is_here else None
         if region is not None and wire.reaches(region):
-            keep.append(shard)
+            keep.append(view)
         else:
             odd.append(segment)
             region = None
@@ -240,13 +241,12 @@ def split_large(messages: Iterable[Message], is_direct: Callable[[Message], bool
             yield replace(message, segments=moved, nbytes=last.offset - begin + aligned(last.nbytes, 1))
 
 
-def sent_from(plan: Plan, message: Message, shards: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+def sent_from(message: Message, shards: Mapping[str, LocalTensor]) -> torch.Tensor | None:
     """A message's bytes where they lie in a trainer rank's shards; None if they must be packed."""
     segment = _alone(message)
-    if segment is None:
+    if segment is None or shards[segment.source].is_computed:
         return None
-    held = plan.held(segment.source, message.sender)
-    return _stretch(segment, shards[segment.source][segment.box.within(held).slices()])
+    return _stretch(segment, shards[segment.source].at(segment.box))
 
 
 def received_into(message: Message, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor | None:

@@ -162,6 +162,7 @@ def perturb(module: nn.Module, seed: int) -> None:
 
 def receive(weight_map: Any, received: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """What a trainer of one rank would send this worker, over a plan and its messages."""
+    from launcher.bridge.codec.local import LocalTensor
     from launcher.bridge.codec.pack import pack, unpack
     from launcher.bridge.weightmap import requirements
 
@@ -171,7 +172,7 @@ def receive(weight_map: Any, received: Mapping[str, Tensor], tensors: Mapping[st
     plan = reshard(place(specs, [(".*", replicated(1))]), [engine], [at])
     for message in plan.incoming(Receiver(engine=0, rank=0)):
         buffer = torch.empty(message.nbytes, dtype=torch.uint8)
-        pack(plan, message, {spec.name: tensors[spec.name] for spec in specs}, buffer)
+        pack(message, {spec.name: LocalTensor.whole(tensors[spec.name]) for spec in specs}, buffer)
         unpack(message, buffer, dict(received))
 
 

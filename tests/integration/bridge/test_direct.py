@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
+from launcher.bridge.codec.local import LocalTensor
 from launcher.bridge.codec.pack import pack, unpack
 from launcher.bridge.plan import Message
 from launcher.bridge.transport.base import DirectRecvWire, DirectSendWire, Meeting, Pair
@@ -17,7 +18,7 @@ from launcher.bridge.transport.gloo import connect_receiver, connect_sender
 from launcher.bridge.transport.regions import LARGE_BYTES, received_into, sent_from, split_large
 from tests.integration.bridge.peer_process import Pool
 from tests.integration.bridge.test_transfer_matrix import check_digests, contents_of
-from tests.integration.bridge.transfer_case import TransferCase
+from tests.integration.bridge.transfer_case import Shards, TransferCase
 
 NBYTES = 1 << 20
 
@@ -40,14 +41,14 @@ def test_pieces_are_the_message(placement: str, round_bytes: int) -> None:
         shards = case.shards(state, rank)
         for message in case.plan.outgoing(rank):
             whole = torch.zeros(message.nbytes, dtype=torch.uint8)
-            pack(case.plan, message, shards, whole)
+            pack(message, shards, whole)
             parts, begin = list(split_large([message], always)), 0
             for part in parts:
                 buffer = torch.zeros(part.nbytes, dtype=torch.uint8)
-                pack(case.plan, part, shards, buffer)
+                pack(part, shards, buffer)
                 assert torch.equal(buffer, whole[begin : begin + part.nbytes])
                 begin += part.nbytes
-                content = sent_from(case.plan, part, shards)
+                content = sent_from(part, shards)
                 assert (content is not None) == (part.nbytes >= LARGE_BYTES)
                 assert content is None or torch.equal(content, buffer)
             assert begin == message.nbytes
@@ -64,7 +65,7 @@ def test_what_is_received_into_is_what_would_be_unpacked_to() -> None:
         there = {p.name: torch.zeros(p.shape, dtype=torch.float32) for p in case.needs(0)}
         here = {name: tensor.clone() for name, tensor in there.items()}
         buffer = torch.zeros(part.nbytes, dtype=torch.uint8)
-        pack(case.plan, part, shards, buffer)
+        pack(part, shards, buffer)
         unpack(part, buffer, there)
         target = received_into(part, here)
         assert (target is not None) == (part.nbytes >= LARGE_BYTES)
@@ -78,12 +79,14 @@ def test_what_is_cast_turned_or_strided_is_packed() -> None:
     (message, *_) = case.plan.outgoing(0)
     part = next(part for part in split_large([message], always) if part.nbytes >= LARGE_BYTES)
     (segment,) = part.segments
-    names = [segment.source]
-    held = {name: torch.zeros(4096, 64) for name in names}
-    assert sent_from(case.plan, part, held) is not None
-    assert sent_from(case.plan, part, {name: tensor.double() for name, tensor in held.items()}) is None
-    assert sent_from(case.plan, part, {name: torch.zeros(64, 4096).T for name in names}) is None
-    assert sent_from(case.plan, part, {name: torch.zeros(4096, 128)[:, ::2] for name in names}) is None
+
+    def held(tensor: torch.Tensor) -> Shards:
+        return {segment.source: LocalTensor.whole(tensor)}
+
+    assert sent_from(part, held(torch.zeros(4096, 64))) is not None
+    assert sent_from(part, held(torch.zeros(4096, 64).double())) is None
+    assert sent_from(part, held(torch.zeros(64, 4096).T)) is None
+    assert sent_from(part, held(torch.zeros(4096, 128)[:, ::2])) is None
     assert received_into(part, {segment.parameter: torch.zeros(4096, 64)}) is not None
     assert received_into(part, {segment.parameter: torch.zeros(4096, 128)[:, ::2]}) is None
     assert received_into(part, {segment.parameter: torch.zeros(4096, 64).double()}) is None

@@ -210,7 +210,7 @@ def test_both_ends_split_alike_and_cast_or_turned_segments_are_packed() -> None:
     assert sorted(names) == sorted(segment.source for segment in message.segments)
     shards = case.shards(case.state(1), 0)
     buffer = torch.zeros(parts.packed.nbytes, dtype=torch.uint8)
-    pack(case.plan, parts.packed, shards, buffer)
+    pack(parts.packed, shards, buffer)
     assert buffer.any()
 
 

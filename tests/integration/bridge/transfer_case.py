@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from launcher.bridge.codec.local import LocalTensor
 from launcher.bridge.plan import (
     Box,
     Engine,
@@ -29,6 +30,7 @@ from launcher.bridge.plan.sharding import fsdp, fsdp_tp, tensor_parallel
 from launcher.bridge.plan.sharding import replicated as plain
 
 State = dict[str, torch.Tensor]
+Shards = dict[str, LocalTensor]
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER, VOCAB, PADDED = 8, 2, 6, 26, 44, 149, 192
 MIB_ROWS = 4096
@@ -121,9 +123,9 @@ class TransferCase:
                 found[spec.name] = noise.view(dtype).view(spec.shape)
         return found
 
-    def shards(self, state: Mapping[str, torch.Tensor], rank: int) -> State:
+    def shards(self, state: Mapping[str, torch.Tensor], rank: int) -> Shards:
         """What a trainer rank holds of a model."""
-        return {name: state[name][self.plan.held(name, rank).slices()].clone() for name in self.plan.sources}
+        return held(self.plan, state, rank)
 
     def needs(self, rank: int) -> tuple[Parameter, ...]:
         """One worker's parameters."""
@@ -191,3 +193,11 @@ class TransferCase:
             ("o|down", make(outer, inner, 1)),
             (".*", make(outer, inner, None)),
         ]
+
+
+def held(plan: Plan, whole: Mapping[str, torch.Tensor], rank: int) -> Shards:
+    """Copies of what a trainer rank holds."""
+    return {
+        name: LocalTensor(tuple((s.box, whole[name][s.box.slices()].clone()) for s in source.shards if rank in s.ranks))
+        for name, source in plan.sources.items()
+    }

@@ -12,11 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from launcher.bridge.codec.delta.base import Base
+from launcher.bridge.codec.local import LocalTensor
 from launcher.bridge.engine.receiver import WeightReceiver
 from launcher.bridge.plan import fingerprints, plan_digest
 from launcher.bridge.trainer.replica_sender import ReplicaSender, largest_messages
@@ -24,6 +25,8 @@ from launcher.bridge.transport.links import connect_senders
 from launcher.common.errors import BridgeError
 from tests.integration.bridge.link_process import meeting_of, ways_of
 from tests.integration.bridge.transfer_case import TransferCase
+
+Tensor = TypeVar("Tensor", torch.Tensor, LocalTensor)
 
 
 def content(tensor: torch.Tensor) -> str:
@@ -37,7 +40,7 @@ def say(line: Mapping[str, Any]) -> None:
     print(json.dumps(line), flush=True)
 
 
-class Tensors(Mapping[str, torch.Tensor]):
+class Tensors(Mapping[str, Tensor]):
     """Tensors by name that do something on the way.
 
     Args:
@@ -47,14 +50,14 @@ class Tensors(Mapping[str, torch.Tensor]):
     """
 
     def __init__(
-        self, tensors: Mapping[str, torch.Tensor], *, hold: str | None = None, flip: dict[str, Any] | None = None
+        self, tensors: Mapping[str, Tensor], *, hold: str | None = None, flip: dict[str, Any] | None = None
     ) -> None:
         self._tensors = tensors
         self._hold = hold
         self._flip = flip
         self._asked = 0
 
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def __getitem__(self, name: str) -> Tensor:
         tensor = self._tensors[name]
         if name == self._hold:
             say({"held": name})
@@ -62,8 +65,10 @@ class Tensors(Mapping[str, torch.Tensor]):
         if self._flip is not None and name == self._flip["name"]:
             self._asked += 1
             if self._asked - 1 == self._flip["times"]:
-                tensor = tensor if self._flip["stays"] else tensor.clone()
-                tensor.view(-1).view(torch.uint8)[self._flip["byte"]] ^= 1 << self._flip["bit"]
+                if not self._flip["stays"]:
+                    tensor = tensor.copy(torch.clone) if isinstance(tensor, LocalTensor) else tensor.clone()
+                piece = tensor.pieces[0][1] if isinstance(tensor, LocalTensor) else tensor
+                piece.view(-1).view(torch.uint8)[self._flip["byte"]] ^= 1 << self._flip["bit"]
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -85,13 +90,13 @@ class Sending:
         wires = connect_senders(meeting_of(command), self.rank, transports, largest, self.device)
         self.end = ReplicaSender(plan=self.case.plan, rank=self.rank, wires=wires, verify=True)
 
-        self.on_device: dict[str, torch.Tensor] = {}
+        self.on_device: dict[str, LocalTensor] = {}
         self.base = Base()
 
     def send(self, command: dict[str, Any]) -> dict[str, Any]:
         """Sends a version, or what of it has changed; what its bytes and digests were, and how long that took."""
         state = self.case.shards(self.case.state(command["version"], command.get("density")), self.rank)
-        self.on_device = {name: tensor.to(self.device) for name, tensor in state.items()}
+        self.on_device = {name: tensor.copy(lambda piece: piece.to(self.device)) for name, tensor in state.items()}
         shards = Tensors(self.on_device, hold=command.get("hold"), flip=command.get("flip"))
         base = self.base.shards if command.get("base") is not None else None
         only = frozenset(command["only"]) if command.get("only") is not None else None

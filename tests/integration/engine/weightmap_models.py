@@ -23,6 +23,7 @@ from launcher.bridge.trainer.description import union
 from launcher.bridge.trainer.module_state import description, weights
 from launcher.bridge.vllm.weightmap import build_worker_map, live_tensors, loader, writer
 from launcher.bridge.weightmap import LoadMethod, WeightMap, Writer, build_weight_map, requirements
+from tests.integration.bridge.transfer_case import held
 
 if TYPE_CHECKING:
     from tests.integration.engine.test_weightmap_vllm import Case
@@ -91,13 +92,9 @@ def receive(weight_map: WeightMap, received: dict[str, Tensor], tensors: dict[st
     plan = reshard(place(specs, [(".*", fsdp(TRAINERS))]), [engine], [at] * TRAINERS)
     verify_plan(plan)
     for message in plan.incoming(Receiver(engine=0, rank=0)):
-        shards = {
-            spec.name: tensors[spec.name][plan.held(spec.name, message.sender).slices()]
-            for spec in specs
-            if plan.held(spec.name, message.sender).volume
-        }
+        shards = held(plan, tensors, message.sender)
         buffer = torch.empty(message.nbytes, dtype=torch.uint8)
-        pack(plan, message, shards, buffer)
+        pack(message, shards, buffer)
         unpack(message, buffer, received)
 
 

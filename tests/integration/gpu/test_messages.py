@@ -15,7 +15,7 @@ from launcher.bridge.plan import Engine, Location, Plan, Receiver, Slice, place,
 from launcher.bridge.plan.sharding import fsdp_tp
 from launcher.common.errors import TransferError
 from launcher.testing.bench.models import Model
-from tests.integration.bridge.transfer_case import TransferCase
+from tests.integration.bridge.transfer_case import TransferCase, held
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,11 +45,11 @@ def check(plan: Plan, whole: dict[str, torch.Tensor]) -> None:
     }
     on_gpu = {rank: {name: tensor.cuda() for name, tensor in of.items()} for rank, of in parameters.items()}
     for rank in range(len(plan.trainers)):
-        shards = {name: whole[name][plan.held(name, rank).slices()].clone() for name in plan.sources}
-        shards_on_gpu = {name: tensor.cuda() for name, tensor in shards.items()}
+        shards = held(plan, whole, rank)
+        shards_on_gpu = {name: tensor.copy(torch.Tensor.cuda) for name, tensor in shards.items()}
         for message in (message for message in whole_version if message.sender == rank):
             buffer = torch.zeros(message.nbytes, dtype=torch.uint8)
-            pack(plan, message, shards, buffer)
+            pack(message, shards, buffer)
             unpack(message, buffer, parameters[message.receiver.rank])
             for _ in range(2):
                 packed = torch.zeros(message.nbytes, dtype=torch.uint8, device="cuda")
@@ -91,9 +91,9 @@ def test_a_tensor_that_has_moved_is_found() -> None:
     kernels = Messages(case.plan, [message])
     for version in (1, 2, 3):
         shards = case.shards(case.state(version), 0)
-        kept = {name: tensor.cuda() for name, tensor in shards.items()}
+        kept = {name: tensor.copy(torch.Tensor.cuda) for name, tensor in shards.items()}
         expected, packed = torch.zeros(message.nbytes, dtype=torch.uint8), torch.zeros(message.nbytes).byte().cuda()
-        pack(case.plan, message, shards, expected)
+        pack(message, shards, expected)
         kernels.pack(message, kept, packed)
         assert torch.equal(packed.cpu(), expected)
 

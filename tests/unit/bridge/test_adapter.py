@@ -38,7 +38,7 @@ def test_the_matrices_of_a_model_have_the_names_of_pefts_files() -> None:
         here = here.get_submodule(name)
     here.add_module("q_proj", Wrapped())
     for peft_name in ("default", "other"):
-        named = {weight.name: weight.tensor for weight in adapter_weights(model, peft_name)}
+        named = {weight.name: weight.parts[0].tensor for weight in adapter_weights(model, peft_name)}
         assert named.keys() == {NAME.format("A"), NAME.format("B")}
         assert named[NAME.format("A")] is here.get_submodule(f"q_proj.lora_A.{peft_name}").weight
 

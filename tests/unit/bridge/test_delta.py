@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from unittest.mock import patch
 
 import pytest
@@ -15,9 +16,10 @@ from launcher.bridge.codec.delta.bits import mask_of, packed, positions_of, unpa
 from launcher.bridge.codec.delta.encode import WHOLE_ABOVE, Changes, Scratch, encode
 from launcher.bridge.codec.delta.head import HEAD_BYTES, Encoding, Head, body_bytes, word_bytes, words
 from launcher.bridge.codec.integrity import digest_received, digest_sent
+from launcher.bridge.codec.local import LocalTensor
 from launcher.bridge.codec.messages import Messages
 from launcher.bridge.codec.pack import unpack
-from launcher.bridge.plan import Engine, Location, Plan, Receiver, TensorSpec, place, reshard
+from launcher.bridge.plan import Box, Engine, Location, Plan, Receiver, TensorSpec, place, reshard
 from launcher.bridge.plan.requirements import replicated
 from launcher.bridge.plan.sharding import replicated as everywhere
 from launcher.common.errors import TransferError
@@ -25,6 +27,11 @@ from tests.integration.bridge.transfer_case import TransferCase
 from tests.unit.bridge.memory_bounds import changes_bytes
 
 State = dict[str, torch.Tensor]
+
+
+def local(tensors: Mapping[str, torch.Tensor | LocalTensor]) -> dict[str, LocalTensor]:
+    """As a rank that holds each whole."""
+    return {name: t if isinstance(t, LocalTensor) else LocalTensor.whole(t) for name, t in tensors.items()}
 
 
 def over_the_wire(plan: Plan, changes: Changes, parameters: State) -> None:
@@ -70,7 +77,7 @@ def test_any_placement_at_any_density_ends_with_the_new_weights(
         shards, scratch = case.shards(new, sender), Scratch()
         for message in case.plan.outgoing(sender):
             with patch.dict(WHOLE_ABOVE, cpu=whole_above):
-                changes = encode(Messages(case.plan, []), message, shards, base.shards, scratch)
+                changes = encode(Messages(case.plan, []), message, local(shards), base.shards, scratch)
             assert changes.head.nbytes <= message.nbytes
             assert (changes.changed == 0) == (changes.head.nbytes == 0)
             parameters = found[message.receiver.rank]
@@ -92,7 +99,7 @@ def test_a_change_is_one_of_bits_not_of_values() -> None:
     same = [0x4000] * 154
     old = bits(0x0000, 0x7FC0, 0x7FC1, 0x3F80, 0x8000, 0x7F80, *same)
     new = bits(0x8000, 0x7FC1, 0x7FC1, 0x3F80, 0x0000, 0x7F80, *same)
-    changes = encode(Messages(plan, []), message, {"gate": new}, {"gate": old}, Scratch())
+    changes = encode(Messages(plan, []), message, local({"gate": new}), local({"gate": old}), Scratch())
     assert changes.positions.tolist() == [0, 1, 4]
     assert (changes.compared, changes.changed) == (160, 3)
     parameters = {"gate": old.clone()}
@@ -106,18 +113,20 @@ def test_a_master_that_moves_less_than_the_wire_shows_sends_nothing() -> None:
     (message,) = plan.outgoing(0)
     old = torch.randn(64, 8)
     base = Base()
-    base.advance(1, {"master": old}, None, [plan])
-    assert base.shards["master"].dtype == torch.bfloat16
+    base.advance(1, local({"master": old}), None, [plan])
+    assert base.shards["master"].pieces[0][1].dtype == torch.bfloat16
     # What is kept, and what comparing takes: two messages, a byte for each word, eight for each of a quarter of them.
     assert changes_bytes(plan, 0) == (base.nbytes, 2 * message.nbytes + 512 + 8 * 128)
     assert base.nbytes == 2 * old.numel()
     on_the_wire = old.bfloat16().float()
-    base.advance(2, {"master": on_the_wire}, None, [plan])
+    base.advance(2, local({"master": on_the_wire}), None, [plan])
     moved = on_the_wire * (1 + 2**-12)
     assert not torch.equal(moved, on_the_wire)
-    assert encode(Messages(plan, []), message, {"master": moved}, base.shards, Scratch()).head.nbytes == 0
+    assert encode(Messages(plan, []), message, local({"master": moved}), base.shards, Scratch()).head.nbytes == 0
     moved[3, 5] *= 2
-    assert encode(Messages(plan, []), message, {"master": moved}, base.shards, Scratch()).positions.tolist() == [29]
+    assert encode(Messages(plan, []), message, local({"master": moved}), base.shards, Scratch()).positions.tolist() == [
+        29
+    ]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +140,7 @@ def test_a_message_takes_the_shortest_encoding_and_goes_whole_above_a_density(ch
     new = old.clone()
     new[torch.randperm(4096)[:changed]] = 1.0
     with patch.dict(WHOLE_ABOVE, cpu=0.1):
-        changes = encode(Messages(plan, []), message, {"up": new}, {"up": old}, Scratch())
+        changes = encode(Messages(plan, []), message, local({"up": new}), local({"up": old}), Scratch())
     assert changes.head.encoding is encoding
     sizes = {way: body_bytes(message, way, changed) for way in Encoding}
     assert changes.head.nbytes == (sizes[encoding] if encoding is Encoding.WHOLE else min(sizes.values()))
@@ -148,7 +157,7 @@ def test_what_lies_between_tensors_never_counts_as_changed() -> None:
     scratch = Scratch()
     for buffer, value in zip(scratch.take(message.nbytes, torch.device("cpu")), (1, 2), strict=True):
         buffer.fill_(value)
-    changes = encode(Messages(plan, []), message, state, state, scratch)
+    changes = encode(Messages(plan, []), message, local(state), local(state), scratch)
     assert (changes.changed, changes.compared) == (0, 28)
 
 
@@ -159,7 +168,7 @@ def test_a_message_of_several_types_is_compared_in_words_of_the_smallest() -> No
     old = {"a": torch.zeros(5), "b": torch.zeros(3, dtype=torch.bfloat16)}
     new = {"a": torch.tensor([0.0, 1.1, 0, 0, 0]), "b": torch.tensor([0, 0, 2.0]).bfloat16()}
     parameters = {name: tensor.clone() for name, tensor in old.items()}
-    over_the_wire(plan, encode(Messages(plan, []), message, new, old, Scratch()), parameters)
+    over_the_wire(plan, encode(Messages(plan, []), message, local(new), local(old), Scratch()), parameters)
     assert all(torch.equal(parameters[name], new[name]) for name in new)
 
 
@@ -199,9 +208,9 @@ def test_a_base_follows_only_what_was_committed_and_only_those_tensors() -> None
     plan = plan_of(TensorSpec(name="a", shape=(4,)), TensorSpec(name="b", shape=(4,)))
     version = {n: {name: torch.full((4,), float(n)).bfloat16() for name in "ab"} for n in (1, 2)}
     base = Base()
-    base.advance(1, version[1], None, [plan])
-    base.advance(2, version[2], frozenset("b"), [plan])
-    assert (base.version, base.shards["a"][0], base.shards["b"][0]) == (2, 1.0, 2.0)
+    base.advance(1, local(version[1]), None, [plan])
+    base.advance(2, local(version[2]), frozenset("b"), [plan])
+    assert (base.version, *(base.shards[name].at(Box((0,), (1,))) for name in "ab")) == (2, 1.0, 2.0)
     base.clear()
     assert (base.version, base.nbytes) == (None, 0)
 
@@ -213,12 +222,12 @@ def test_a_wrong_base_changes_the_digest() -> None:
     old = torch.randn(512).bfloat16()
     new = old.clone()
     new[7] += 1
-    changes = encode(Messages(plan, []), message, {"a": new}, {"a": old}, Scratch())
+    changes = encode(Messages(plan, []), message, local({"a": new}), local({"a": old}), Scratch())
     right, wrong = {"a": old.clone()}, {"a": old.clone()}
     wrong["a"][400] *= 2
     for parameters in (right, wrong):
         over_the_wire(plan, changes, parameters)
-    sent = int(digest_sent(plan, message, {"a": new}))
+    sent = int(digest_sent(plan, message, local({"a": new})))
     assert sent == int(digest_received(plan, message, right))
     assert sent != int(digest_received(plan, message, wrong))
     whole = torch.empty(message.nbytes, dtype=torch.uint8)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from launcher.bridge.plan import Box, Sharding
 from launcher.bridge.plan.sharding import hsdp, shards_of
+from launcher.bridge.plan.tensor_map import TensorMap
 from launcher.bridge.trainer.description import (
+    HeldPart,
     HeldTensor,
     decoded,
     digest_of,
@@ -19,22 +22,31 @@ from launcher.bridge.trainer.description import (
 )
 from launcher.common.errors import BridgeError
 
-WHOLE = HeldTensor(name="w", shape=(6, 2), dtype="bfloat16")
+
+def held(name: str = "w", **part: Any) -> HeldTensor:
+    return HeldTensor(name=name, shape=(6, 2), dtype="bfloat16", parts=(HeldPart(**{"shape": (6, 2), **part}),))
+
+
+WHOLE = held()
 
 
 def on_mesh(*ranks: int) -> HeldTensor:
-    return replace(WHOLE, sharding=Sharding.parse((len(ranks),), ("S(0)",), ranks))
+    return held(sharding=Sharding.parse((len(ranks),), ("S(0)",), ranks))
 
 
 def test_a_description_survives_its_way_to_another_rank() -> None:
-    description = (replace(WHOLE, name="a"), on_mesh(2, 3), replace(WHOLE, boxes=(Box((0, 0), (3, 2)),)))
+    turned = (TensorMap(start=(0, 0), shape=(3, 2), target=(1, 0)),)
+    description = (
+        replace(WHOLE, name="a"),
+        on_mesh(2, 3),
+        held(box=Box((0, 0), (3, 2)), maps=turned),
+    )
     assert decoded(encoded(description)) == description
     assert digest_of(decoded(encoded(description))) == digest_of(description) != digest_of(description[:2])
 
 
 def test_ranks_of_one_mesh_hold_what_the_mesh_says() -> None:
-    held = replace(WHOLE, sharding=hsdp(2, 3))
-    found = union([((held,), range(6))], 6)
+    found = union([((held(sharding=hsdp(2, 3)),), range(6))], 6)
     assert shards_of(found.placements["w"], (6, 2)) == shards_of(hsdp(2, 3), (6, 2))
 
 
@@ -51,7 +63,7 @@ def test_meshes_of_some_ranks_hold_the_same() -> None:
 
 
 def test_parts_that_ranks_hold_on_their_own_make_up_a_tensor() -> None:
-    parts = [replace(WHOLE, boxes=(Box((start, 0), (start + 2, 2)),)) for start in (0, 2, 4)]
+    parts = [held(box=Box((start, 0), (start + 2, 2))) for start in (0, 2, 4)]
     found = union([((part,), [rank]) for rank, part in enumerate(parts)], 3)
     assert [shard.ranks for shard in shards_of(found.placements["w"], (6, 2))] == [(0,), (1,), (2,)]
     with pytest.raises(BridgeError, match=r"4 of 12 elements .* written by nobody \(held on ranks 0-1\)"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from launcher.bridge.codec.integrity import digest_received, digest_sent
+from launcher.bridge.codec.local import LocalTensor
 from launcher.bridge.codec.pack import pack, unpack
 from launcher.bridge.plan import Engine, Location, Receiver, TensorSpec, place, reshard
 from launcher.bridge.plan.requirements import replicated
@@ -19,10 +20,11 @@ def test_every_pattern_of_bfloat16_passes_into_a_float32_parameter(shape: tuple[
     engine = Engine(parameters=((replicated("gate", spec, dtype="float32"),),), locations=(Location(node=0, gpu=1),))
     plan = reshard(place([spec], [(".*", everywhere(1))]), [engine], [Location(node=0, gpu=0)], round_bytes=1 << 20)
     (message,) = plan.incoming(Receiver(engine=0, rank=0))
-    sent = {"gate": torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(torch.bfloat16).view(shape)}
+    patterns = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(torch.bfloat16).view(shape)
+    sent = {"gate": LocalTensor.whole(patterns)}
     came = {"gate": torch.zeros(shape)}
     buffer = torch.zeros(message.nbytes, dtype=torch.uint8)
-    pack(plan, message, sent, buffer)
+    pack(message, sent, buffer)
     unpack(message, buffer, came)
 
     assert int(digest_sent(plan, message, sent)) == int(digest_received(plan, message, came))

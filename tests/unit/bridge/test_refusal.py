@@ -70,10 +70,10 @@ def test_a_tensor_that_some_ranks_hold_is_told_with_them() -> None:
 def test_placeholders_and_adapters_are_recognised_before_anything_is_sent() -> None:
     module = nn.Linear(2, 2)
     module.weight = nn.Parameter(torch.empty(0))
-    with pytest.raises(BridgeError, match=r"^HINT: .*ZeRO.*`weight` \(0,\) is a placeholder"):
+    with pytest.raises(BridgeError, match=r"^HINT: .*zero3_source.*`weight` \(0,\) is a placeholder"):
         description(weights(module))
     wrapped = nn.ModuleDict({"q_proj": nn.ModuleDict({"base_layer": nn.Linear(2, 2)})})
-    with pytest.raises(BridgeError, match=r"^HINT: .*merge_and_unload.*`q_proj.base_layer.bias`"):
+    with pytest.raises(BridgeError, match=r"^HINT: .*peft_source.*`q_proj.base_layer.bias`"):
         description(weights(wrapped))
 
 

@@ -25,6 +25,7 @@ from launcher.bridge.plan.requirements import WHOLE, Parameter, Region, dense_ch
 from launcher.bridge.plan.sharding import fsdp, fsdp_tp, hsdp, replicated, tensor_parallel
 from launcher.common.errors import BridgeError
 from launcher.testing.bench.models import Model
+from tests.integration.bridge.transfer_case import held
 
 pytestmark = pytest.mark.slow
 
@@ -50,12 +51,12 @@ def execute(plan: Plan, state: State) -> dict[Receiver, State]:
     }
     per_pair: set[tuple[object, ...]] = set()
     for rank in range(len(plan.trainers)):
-        shards = {name: state[name][plan.held(name, rank).slices()].clone() for name in plan.sources}
+        shards = held(plan, state, rank)
         for message in plan.outgoing(rank):
             assert (message.round, message.sender, message.receiver) not in per_pair, "one message per pair and round"
             per_pair.add((message.round, message.sender, message.receiver))
             buffer = torch.zeros(message.nbytes, dtype=torch.uint8)
-            pack(plan, message, shards, buffer)
+            pack(message, shards, buffer)
             unpack(message, buffer, storage[message.receiver])
     for receiver in storage:
         messages = list(plan.incoming(receiver))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import torch
 
+from launcher.bridge.codec.local import LocalTensor, value_of
 from launcher.bridge.plan import Plan
 
 
@@ -17,10 +19,10 @@ class Base:
 
     def __init__(self) -> None:
         self.version: int | None = None
-        self.shards: dict[str, torch.Tensor] = {}
+        self.shards: dict[str, LocalTensor] = {}
 
     def advance(
-        self, version: int, shards: Mapping[str, torch.Tensor], only: frozenset[str] | None, plans: Iterable[Plan]
+        self, version: int, shards: Mapping[str, LocalTensor], only: frozenset[str] | None, plans: Iterable[Plan]
     ) -> None:
         """A replica has committed a version.
 
@@ -37,11 +39,16 @@ class Base:
         types = _types(plans) if new else {}
         for name in new:
             shard = sent[name]
-            self.shards[name] = torch.empty(shard.shape, dtype=types.get(name, shard.dtype), device=shard.device)
+            self.shards[name] = shard.copy(partial(torch.empty_like, dtype=types.get(name)))
         if sent:
             with torch.no_grad():
                 # A few launches on a GPU, however many tensors there are.
-                torch._foreach_copy_([self.shards[name] for name in sent], list(sent.values()))
+                pairs = [
+                    (value_of(kept), value_of(tensor))
+                    for name, shard in sent.items()
+                    for (_, kept), (_, tensor) in zip(self.shards[name].pieces, shard.pieces, strict=True)
+                ]
+                torch._foreach_copy_([kept for kept, _ in pairs], [tensor for _, tensor in pairs])
         self.version = version
 
     def clear(self) -> None:
@@ -51,7 +58,7 @@ class Base:
     @property
     def nbytes(self) -> int:
         """Memory that it takes."""
-        return sum(shard.numel() * shard.element_size() for shard in self.shards.values())
+        return sum(value_of(piece).nbytes for shard in self.shards.values() for _box, piece in shard.pieces)
 
 
 def _types(plans: Iterable[Plan]) -> dict[str, torch.dtype]:

@@ -9,6 +9,7 @@ import torch
 
 from launcher.bridge.codec.delta.bits import count_of, differing, mask_of, places_of
 from launcher.bridge.codec.delta.head import MOST_WORDS, WORD, Encoding, Head, body_bytes, values_at, word_bytes, words
+from launcher.bridge.codec.local import LocalTensor
 from launcher.bridge.codec.messages import Messages
 from launcher.bridge.plan import Message
 from launcher.bridge.plan.split import aligned
@@ -73,8 +74,8 @@ class Scratch:
 def encode(
     messages: Messages,
     message: Message,
-    shards: Mapping[str, torch.Tensor],
-    base: Mapping[str, torch.Tensor],
+    shards: Mapping[str, LocalTensor],
+    base: Mapping[str, LocalTensor],
     scratch: Scratch,
 ) -> Changes:
     """A message of a trainer rank, as its changes.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Mapping
 
 import torch
 from torch import distributed as dist
 
 from launcher.bridge.codec.delta.base import Base
+from launcher.bridge.codec.local import LocalTensor
 from launcher.bridge.engine.receiver import WeightReceiver
 from launcher.bridge.plan import Engine, Location, Plan, Slice, place, reshard
 from launcher.bridge.plan.sharding import replicated
@@ -100,7 +102,7 @@ class LauncherBridge(Method):
             self._digests[self.context.rank - 1] = -_signed(status["digest"])
 
     def _send(self) -> Sent:
-        return self._sender.send(self.context.tensors, None, time.monotonic() + TIMEOUT_S)
+        return self._sender.send(_local(self.context.tensors), None, time.monotonic() + TIMEOUT_S)
 
     def check(self) -> None:
         dist.all_reduce(self._digests)
@@ -186,7 +188,7 @@ class DeltaMethod(LauncherBridge):
             self._receive_old()
         self._version += 1
         if self.context.is_sender:
-            self._base.advance(-self._version, self._old, None, [self._plan])  # back to where it was
+            self._base.advance(-self._version, _local(self._old), None, [self._plan])  # back to where it was
             return
         for name, tensor in self._before.items():
             self._shadow[name].copy_(tensor)
@@ -200,15 +202,15 @@ class DeltaMethod(LauncherBridge):
 
     def _send(self) -> Sent:
         deadline = time.monotonic() + TIMEOUT_S
-        sent = self._sender.send(self.context.tensors, None, deadline, self._base.shards)
-        self._base.advance(self._version, self.context.tensors, None, [self._plan])
+        sent = self._sender.send(_local(self.context.tensors), None, deadline, self._base.shards)
+        self._base.advance(self._version, _local(self.context.tensors), None, [self._plan])
         return sent
 
     def _receive_old(self) -> None:
         """The version before, whole, in the measurement's first and unmeasured turn."""
         self._version, self._committed = 1, 1
         if self.context.is_sender:
-            self._sender.send(self._old, None, time.monotonic() + TIMEOUT_S)
+            self._sender.send(_local(self._old), None, time.monotonic() + TIMEOUT_S)
             return
         self._receiver.prepare(1, None)
         self._receiver.wait(TIMEOUT_S)
@@ -220,3 +222,7 @@ def _changed(name: str, tensor: torch.Tensor, density: float) -> torch.Tensor:
     generator = torch.Generator(device=tensor.device).manual_seed(zlib.crc32(name.encode()) + 1)
     chosen = torch.rand(tensor.shape, generator=generator, device=tensor.device) < density
     return torch.where(chosen, -tensor, tensor)
+
+
+def _local(tensors: Mapping[str, torch.Tensor]) -> dict[str, LocalTensor]:
+    return {name: LocalTensor.whole(tensor) for name, tensor in tensors.items()}
