@@ -1,4 +1,4 @@
-"""Saves and restores what a trainer needs to go on exactly where it was."""
+"""Saves and restores what a trainer needs to continue exactly where it stopped."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 
 class CheckpointGroup:
-    """A gloo group of its own: what is agreed here waits for nothing that a GPU computes. Values are JSON, not pickles.
+    """A separate gloo group, so that nothing here waits for a GPU's computations. Values are JSON, not pickles.
 
     Every rank makes it, after ``init_process_group`` and in the same order as other groups.
 

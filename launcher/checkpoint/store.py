@@ -112,7 +112,7 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def complete(draft: Path, path: Path, manifest: Manifest) -> None:
-    """Makes a draft, to which all files have been written, the checkpoint ``path``; from here on it is taken.
+    """Makes a draft, to which all files have been written, the checkpoint ``path``, which counts from here on.
 
     A checkpoint of the same name was found broken, or is made anew after a restart; it gives way.
     """

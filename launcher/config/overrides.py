@@ -170,7 +170,7 @@ def is_to_quote(text: str, setting: Setting) -> bool:
     if not text or _STRUCTURED.search(text):
         return False
     if setting.syntax == TEXT and text.lower() in ("true", "false"):
-        # An option that stands for itself, or that is taken away.
+        # An option without a value, or one that is removed.
         return False
     if _NO_TEXT.fullmatch(text):
         return not _is_null(text, setting)

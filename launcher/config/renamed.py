@@ -26,7 +26,7 @@ RENAMED = {
     "restart.trainer_max": "restart.max_trainer_restarts",
     "restart.window_s": "restart.count_window_s",
 }
-"""New path by old path. Both are in the same group: only the last word of a path changes."""
+"""New path by old path. Both are in the same group: only the last part of a path changes."""
 
 _REFERENCE = re.compile(r"\$\{(" + "|".join(map(re.escape, RENAMED)) + r")\}")
 _warned: set[str] = set()
@@ -78,7 +78,7 @@ def with_current_names(data: Any, prefix: str = "") -> Any:
 
 
 def with_names_of(data: Any, then: Any, prefix: str = "") -> Any:
-    """``data`` with the old names wherever ``then``, an earlier configuration, has them: its code knows no others."""
+    """``data`` with the old names where ``then``, an earlier configuration, has them: its code knows no others."""
     if not isinstance(data, Mapping) or not isinstance(then, Mapping):
         return data
     old_names = {_last(new): _last(old) for old, new in RENAMED.items() if old.rpartition(".")[0] == prefix}

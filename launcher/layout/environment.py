@@ -19,7 +19,7 @@ PROTECTED = frozenset(
 """Names that the launcher sets, or that would open an engine to others; refused in any ``env`` of a configuration."""
 
 PROTECTED_PREFIXES = ("LAUNCHER_", "TORCHELASTIC_", "SLURM_", "SBATCH_")
-"""Beginnings of names that are refused likewise."""
+"""Beginnings of names that are refused, too."""
 
 
 def is_protected(name: str) -> bool:

@@ -96,7 +96,7 @@ def _role_rank(shape: Shape, node_rank: int) -> int:
 def _replicas(config: Config, shape: Shape) -> tuple[Replica, ...]:
     first_node = shape.nodes - shape.engine_nodes
     span, per_node = shape.nodes_per_replica, shape.replicas_per_node
-    # The nodes of a local run are one machine with one set of ports, so there the count goes on from node to node.
+    # The nodes of a local run are one machine with one set of ports, so there ports are counted over all nodes.
     ports_per_host = shape.replicas if config.cluster.kind == "local" else per_node
     return tuple(
         Replica(

@@ -9,11 +9,11 @@ from launcher.layout.model import Layout, Node, Process, Role
 
 _HEADER = ("node", "hostname", "role", "role rank", "processes", "GPUs", "ports")
 _COLLAPSE_ABOVE = 16
-"""Nodes up to which every node has a row of its own."""
+"""Up to so many nodes every node has its own row."""
 
 
 def render_table(layout: Layout) -> str:
-    """The table, with a line of totals beneath; at most a few rows however many nodes there are."""
+    """The table, with a line of totals beneath; a few rows also for thousands of nodes."""
     ports = {(replica.node_ranks[0], replica.index): replica.port for replica in layout.replicas}
     if len(layout.nodes) <= _COLLAPSE_ABOVE:
         groups = [[node] for node in layout.nodes]

@@ -3,7 +3,7 @@
 A job gets the same SIGTERM when it is cancelled, preempted, requeued by an administrator, or out of time. The
 difference is in ``scontrol show job`` by the time the signal arrives (seen with SLURM 22.05):
 
-- ``Restarts`` has risen above the job's own ``SLURM_RESTART_COUNT``: SLURM queues the job again, whatever we do, and
+- ``Restarts`` has risen above the job's own ``SLURM_RESTART_COUNT``: SLURM queues the job again in any case, and
   SIGKILL follows ``KillWait`` later. That is a preemption if SIGUSR2 came along (``preempt_send_user_signal``);
   without that option a preemption and ``scontrol requeue`` look alike.
 - ``PreemptTime`` is set while the job runs: it will be preempted after the partition's ``GraceTime``. One that ends

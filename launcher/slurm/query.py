@@ -125,7 +125,7 @@ GROWTH = 1.5
 
 
 class StateWatch:
-    """One job's state, queried at most once per interval, however often it is read.
+    """One job's state, queried at most once per interval.
 
     The interval grows while nothing changes, and faster while the controller is away; a change makes it short again.
 

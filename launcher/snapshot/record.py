@@ -105,7 +105,7 @@ def _lay_out(tree: Path, view: Path, folder: Path) -> None:
     """Makes ``view/folder`` a directory of the run's own, in which every name leads into the snapshot.
 
     A file that a program writes beside its own is then one of this run, and not of every run with the same code. From
-    the top down to ``folder`` each directory is made; what is beside them is one link each, however large it is.
+    the top down to ``folder`` each directory is made; what is beside them is one link each.
     """
     parts = folder.parts
     # ``..`` is snapshot from where a link really is.
@@ -211,7 +211,7 @@ class SavedCode:
         )
 
     def record(self, run_dir: Path) -> SnapshotRecord:
-        """The same code as the run in ``run_dir`` uses it: in a view of its own."""
+        """The same code as the run in ``run_dir`` uses it: in its own view."""
         view = os.path.normpath(self.directory / CODE)
         path = tuple(
             str(run_dir / CODE / Path(entry).relative_to(view)) if Path(entry).is_relative_to(view) else entry

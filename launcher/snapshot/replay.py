@@ -148,7 +148,7 @@ class Differences:
     """The user's repository; None if it was not snapshotted, or it or the snapshot is gone."""
 
     launcher: FileChanges | None
-    """The launcher's checkout, likewise."""
+    """The same for the launcher's checkout."""
 
     packages: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
     """Versions then and now; None where the package was, or is, not there."""
@@ -188,7 +188,7 @@ def differences(record: SnapshotRecord | None, environment: Mapping[str, Any], o
     code = own = None
     if record is not None and record.code is not None and Path(record.code.root).is_dir():
         root = Path(record.code.root)
-        # A secret hides a file whatever it was then; its value does not matter here.
+        # Values of secrets do not matter for the comparison.
         code = _changes(Path(record.code.tree), scan(root, output_dir.resolve(), {}).entries)
     if record is not None and record.launcher is not None and (home := launcher_home()) is not None:
         own = _changes(Path(record.launcher.tree), scan_launcher(home))

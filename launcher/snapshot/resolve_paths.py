@@ -1,4 +1,4 @@
-"""Makes paths of a configuration mean on the nodes what they meant where the run was submitted."""
+"""Resolves paths of a configuration, so that nodes use the same files as the place of submission."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def resolve_paths(config: Config, directory: Path) -> Config:
 def resolve_command_paths(config: Config, snapshot: Snapshot) -> Config:
     """``config`` with the words of its commands as the nodes need them.
 
-    A file of the code is named relative to the working directory, even if it was named absolutely: the snapshot's copy
-    is meant. What is there, but not in the snapshot, is named absolutely.
+    A file of the code is named relative to the working directory, even if it was named absolutely: it
+    stands for the snapshot's copy. What exists, but is not in the snapshot, is named absolutely.
     """
     if snapshot.code is None:
         return config

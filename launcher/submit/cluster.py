@@ -72,7 +72,7 @@ class Job(ABC):
 
     @abstractmethod
     def logs(self) -> list[Path]:
-        """Where the cluster itself writes, for a job that did not get as far as having logs of its own."""
+        """Where the cluster itself writes, for a job that ended before it had its own logs."""
 
 
 class Cluster(ABC):
@@ -142,7 +142,7 @@ class LocalCluster(Cluster):
                 stdin=subprocess.DEVNULL,
                 cwd=place.directory if place is not None else None,
                 env={**shared, LAUNCHER_LOCAL_NODE_RANK: str(rank)},
-                # A session of its own: Ctrl-C reaches only the submitter, which passes it on in order.
+                # In a new session, so that Ctrl-C reaches only the submitter, which forwards it.
                 start_new_session=True,
             )
             for rank in range(nodes)

@@ -60,7 +60,7 @@ class TemplateExecutor(submitit.SlurmExecutor):  # type: ignore[misc]
         return ["sbatch", "--parsable", str(submission_file_path)]
 
     def _get_job_id_from_submission_command(self, string: bytes | str) -> str:
-        # submitit takes the first number behind the word "job", whatever a site's `sbatch` prints before.
+        # submitit takes the first number behind the word "job", which may be in what a site's `sbatch` prints before.
         output = string if isinstance(string, str) else string.decode(errors="replace")
         self.job_id = read_job_id(output, keep_cluster=self._script.cluster is not None)
         # Files are named after what the job itself calls its id.

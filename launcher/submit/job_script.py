@@ -56,7 +56,7 @@ class Component:
 class JobScript:
     """The values that a template arranges; its fields are the variables of ``sbatch_templates/*.sbatch.j2``.
 
-    Whatever is shell text is quoted as far as it needs to be.
+    Shell text is quoted where it needs to be.
     """
 
     title: tuple[str, ...]
@@ -173,7 +173,7 @@ def _srun(config: Config, cluster: SlurmClusterConfig) -> list[str]:
         # A node that ends badly, or is lost, does not end the others: the run's own leases decide what follows.
         "--kill-on-bad-exit=0",
         "--no-kill",
-        # The token and the path of the package travel in the environment, whatever a site makes the default.
+        # The token and the path of the package travel in the environment, also where a site has another default.
         "--export=ALL",
         "--unbuffered",
         # The ranks of a node are started by its agent: what an MPI plugin sets for the one task would be wrong for all.

@@ -128,7 +128,7 @@ END = "END_OF_CONFIGURATION"
 
 
 def render_script(config: Config, file: Path | None, *, with_submitit: bool) -> str:
-    """The text of a script for ``sbatch``; each submission makes a run directory of its own.
+    """The text of a script for ``sbatch``; each submission creates its own run directory.
 
     With ``snapshot=true`` the code of now is kept below ``output_dir`` first, and the script runs that.
 

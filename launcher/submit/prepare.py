@@ -99,7 +99,7 @@ def cluster_of(config: Config) -> Cluster:
 
 
 def with_login_defaults(config: Config, defaults: LoginDefaults) -> tuple[Config, list[str]]:
-    """``config`` with what the login shell exports wherever a setting is null, and notes about it."""
+    """``config`` with the login shell's defaults for settings that are null, and notes about them."""
     cluster = config.cluster
     if not isinstance(cluster, SlurmClusterConfig):
         return config, []
@@ -139,7 +139,7 @@ def needs_cpus(config: Config) -> bool:
 
 
 def with_default_cpus(config: Config, types: list[NodeType]) -> Config:
-    """``config`` with ``cpus_per_task`` where it is null, as far as ``types`` describe the nodes."""
+    """``config`` with ``cpus_per_task`` where it is null, if ``types`` describe the nodes."""
     if not isinstance(config.cluster, SlurmClusterConfig) or not needs_cpus(config):
         return config
     numbers = []

@@ -104,7 +104,7 @@ def request(config: Config, asked: Nodes) -> Options:
     options["requeue" if cluster.requeue else "no-requeue"] = None
     # To the tasks, not to the script, which would die of it.
     options["signal"] = f"USR2@{cluster.signal_s}"
-    # A requeued job goes on in the same log.
+    # A requeued job appends to the same log.
     options["open-mode"] = "append"
     for key, value in cluster.sbatch.items():
         options[str(key).replace("_", "-")] = None if value is True else str(value)

@@ -211,9 +211,9 @@ def _exit_code(path: Path, state: RunState, outcome: JobOutcome, job: Job, stop:
     if ended_by is not None:
         return 128 + ended_by
     if outcome.exit_code == STOPPED:
-        print(f"\nStopped with a checkpoint. To go on:\n  {command_line('resume', path)}", flush=True)
+        print(f"\nStopped with a checkpoint. To continue:\n  {command_line('resume', path)}", flush=True)
     if state.outcome is None:
-        words = f"launcher: the job ended ({outcome.text}) without a last word from its nodes."
+        words = f"launcher: the job ended ({outcome.text}) without a final event from its nodes."
         logs = [log for log in job.logs() if log.exists()]
         if job.job_id is not None and not logs:
             words += f" HINT: `output_dir` ({path.parent}) must be on a filesystem that every node sees; is it?"

@@ -1,4 +1,4 @@
-"""Creates run directories, and takes back those of runs that were refused."""
+"""Creates run directories, and removes those of runs that were refused."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def writing(config: Config, path: Path) -> Iterator[None]:
 
 
 def missing_directories(path: Path) -> list[Path]:
-    """``path`` and what is above it, as far as it does not exist, the deepest first."""
+    """Those of ``path`` and its parents that do not exist, the deepest first."""
     return [directory for directory in (path, *path.parents) if not directory.exists()]
 
 
 def remove(run_dir: Path, new: Sequence[Path]) -> None:
-    """Takes back what :func:`create` made.
+    """Removes what :func:`create` made.
 
     Args:
         new: directories above it that were made for it, the deepest first; they go too, if nothing else is in them.

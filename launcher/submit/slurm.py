@@ -186,7 +186,7 @@ def _submission_environment(run_dir: Path | None) -> dict[str, str]:
 
 @contextmanager
 def submission_environment(run_dir: Path | None) -> Iterator[None]:
-    """This process's environment replaced for a while: submitit starts ``sbatch`` with whatever is in it."""
+    """This process's environment replaced for a while: submitit starts ``sbatch`` with it."""
     before = dict(os.environ)
     environ = _submission_environment(run_dir)
     os.environ.clear()
@@ -200,7 +200,7 @@ def submission_environment(run_dir: Path | None) -> Iterator[None]:
 
 @contextmanager
 def nothing_left_queued(folder: Path, cluster: str | None) -> Iterator[None]:
-    """Around an ``sbatch``: if it fails, or its output names no job, what it has queued all the same is cancelled.
+    """Around an ``sbatch``: if it fails, or its output names no job, a job that is queued nevertheless is cancelled.
 
     Args:
         folder: the job writes its log below it, which no other job does.

@@ -1,4 +1,4 @@
-"""Sweeps: many runs from one command line, a ledger that knows which of them are missing, and what came of them."""
+"""Sweeps: many runs from one command line, a ledger of which of them are missing, and their results."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def changes_result(path: str, swept: Collection[str] = ()) -> bool:
 
 
 def sweep_name(name: str, overrides: Sequence[str]) -> str:
-    """The name of a sweep without one of its own: the same for the same command, whatever the order of its words."""
+    """The name of a sweep that was given none: the same for the same command in any order of its words."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     swept = swept_keys(OverridesParser.create().parse_overrides(list(overrides)))
@@ -178,12 +178,12 @@ class SweepRequest:
 
     directory: Path
     is_optimising: bool = False
-    """Whether the sweeper chooses the next runs by what these come to."""
+    """Whether the sweeper chooses the next runs by the results of these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What a run came to, as far as it was followed."""
+    """The result of a run, if it was followed."""
 
     code: int = 0
     value: float | None = None

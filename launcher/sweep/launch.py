@@ -29,7 +29,7 @@ def launch(request: SweepRequest, batch: Sequence[Combination]) -> list[RunResul
     """Starts the runs of a batch that are neither done nor under way; waits for them with ``cluster.wait``.
 
     Returns:
-        What each run came to; runs that are not waited for are fine.
+        The result of each run; runs that are not waited for count as successful.
 
     Raises:
         ConfigError: some run cannot start; none was.

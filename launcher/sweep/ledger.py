@@ -79,7 +79,7 @@ class Ledger:
         return self._path.exists()
 
     def entries(self) -> dict[str, LedgerEntry]:
-        """All runs by identity, in the order in which they came to the sweep."""
+        """All runs by identity, in the order in which they were added to the sweep."""
         found: dict[str, LedgerEntry] = {}
         lines = self._path.read_text(encoding="utf-8").split("\n") if self.exists() else []
         for line in lines:
@@ -103,7 +103,7 @@ class Ledger:
 
     @contextmanager
     def lock(self, timeout_s: float) -> Iterator[None]:
-        """Holds the sweep for this process; the kernel gives it free when the process ends, however it ends.
+        """Holds the sweep for this process; the kernel releases it when the process ends.
 
         Raises:
             SweepBusy: another process still holds it after ``timeout_s``.

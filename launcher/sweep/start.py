@@ -143,7 +143,7 @@ def _identify(candidate: Combination, run_dir: Path) -> dict[str, Any]:
 
 
 UNDER_WAY_S = 15.0
-"""An ``sbatch`` whose caller was killed may still be on its way for as long."""
+"""An ``sbatch`` whose caller was killed may queue its job within this time."""
 
 ARRAY = ".array-"
 

@@ -33,7 +33,7 @@ class RunProgress:
     """As the job itself wrote it."""
 
     outcome: str | None = None
-    """``completed``, ``failed``, ``cancelled``, or whatever its last event calls its end."""
+    """``completed``, ``failed``, ``cancelled``, or another outcome that its last event names."""
 
     seconds: float | None = None
     steps: int = 0

@@ -172,7 +172,7 @@ class _Started:
 def run_here(ledger: Ledger, todo: Sequence[Combination], metric: Metric) -> None:
     """Runs all of ``todo``, one after another or ``sweep.parallel`` at a time; one that fails does not end the others.
 
-    Call it with the lock of the sweep held. Each run chooses free ports and has a directory of its own.
+    Call it with the lock of the sweep held. Each run chooses free ports and has its own directory.
 
     Raises:
         Stopped: SIGINT or SIGTERM ended the runs.

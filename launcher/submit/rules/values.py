@@ -1,4 +1,4 @@
-"""Values that are wrong whatever the others are: numbers, words, names, commands and environments."""
+"""Rules for single values: numbers, words, names, commands and environments."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ UNPRIVILEGED_PORT = 1024
 
 
 def number_problems(config: Config) -> Iterator[str]:
-    """Single values that are out of range, whatever the others are."""
+    """Single values that are out of range."""
     for path, minimum in AT_LEAST.items():
         value = _value(config, path)
         if value is not None and not (math.isfinite(value) and value >= minimum):

@@ -44,7 +44,7 @@ FACTOR = 1.5
 """A submission may cost so many empty Hydra programs, and one ``sbatch``."""
 
 MOST_WORK_S = 1.0
-"""What any command may cost, however many nodes and runs there are."""
+"""Most that any command may cost, for thousands of nodes and runs, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

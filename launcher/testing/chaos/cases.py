@@ -59,7 +59,7 @@ LONG = ("trainer.steps=25",)
 """Long enough for SLURM to find out by itself."""
 
 LONGER = ("trainer.steps=12",)
-"""Longer than a lease: the run does not wait for an agent whose engine goes on serving."""
+"""Longer than a lease: the run does not wait for an agent whose engine still serves."""
 
 SMALL_DISK = ("preflight.min_disk_gb=0.01",)
 TWO_ENGINES = ("layout.nodes=4", "layout.inference_nodes=2")

@@ -31,7 +31,7 @@ NAMES = {b"launcher.node\0": "agent", b"submitit.core._submit\0": "shim"}
 
 
 def belongs_to(pid: int, run_dir: Path) -> bool:
-    """Whether a process is of a run, by its environment or its command line; however it detached itself."""
+    """Whether a process is of a run, by its environment or its command line, also if it has detached itself."""
     needle = str(run_dir).encode()
     command = _read(pid, "cmdline")
     return needle in _read(pid, "environ") or (needle in command and b"launcher.testing.chaos" not in command)

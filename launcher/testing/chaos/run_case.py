@@ -132,7 +132,7 @@ def _inject(
 
 def _reach(observed: ObservedRun, wanted: Callable[[Event], bool], is_over: Callable[[], bool], moment: Moment) -> None:
     if observed.wait(wanted, is_over, START_TIMEOUT_S) is None:
-        raise LauncherError(f"the run did not come to `{moment}`")
+        raise LauncherError(f"the run did not reach `{moment}`")
 
 
 def _is_step(event: Event, moment: Moment, step: int) -> bool:

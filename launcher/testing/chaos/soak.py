@@ -52,7 +52,7 @@ WEIGHTS = {
 
 START_TIMEOUT_S = 400.0
 BACK_S = 240.0
-"""Training must go on within this: a queue, imports and engines that start take their time on few cores."""
+"""Training must continue within this: the queue, imports and engines that start are slow on few cores."""
 
 PAUSE_S = (3.0, 20.0)
 """From the first step after a fault to the next fault."""
@@ -122,7 +122,7 @@ def soak(minutes: float, seed: int, overrides: Sequence[str], folder: Path, clus
     try:
         first = observed.wait(lambda e: isinstance(e, StepFinished), is_over, START_TIMEOUT_S)
         if first is None:
-            raise LauncherError(f"the soak did not come to its first step: {folder / 'soak.txt'}")
+            raise LauncherError(f"the soak did not reach its first step: {folder / 'soak.txt'}")
         while time.time() - first.time < 60 * minutes and not is_over():
             observed.wait(lambda e: False, is_over, rng.uniform(*PAUSE_S))
             case = _draw_case(rng, observed)
@@ -208,7 +208,7 @@ def _inject(injector: FaultInjector, observed: ObservedRun, is_over: Callable[[]
     try:
         at = injector.inject()
     except LauncherError as error:
-        # The target of a moment ago may just be on its way to a new start.
+        # The last fault's target may be restarting just now.
         print(f"{injector.case.name}: {error}", flush=True)
         at = time.time()
     noticed = observed.wait(lambda e: is_noticed(e, at) and not isinstance(e, AttemptFinished), is_over, 60)

@@ -108,7 +108,7 @@ def test_an_output_directory_that_the_nodes_do_not_share(slurm: SlurmCluster) ->
     finally:
         slurm.run(["rm", "-rf", folder])
     assert done.returncode != 0
-    assert "without a last word from its nodes" in done.stderr
+    assert "without a final event from its nodes" in done.stderr
     assert f"HINT: `output_dir` ({folder}) must be on a filesystem that every node sees" in done.stderr
     slurm.wait_empty()
 

@@ -36,7 +36,7 @@ class GridSweeper(BasicSweeper):
 
 
 class RunLauncher(Launcher):
-    """Starts the runs of a batch, those that are not there yet, and returns what each came to."""
+    """Starts those runs of a batch that are missing, and returns the result of each."""
 
     def __init__(self) -> None:
         self._config: DictConfig
@@ -83,7 +83,7 @@ class RunLauncher(Launcher):
             OmegaConf.set_struct(config, True)
             return config
 
-        # Of a setting that is named twice the last word counts.
+        # Of a setting that is given twice the last value counts.
         shown = [{key_of(word): word for word in words if key_of(word) in swept} for words in job_overrides]
         return compose_all(composed, [tuple(words.values()) for words in shown], swept)
 
