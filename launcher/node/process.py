@@ -14,13 +14,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from launcher.common.env import LAUNCHER_PARENT_PID, LAUNCHER_STOP_FILE
 from launcher.common.procfs import Termination, is_resource_tracker, members
+from launcher.events.log_tail import end_of
+from launcher.events.schema import describe_exit
 from launcher.layout.model import Process, Role
 from launcher.stopping import survivor
 
@@ -115,21 +116,12 @@ class WorkerProcess:
     def describe_end(self) -> str:
         """How it ended: ``exit code 1`` or ``signal 9 (SIGKILL)``."""
         code = self.poll()
-        if code is None:
-            return "still running"
-        if code < 0:
-            return f"signal {-code} ({signal.Signals(-code).name})"
-        return f"exit code {code}"
+        return "still running" if code is None else describe_exit(code)
 
 
 def tail(path: Path, lines: int = TAIL_LINES, *, begin: int = 0) -> list[str]:
-    """The last lines of a log, without reading more than its end, and nothing before the byte ``begin``."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(begin, path.stat().st_size - 65536))
-            return [line.decode(errors="replace").rstrip() for line in deque(file, maxlen=lines)]
-    except OSError:
-        return []
+    """The last lines of a log; nothing before the byte ``begin``."""
+    return [line.rstrip() for line in end_of(path, begin).splitlines()[-lines:]]
 
 
 def stop(workers: Sequence[WorkerProcess], grace_s: float) -> None:

@@ -28,6 +28,7 @@ from launcher.common.startup import use_utf8
 from launcher.config import load_run_config
 from launcher.config.schema import Config
 from launcher.events.failure_kinds import FailureKind
+from launcher.events.schema import describe_exit
 from launcher.node.context import NodeEnvironment, node_environment
 from launcher.node.failover import node_0_killed, report_failure, run_node0_failover
 from launcher.node.outcome import write_exit_code
@@ -108,13 +109,12 @@ def _report_end(run_dir: Path, node: NodeEnvironment, code: int, log: Path, rece
     """The node's exit code, once the run knows how its agent ended."""
     if code == 0:
         return 0
-    how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
     # An agent that ends with an error would do so again; one that received a signal was meant to end.
     was_killed = code < 0 and node.node_rank == 0 and not ENDING & set(received)
     report = node_0_killed if was_killed else report_failure
     return report(
         run_dir,
-        f"The agent on node {node.node_rank} ({node.hostname}) ended with {how}.",
+        f"The agent on node {node.node_rank} ({node.hostname}) ended with {describe_exit(code)}.",
         128 - code if code < 0 else code,
         log=str(log),
         tail=tail(log),
