@@ -51,15 +51,6 @@ def write_pictures(run_dir: Path, state: RunState | None = None) -> tuple[Path, 
     return tuple(written)
 
 
-def write_layout_picture(layout: Layout, path: Path) -> Path | None:
-    """Draws a layout, as planned, without a run; None without matplotlib, after one line in the log."""
-    if not has_matplotlib():
-        return None
-    from launcher.observe.plots.layout import draw_layout
-
-    return save_figure(draw_layout(layout, title=path.parent.name), path)
-
-
 def _layout(run_dir: Path, attempt: int | None) -> Layout | None:
     try:
         return layout_of_attempt(run_dir, attempt or 1)

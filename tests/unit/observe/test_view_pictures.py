@@ -10,13 +10,15 @@ import pytest
 
 from launcher.config.schema import Config, InferenceConfig, LayoutConfig
 from launcher.layout import layout_to_json, plan
-from launcher.observe.plots.pictures import MISSING, write_layout_picture, write_pictures
+from launcher.observe.plots.pictures import MISSING, save_figure, write_pictures
 from tests.unit import view_events
 from tests.unit.view_events import T0
 
 pytestmark = pytest.mark.slow
 
 pytest.importorskip("matplotlib")
+
+from launcher.observe.plots.layout import draw_layout  # noqa: E402
 
 
 def size_and_colours(path: Path) -> tuple[int, int, int]:
@@ -64,8 +66,8 @@ def test_a_trainer_that_reports_little(tmp_path: Path) -> None:
 )
 def test_layouts(tmp_path: Path, layout: LayoutConfig, tensor_parallel_size: int, pipeline_parallel_size: int) -> None:
     shape = InferenceConfig(tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size)
-    path = write_layout_picture(plan(Config(layout=layout, inference=shape)), tmp_path / "layout.png")
-    assert path is not None
+    figure = draw_layout(plan(Config(layout=layout, inference=shape)), title="a run")
+    path = save_figure(figure, tmp_path / "layout.png")
     width, height, colours = size_and_colours(path)
     assert 900 <= width <= 2000 and 200 <= height <= 1500 and colours > 20
 
