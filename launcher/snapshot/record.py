@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import launcher
-from launcher.common.codec import from_builtins
 from launcher.common.jsonio import read_json
 from launcher.snapshot.git import GitState
 
@@ -89,7 +88,11 @@ def write_record(run_dir: Path, record: SnapshotRecord) -> None:
 def read_record(run_dir: Path) -> SnapshotRecord | None:
     """What :func:`write_record` wrote; None for a run with ``snapshot=false``."""
     data = read_json(run_dir / SNAPSHOT)
-    return None if data is None else from_builtins(data, SnapshotRecord)
+    if data is None:
+        return None
+    # Not the common codec, whose import a submission would pay for.
+    trees = {name: Tree(**data[name]) if data[name] else None for name in ("code", "launcher")}
+    return SnapshotRecord(**{**data, **trees, "python_path": tuple(data["python_path"])})
 
 
 def code_location(run_dir: Path) -> CodeLocation | None:
