@@ -4,22 +4,26 @@ What the digest covers. The sender's is of its own shards, read once more after 
 tensors that messages were unpacked into. So the sums differ if packing, the wire, its buffers or unpacking change,
 lose, repeat or misplace anything. Where the wire has another type than the shards, the sum is of the shards cast again.
 What is not covered: shards that were wrong before, and what becomes of the received tensors afterwards.
+
+Both sides add up :func:`launcher.bridge.codec.checksum.partial` over the same boxes, each times the key of its tensor.
+The sums of the senders add up to the receiver's sum, modulo 2 ** 64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from launcher.bridge.codec.checksum import partial as partial_sum
 from launcher.bridge.codec.checksum import tensor_key
-from launcher.bridge.codec.integrity import digest_received, digest_sent
 from launcher.bridge.codec.local import Layout, LocalTensor, layout_of
-from launcher.bridge.codec.pack import pack, unpack
+from launcher.bridge.codec.pack import pack, read_back, unpack
 from launcher.bridge.codec.spans import Copied, Summed, copied, summed
 from launcher.bridge.plan import Message, Plan, Segment
 
@@ -101,7 +105,7 @@ class Messages:
         return count, partial(kept.table.write, addresses, values), kept.rest
 
     def digest_sent(self, message: Message, shards: Shards, *, is_background: bool = False) -> torch.Tensor:
-        """As :func:`launcher.bridge.codec.integrity.digest_sent`.
+        """As :func:`launcher.bridge.codec.messages.digest_sent`.
 
         Args:
             is_background: copies go on beside it, which it shall leave memory bandwidth to.
@@ -109,7 +113,7 @@ class Messages:
         return self._sum("sent", message, shards, partial(digest_sent, self._plan), is_background)
 
     def digest_received(self, message: Message, parameters: Tensors, *, is_background: bool = False) -> torch.Tensor:
-        """As :func:`launcher.bridge.codec.integrity.digest_received`; ``is_background`` as for the sender."""
+        """As :func:`launcher.bridge.codec.messages.digest_received`; ``is_background`` as for the sender."""
         return self._sum("received", message, parameters, partial(digest_received, self._plan), is_background)
 
     def _pack(self, what: str, message: Message, shards: Shards, buffer: torch.Tensor) -> None:
@@ -213,3 +217,64 @@ def _plain(what: str, segment: Segment, view: torch.Tensor, device: torch.device
 def has_kernels(device: torch.device) -> bool:
     """Whether there are kernels for this device here."""
     return device.type == "cuda" and find_spec("triton") is not None
+
+
+def digest_sent(plan: Plan, message: Message, shards: Mapping[str, LocalTensor]) -> torch.Tensor:
+    """The sum over a message as its sender holds it: int64 scalar on the shards' device, not waited for."""
+    values = []
+    for segment in message.segments:
+        local = shards[segment.source].at(segment.box)
+        values.append(_partial(plan, segment, local.to(getattr(torch, segment.wire))))
+    return _weighted(message, values)
+
+
+def digest_received(plan: Plan, message: Message, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The same sum over the places that the message was unpacked into."""
+    return _weighted(message, [_partial(plan, segment, read_back(segment, parameters)) for segment in message.segments])
+
+
+def _partial(plan: Plan, segment: Segment, value: torch.Tensor) -> torch.Tensor:
+    return partial_sum(value.contiguous(), box=segment.box, shape=plan.sources[segment.source].shape)
+
+
+def _weighted(message: Message, values: list[torch.Tensor]) -> torch.Tensor:
+    """All of a message's sums, each times its tensor's key, in one step."""
+    if not values:
+        return torch.zeros((), dtype=torch.int64)
+    keys = _keys(tuple(segment.source for segment in message.segments), values[0].device)
+    return (torch.stack(values) * keys).sum()
+
+
+@lru_cache(maxsize=4096)
+def _keys(names: tuple[str, ...], device: torch.device) -> torch.Tensor:
+    keys = [tensor_key(name) for name in names]
+    return torch.tensor([key - (1 << 64) if key >> 63 else key for key in keys], device=device)
+
+
+class SideStream:
+    """A stream for a kind of work; on a CPU, none.
+
+    Args:
+        device: whose.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """What is enqueued inside is carried out after what the current stream has been given, beside what follows."""
+        if self._device.type != "cuda":
+            yield
+            return
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def synchronize(self) -> None:
+        """Returns once all of it is done."""
+        if self._stream is not None:
+            self._stream.synchronize()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from launcher.bridge.codec.delta.head import HEAD_BYTES, Head
+from launcher.bridge.codec.delta import HEAD_BYTES, Head
 from launcher.bridge.plan import Message
 from launcher.bridge.transport.base import Transfer
 from launcher.common.errors import TransferError

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from launcher.bridge.codec.beside import SideStream
-from launcher.bridge.codec.delta.apply import apply
-from launcher.bridge.codec.messages import Messages
+from launcher.bridge.codec.delta import apply
+from launcher.bridge.codec.messages import Messages, SideStream
 from launcher.bridge.engine import receive_loop
 from launcher.bridge.engine.relay import Progress, Relay, relayed
 from launcher.bridge.negotiation import restricted

@@ -6,7 +6,7 @@ from launcher.bridge.plan.boxes import Box
 from launcher.bridge.plan.plan import Engine, Message, Plan, PlannedTransfer, Receiver, Segment
 from launcher.bridge.plan.plan_digest import fingerprints, first_difference, plan_digest
 from launcher.bridge.plan.planner import ROUND_BYTES, reshard
-from launcher.bridge.plan.requirements import Parameter, Region, Slice
+from launcher.bridge.plan.requirements import Parameter, Region
 from launcher.bridge.plan.sharding import Placement, Shard, Sharding, Source, TensorSpec, place
 from launcher.bridge.plan.split import Location
 from launcher.bridge.plan.verify import verify_plan
@@ -26,7 +26,6 @@ __all__ = [
     "Segment",
     "Shard",
     "Sharding",
-    "Slice",
     "Source",
     "TensorSpec",
     "fingerprints",

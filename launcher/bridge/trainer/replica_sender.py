@@ -9,11 +9,10 @@ from functools import partial
 
 import torch
 
-from launcher.bridge.codec.beside import SideStream
-from launcher.bridge.codec.delta.encode import Scratch, encode
-from launcher.bridge.codec.delta.head import HEAD_BYTES
+from launcher.bridge.codec.delta import HEAD_BYTES
+from launcher.bridge.codec.delta_encode import Scratch, encode
 from launcher.bridge.codec.local import LocalTensor
-from launcher.bridge.codec.messages import Messages
+from launcher.bridge.codec.messages import Messages, SideStream
 from launcher.bridge.negotiation import restricted
 from launcher.bridge.plan import Message, Plan
 from launcher.bridge.transport.base import DirectSendWire, RegionSendWire, SendWire, Transfer

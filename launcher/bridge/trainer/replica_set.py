@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import distributed as dist
 
-from launcher.bridge.codec.delta.base import Base
+from launcher.bridge.codec.delta_encode import Base
 from launcher.bridge.codec.local import LocalTensor
 from launcher.bridge.parallel import LOOK_S, Results, call_each
 from launcher.bridge.plan import Plan

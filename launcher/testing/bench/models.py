@@ -6,18 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from launcher.bridge.plan.requirements import (
-    WHOLE,
-    Parameter,
-    Slice,
-    experts,
-    fused,
-    qkv,
-    replicated,
-    sharded,
-    vocabulary,
-)
+from launcher.bridge.plan.requirements import Parameter
 from launcher.bridge.plan.sharding import TensorSpec
+from launcher.testing.bench.engine_layout import WHOLE, Slice, experts, fused, qkv, replicated, sharded, vocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,15 +19,14 @@ from launcher.bridge.plan import (
     Plan,
     Region,
     Sharding,
-    Slice,
     TensorSpec,
     reshard,
     verify_plan,
 )
 from launcher.bridge.plan import place as placed
-from launcher.bridge.plan.requirements import fused, qkv, replicated, sharded, vocabulary
 from launcher.bridge.plan.sharding import fsdp, fsdp_tp, tensor_parallel
 from launcher.bridge.plan.sharding import replicated as plain
+from launcher.testing.bench.engine_layout import Slice, fused, qkv, replicated, sharded, vocabulary
 
 State = dict[str, torch.Tensor]
 Shards = dict[str, LocalTensor]

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from launcher.bridge.codec.delta.base import Base
+from launcher.bridge.codec.delta_encode import Base
 from launcher.bridge.codec.local import LocalTensor
 from launcher.bridge.engine.receiver import WeightReceiver
 from launcher.bridge.plan import fingerprints, plan_digest

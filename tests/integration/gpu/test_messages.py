@@ -5,15 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from launcher.bridge.codec.delta.apply import apply
-from launcher.bridge.codec.delta.encode import Scratch, encode
-from launcher.bridge.codec.delta.head import Encoding, Head, body_bytes, words
-from launcher.bridge.codec.integrity import digest_received, digest_sent
-from launcher.bridge.codec.messages import Messages
+from launcher.bridge.codec.delta import Encoding, Head, apply, body_bytes, words
+from launcher.bridge.codec.delta_encode import Scratch, encode
+from launcher.bridge.codec.messages import Messages, digest_received, digest_sent
 from launcher.bridge.codec.pack import pack, unpack
-from launcher.bridge.plan import Engine, Location, Plan, Receiver, Slice, place, reshard
+from launcher.bridge.plan import Engine, Location, Plan, Receiver, place, reshard
 from launcher.bridge.plan.sharding import fsdp_tp
 from launcher.common.errors import TransferError
+from launcher.testing.bench.engine_layout import Slice
 from launcher.testing.bench.models import Model
 from tests.integration.bridge.transfer_case import TransferCase, held
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from launcher.bridge.codec.delta.encode import WHOLE_ABOVE
-from launcher.bridge.codec.delta.head import words
+from launcher.bridge.codec.delta import words
+from launcher.bridge.codec.delta_encode import WHOLE_ABOVE
 from launcher.bridge.plan import Message, Plan, Receiver
 from launcher.bridge.plan.dtypes import ITEMSIZE
 from launcher.bridge.transport.shm import slot_size

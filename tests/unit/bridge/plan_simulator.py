@@ -13,16 +13,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from launcher.bridge.plan import requirements
 from launcher.bridge.plan.dtypes import ITEMSIZE
 from launcher.bridge.plan.plan import Engine, Plan, Receiver
 from launcher.bridge.plan.plan_digest import plan_digest
 from launcher.bridge.plan.planner import reshard
-from launcher.bridge.plan.requirements import WHOLE, Parameter, Slice, fused, sharded
+from launcher.bridge.plan.requirements import Parameter
 from launcher.bridge.plan.sharding import Sharding, TensorSpec, fsdp, hsdp, place, replicated
 from launcher.bridge.plan.split import Location
 from launcher.bridge.plan.verify import verify_plan
 from launcher.common.errors import BridgeError, LauncherError
+from launcher.testing.bench import engine_layout
+from launcher.testing.bench.engine_layout import WHOLE, Slice, fused, sharded
 from launcher.testing.bench.models import LLAMA_8B, Model
 
 
@@ -50,7 +51,7 @@ class LatentModel(Model):
         both = [specs[at + "q_a_proj.weight"], specs[at + "kv_a_proj_with_mqa.weight"]]
         yield fused(at + "fused_qkv_a_proj.weight", both, None, tp)
         for name in ("q_a_layernorm.weight", "kv_a_layernorm.weight"):
-            yield requirements.replicated(at + name, specs[at + name])
+            yield engine_layout.replicated(at + name, specs[at + name])
         for name in ("q_b_proj.weight", "kv_b_proj.weight"):
             yield sharded(at + name, specs[at + name], 0, tp)
         yield sharded(at + "o_proj.weight", specs[at + "o_proj.weight"], 1, tp)

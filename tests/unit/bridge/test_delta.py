@@ -10,19 +10,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.bridge.codec.delta.apply import apply
-from launcher.bridge.codec.delta.base import Base
-from launcher.bridge.codec.delta.bits import mask_of, packed, positions_of, unpacked
-from launcher.bridge.codec.delta.encode import WHOLE_ABOVE, Changes, Scratch, encode
-from launcher.bridge.codec.delta.head import HEAD_BYTES, Encoding, Head, body_bytes, word_bytes, words
-from launcher.bridge.codec.integrity import digest_received, digest_sent
+from launcher.bridge.codec.delta import (
+    HEAD_BYTES,
+    Encoding,
+    Head,
+    apply,
+    body_bytes,
+    mask_of,
+    packed,
+    positions_of,
+    unpacked,
+    word_bytes,
+    words,
+)
+from launcher.bridge.codec.delta_encode import WHOLE_ABOVE, Base, Changes, Scratch, encode
 from launcher.bridge.codec.local import LocalTensor
-from launcher.bridge.codec.messages import Messages
+from launcher.bridge.codec.messages import Messages, digest_received, digest_sent
 from launcher.bridge.codec.pack import unpack
 from launcher.bridge.plan import Box, Engine, Location, Plan, Receiver, TensorSpec, place, reshard
-from launcher.bridge.plan.requirements import replicated
 from launcher.bridge.plan.sharding import replicated as everywhere
 from launcher.common.errors import TransferError
+from launcher.testing.bench.engine_layout import replicated
 from tests.integration.bridge.transfer_case import TransferCase
 from tests.unit.bridge.memory_bounds import changes_bytes
 

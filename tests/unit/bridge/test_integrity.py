@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from launcher.bridge.codec.integrity import digest_received, digest_sent
 from launcher.bridge.codec.local import LocalTensor
+from launcher.bridge.codec.messages import digest_received, digest_sent
 from launcher.bridge.codec.pack import pack, unpack
 from launcher.bridge.plan import Engine, Location, Receiver, TensorSpec, place, reshard
-from launcher.bridge.plan.requirements import replicated
 from launcher.bridge.plan.sharding import replicated as everywhere
+from launcher.testing.bench.engine_layout import replicated
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (65536,), (16, 64, 64)])

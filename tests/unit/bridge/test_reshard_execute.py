@@ -15,15 +15,15 @@ from launcher.bridge.plan import (
     Plan,
     Receiver,
     Sharding,
-    Slice,
     TensorSpec,
     place,
     reshard,
     verify_plan,
 )
-from launcher.bridge.plan.requirements import WHOLE, Parameter, Region, dense_chunk, local_experts, stacked_experts
+from launcher.bridge.plan.requirements import Parameter, Region
 from launcher.bridge.plan.sharding import fsdp, fsdp_tp, hsdp, replicated, tensor_parallel
 from launcher.common.errors import BridgeError
+from launcher.testing.bench.engine_layout import WHOLE, Slice, dense_chunk, local_experts, stacked_experts
 from launcher.testing.bench.models import Model
 from tests.integration.bridge.transfer_case import held
 

@@ -9,20 +9,10 @@ from collections import Counter
 
 import pytest
 
-from launcher.bridge.plan import (
-    Engine,
-    Location,
-    Plan,
-    Receiver,
-    Sharding,
-    Slice,
-    place,
-    plan_digest,
-    reshard,
-    verify_plan,
-)
+from launcher.bridge.plan import Engine, Location, Plan, Receiver, Sharding, place, plan_digest, reshard, verify_plan
 from launcher.bridge.plan.sharding import fsdp, hsdp, replicated
 from launcher.bridge.trainer.relay_tree import choose_parents
+from launcher.testing.bench.engine_layout import Slice
 from launcher.testing.bench.models import LLAMA_8B
 from tests.unit.bridge.plan_simulator import MODELS, Links, main, on_paper, simulate
 

@@ -17,7 +17,6 @@ from launcher.bridge.plan import (
     PlannedTransfer,
     Receiver,
     Sharding,
-    Slice,
     fingerprints,
     first_difference,
     place,
@@ -30,6 +29,7 @@ from launcher.bridge.plan.plan_digest import FRAME
 from launcher.bridge.plan.sharding import fsdp, hsdp
 from launcher.bridge.plan.split import Split
 from launcher.common.errors import BridgeError
+from launcher.testing.bench.engine_layout import Slice
 from launcher.testing.bench.models import Model
 
 T = TypeVar("T")

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import torch
 from torch import distributed as dist
 
-from launcher.bridge.codec.delta.base import Base
+from launcher.bridge.codec.delta_encode import Base
 from launcher.bridge.codec.local import LocalTensor
 from launcher.bridge.engine.receiver import WeightReceiver
-from launcher.bridge.plan import Engine, Location, Plan, Slice, place, reshard
+from launcher.bridge.plan import Engine, Location, Plan, place, reshard
 from launcher.bridge.plan.sharding import replicated
 from launcher.bridge.settings import ROUND_BYTES
 from launcher.bridge.trainer.replica_sender import ReplicaSender, Sent, largest_messages
@@ -21,6 +21,7 @@ from launcher.bridge.transport.choose import Place, here, joins, possible
 from launcher.bridge.transport.links import connect_senders
 from launcher.common.errors import TransferError
 from launcher.testing.bench.bridge.context import SENDER, Context, Method
+from launcher.testing.bench.engine_layout import Slice
 
 TIMEOUT_S = 120.0
 MASK = (1 << 64) - 1
