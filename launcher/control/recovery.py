@@ -130,7 +130,7 @@ def _restart_trainers(state: ControlState, failure: FailureReported, now: float)
     yield LogEvent(
         event=RestartScheduled(
             what="trainer",
-            restart_count=len(trainers.restart_times),
+            counted_restarts=len(trainers.restart_times),
             max_restarts=restart.max_trainer_restarts,
             reason=failure.message,
             delay_s=0.0,

@@ -101,7 +101,7 @@ def restart_replica(state: ControlState, record: ReplicaRecord, reason: str, now
         event=RestartScheduled(
             what="engine",
             replica=record.index,
-            restart_count=len(record.restart_times),
+            counted_restarts=len(record.restart_times),
             max_restarts=restart_limit(state),
             reason=reason,
             delay_s=pause_s,

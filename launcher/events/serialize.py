@@ -14,7 +14,7 @@ from launcher.events.schema import EVENT_KINDS, Event, UnknownEvent
 RENAMED: dict[str, dict[str, str]] = {
     "process": {"start": "restart_count"},
     "engine_ready": {"generation": "restart_count"},
-    "restart": {"restart": "restart_count", "of": "max_restarts"},
+    "restart": {"restart": "counted_restarts", "restart_count": "counted_restarts", "of": "max_restarts"},
     "spare": {"takes": "slot"},
 }
 """Fields that earlier versions wrote under another name: by kind, old name -> new name."""

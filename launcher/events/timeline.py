@@ -55,9 +55,9 @@ def _text(state: RunState, event: schema.Event) -> tuple[str, bool] | None:  # n
 def _restart(event: schema.RestartScheduled) -> str:
     everything = "all trainers" if event.what == "trainer" else event.what
     line = f"restarting {everything if event.replica is None else f'inference-{event.replica}'}"
-    if event.restart_count is not None:
+    if event.counted_restarts is not None:
         limit = f" of {event.max_restarts}" if event.max_restarts is not None else ""
-        line += f" (restart {event.restart_count}{limit})"
+        line += f" (restart {event.counted_restarts}{limit})"
     line += f" in {duration(event.delay_s)}" if event.delay_s else ""
     return f"{line}{_because(event.reason)}"
 

@@ -104,7 +104,7 @@ class RestartScheduled(Event):
     """``engine``: one replica. ``trainer``: all trainer ranks together."""
 
     replica: int | None = None
-    restart_count: int | None = None
+    counted_restarts: int | None = None
     """Restarts that count against the limit now, with this one."""
 
     max_restarts: int | None = None

@@ -62,7 +62,7 @@ def test_a_run_survives_its_engine_its_trainer_and_an_engine_that_hangs(launcher
     pid = all_events(job, "process", name="inference-0", state="started")[-1]["pid"]
     (core,) = [process.pid for process in descendants(pid) if "EngineCor" in process.name]
     os.kill(core, signal.SIGSTOP)
-    job.wait_event("restart", what="engine", restart_count=2)
+    job.wait_event("restart", what="engine", counted_restarts=2)
 
     assert job.wait(SLOW_S) == 0, job.output
     steps = [event["step"] for event in all_events(job, "step")]
@@ -72,8 +72,8 @@ def test_a_run_survives_its_engine_its_trainer_and_an_engine_that_hangs(launcher
     cut = next(index for index, event in enumerate(all_events(job, "step")) if event["time"] > again["time"])
     assert steps[:cut] == list(range(1, steps[cut - 1] + 1))
     assert steps[cut:] == list(range(begin + 1, 11))
-    assert [event["restart_count"] for event in all_events(job, "restart", what="engine")] == [1, 2]
-    assert [event["restart_count"] for event in all_events(job, "restart", what="trainer")] == [1]
+    assert [event["counted_restarts"] for event in all_events(job, "restart", what="engine")] == [1, 2]
+    assert [event["counted_restarts"] for event in all_events(job, "restart", what="trainer")] == [1]
     assert all(check["ok"] for check in all_events(job, "check"))
 
 

@@ -149,7 +149,7 @@ def test_an_engine_that_ends_starts_again_after_a_pause_and_nobody_else_does() -
     run.is_ready(0)
     assert run.pool == [0, 1]
     (restart,) = run.logged("restart")
-    assert (restart["what"], restart.get("replica"), restart["restart_count"], restart["max_restarts"]) == (
+    assert (restart["what"], restart.get("replica"), restart["counted_restarts"], restart["max_restarts"]) == (
         "engine",
         0,
         1,
@@ -307,7 +307,7 @@ def test_trainers_start_again_together_and_engines_stay() -> None:
     assert (run.trainer_assignment(0).may_start, run.trainer_assignment(0).store) == (True, "10.0.0.0:4321")
     assert [run.engine_assignment(2, 0).restart_count, run.engine_assignment(3, 1).restart_count] == [0, 0]
     (restart,) = run.logged("restart")
-    assert (restart["what"], restart.get("replica"), restart["restart_count"], restart["max_restarts"]) == (
+    assert (restart["what"], restart.get("replica"), restart["counted_restarts"], restart["max_restarts"]) == (
         "trainer",
         None,
         1,
@@ -329,7 +329,7 @@ def test_trainers_that_fail_too_often_end_the_run_with_the_last_reason() -> None
         run.passes(30)
         run.trainer_ends(0)
     assert run.phase is Phase.FAILED
-    assert [event["restart_count"] for event in run.logged("restart")] == [1, 2]
+    assert [event["counted_restarts"] for event in run.logged("restart")] == [1, 2]
 
 
 def test_restarts_of_trainers_long_ago_do_not_count() -> None:

@@ -45,7 +45,7 @@ FIRST: Events = [
         "restart",
         what="engine",
         replica=2,
-        restart_count=1,
+        counted_restarts=1,
         max_restarts=3,
         reason="signal 9 (SIGKILL)",
         delay_s=1.0,
@@ -53,7 +53,9 @@ FIRST: Events = [
     at(74.3, "replica", replica=2, state="restarting"),
     at(80.0, "node_lost", node_rank=1, hostname="rack0n02", role="trainer", reason="silent for 10 s"),
     at(80.1, "spare", node_rank=4, hostname="rack0n05", slot=1, role="trainer"),
-    at(80.2, "restart", what="trainer", replica=None, restart_count=1, max_restarts=2, reason="node lost", delay_s=0),
+    at(
+        80.2, "restart", what="trainer", replica=None, counted_restarts=1, max_restarts=2, reason="node lost", delay_s=0
+    ),
     at(90.0, "stopping", reason="time limit"),
     at(91.0, "requeued", reason="time limit", attempt=1),
     at(91.0, "finished", outcome="requeued", seconds=91),

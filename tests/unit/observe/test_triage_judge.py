@@ -293,7 +293,7 @@ def test_earlier_attempts_have_a_line_each(run: Recorded) -> None:
     run.event("stopping", reason="preemption")
     run.event("finished", outcome="cancelled")
     run.event("attempt", attempt=2)
-    run.event("restart", attempt=2, what="engine", replica=1, restart_count=1, max_restarts=3, reason="signal 9")
+    run.event("restart", attempt=2, what="engine", replica=1, counted_restarts=1, max_restarts=3, reason="signal 9")
     run.event("failure", attempt=2, message="Preflight failed on node 1 (gpu-1) of 2; no worker was started.",
               tail=["node  hostname  what is wrong", "1     gpu-1     shm: full"], launcher_exit_code=7)  # fmt: skip
     run.event("finished", attempt=2, outcome="failed")
