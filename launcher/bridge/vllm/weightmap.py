@@ -62,6 +62,20 @@ def build_worker_map(model: nn.Module, model_config: Any, manifest: Manifest) ->
     return weight_map
 
 
+def check_filled(model: nn.Module, weight_map: WeightMap) -> None:
+    """For an engine that has loaded no checkpoint (``--load-format dummy``): what only its loader would fill is random.
+
+    Raises:
+        BridgeError: a parameter has such a region; not for rows beyond the vocabulary, which answers do not depend on.
+    """
+    for bound in weight_map.parameters:
+        if bound.padding and not hasattr(model.get_submodule(bound.name.rpartition(".")[0]), "org_vocab_size"):
+            raise BridgeError(
+                f"The engine's `{bound.name}` is in part filled by vLLM when it loads a checkpoint, and by no tensor of"
+                " the trainer; this engine has loaded none. HINT: start it without `--load-format dummy`."
+            )
+
+
 def writer(model: nn.Module, model_config: Any, weight_map: WeightMap, mode: Mode = Mode.SHADOW) -> Writer:
     """The writer of a weight map made by :func:`build_worker_map`."""
     load = loader(model, model_config, weight_map)

@@ -13,7 +13,7 @@ from launcher.bridge.protocol import FAILED
 from launcher.bridge.vllm.adapter import AdapterWorker
 from launcher.bridge.vllm.options import remarks, weights_refusal
 from launcher.bridge.vllm.plain_linear import use_live_weights
-from launcher.bridge.vllm.weightmap import build_worker_map, writer
+from launcher.bridge.vllm.weightmap import build_worker_map, check_filled, writer
 from launcher.common.errors import BridgeError
 
 if TYPE_CHECKING:
@@ -65,7 +65,10 @@ class ModelWorker(EngineWorker):
         model = self._worker.get_model()
         if self.device.type == "cpu":
             use_live_weights(model)
-        return build_worker_map(model, config.model_config, manifest)
+        weight_map = build_worker_map(model, config.model_config, manifest)
+        if config.load_config.load_format == "dummy":
+            check_filled(model, weight_map)
+        return weight_map
 
     def make_writer(self, weight_map: WeightMap, mode: Mode) -> Writer:
         """Into the model's parameters."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from launcher.bridge.vllm.derived import Derived
 from launcher.bridge.vllm.options import MULTIMODAL, missing_packages, refusal, remarks, weights_refusal
-from launcher.bridge.vllm.weightmap import build_worker_map, writer
+from launcher.bridge.vllm.weightmap import build_worker_map, check_filled, writer
 from launcher.bridge.weightmap.state import Held, different, reachable, snapshot
 from launcher.common.errors import BridgeError
 from tests.unit.bridge.test_weightmap_trace import manifest, receive
@@ -139,6 +139,35 @@ def test_a_copy_of_a_parameter_that_no_update_would_reach_is_refused() -> None:
     model.sinks = model.weight.detach().double()
     with pytest.raises(BridgeError, match="keeps a copy of a parameter in `sinks`"):
         build_worker_map(model, CONFIG, manifest(weight=torch.empty(4, 3), bias=torch.empty(4)))
+
+
+class Padded(nn.Module):
+    """An embedding with more rows than the trainer's, and a bias that one rank alone adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.down = nn.Embedding(6, 2), nn.Linear(2, 2, bias=True)
+        self.embed.org_vocab_size = 5  # type: ignore[assignment]
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        for name, tensor in weights:
+            parameter = self.get_parameter(name).data
+            if name == "down.bias" and self.training:
+                tensor.zero_()
+            parameter[: len(tensor)].copy_(tensor)
+            parameter[len(tensor) :].zero_()
+
+
+@pytest.mark.parametrize("is_first_rank", [True, False])
+def test_what_only_a_checkpoints_loader_fills_is_missed_where_none_was_loaded(is_first_rank: bool) -> None:
+    model = Padded().train(not is_first_rank)
+    tensors = {"embed.weight": torch.empty(5, 2), "down.weight": torch.empty(2, 2), "down.bias": torch.empty(2)}
+    weight_map = build_worker_map(model, CONFIG, manifest(**tensors))
+    if is_first_rank:
+        check_filled(model, weight_map)
+    else:
+        with pytest.raises(BridgeError, match=r"`down\.bias` is in part filled.*HINT: start it without"):
+            check_filled(model, weight_map)
 
 
 def config(path: str, value: Any) -> Any:
