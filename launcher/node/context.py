@@ -106,8 +106,10 @@ def own_address(node: NodeEnvironment) -> str:
     for address in resolved:
         if not ip_address(address).is_loopback:
             return address
-    for probe in OUTSIDE:
-        if outgoing := _outgoing_address(probe):
+    # Nodes may have no way out. The job script's node is one of this job's, or can be reached by all of them.
+    for probe in filter(None, (os.environ.get("SLURM_LAUNCH_NODE_IPADDR"), *OUTSIDE)):
+        outgoing = _outgoing_address(probe)
+        if outgoing is not None and not ip_address(outgoing).is_loopback:
             return outgoing
     return resolved[0] if resolved else "127.0.0.1"
 

@@ -122,7 +122,7 @@ class Ledger:
         try:
             with (self.directory / LOCK).open("r", encoding="utf-8") as file:
                 return None if _try_lock(file) else _who(file)
-        except OSError:
+        except (OSError, LauncherError):
             # Without a lock file no command runs; a directory of another user may not be readable.
             return None
 
@@ -142,6 +142,12 @@ def _try_lock(file: IO[str]) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        # As on Lustre that was mounted without them.
+        raise LauncherError(
+            f"Two commands cannot be kept apart: the filesystem of {file.name} has no file locks ({error.strerror})."
+            " HINT: set `output_dir` to a filesystem that has, or have it mounted with them (`flock`)."
+        ) from error
     return True
 
 

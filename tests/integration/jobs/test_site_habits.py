@@ -64,13 +64,18 @@ def test_a_job_gets_what_it_needs_where_a_site_exports_nothing(
 ) -> None:
     """NOAA-EPIC/EAGLE#171, ResearchComputing/Documentation#86, OSC/ood_core#270; CoBrALab/qbatch#139 for TMPDIR.
 
-    Beside it, what an outer allocation leaves in the environment (LBANN/lbann#1477, huggingface/datatrove#296).
+    Beside it, what an outer allocation leaves in the environment (LBANN/lbann#1477, huggingface/datatrove#296,
+    snakemake/snakemake-executor-plugin-slurm#373), and functions that a site's shell exports (CoBrALab/qbatch#61).
     """
     habits = {
         "SBATCH_EXPORT": "NONE",
         "SLURM_EXPORT_ENV": "NONE",
         "TMPDIR": "/no/such/directory",
         "SLURM_NTASKS_PER_NODE": "4",
+        "SLURM_NTASKS_PER_GPU": "1",
+        "SLURM_TRES_PER_TASK": "cpu:3",
+        "BASH_FUNC_module%%": "() {  echo 'of the site'\n}",
+        "TWO_LINES": "1\n2 'x",
         "SLURM_CPU_BIND": "map_cpu:0",
         "SLURM_DISTRIBUTION": "cyclic",
         "SITE_TOKEN": "t0ken-of-the-site",

@@ -54,3 +54,26 @@ def test_the_requeue_that_ends_its_own_scontrol_has_worked(slurm: SlurmCluster, 
         assert out.read_text() == "None"
     finally:
         slurm.run(["scancel", job_id], check=False)
+
+
+def test_an_element_of_an_array_requeues_itself_alone(slurm: SlurmCluster, tmp_path: Path) -> None:
+    """Lightning-AI/pytorch-lightning#15022: the number of the array alone means all of its elements."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = shlex.join([sys.executable, str(tmp_path / "program.py"), str(tmp_path / "said")])
+    script = (
+        f"echo $SLURM_ARRAY_TASK_ID $SLURM_RESTART_COUNT >> {tmp_path}/starts;"
+        f" [ $SLURM_ARRAY_TASK_ID = 0 ] || {command}"
+    )
+    words = ["sbatch", "--parsable", "--requeue", "--array=0-1", "--mem=100M", "--output=/dev/null"]
+    array = slurm.run([*words, f"--wrap={script}"], PYTHONPATH=str(ROOT)).stdout.strip()
+    try:
+        starts = tmp_path / "starts"
+        deadline = time.monotonic() + DEADLINE_S
+        while not starts.exists() or len(starts.read_text().splitlines()) < 3:
+            assert time.monotonic() < deadline, slurm.run(["squeue"]).stdout
+            time.sleep(0.1)
+        slurm.wait_job(f"{array}_1", ["COMPLETED"])
+        assert (tmp_path / "said").read_text() == "None"
+        assert sorted(line.strip() for line in starts.read_text().splitlines()) == ["0", "1", "1 1"]
+    finally:
+        slurm.run(["scancel", array], check=False)

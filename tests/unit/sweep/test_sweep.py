@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import errno
+import fcntl
 import json
 import math
 import multiprocessing
+import os
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from launcher.common.errors import ConfigError
+from launcher.common.errors import ConfigError, LauncherError
 from launcher.config import compose
 from launcher.config.metric import Metric
 from launcher.config.schema import Config, SlurmClusterConfig
@@ -181,6 +184,18 @@ def test_two_commands_do_not_work_on_one_sweep(tmp_path: Path) -> None:
     with ledger.lock(10):
         pass
     assert ledger.lock_owner() is None
+
+
+def test_a_filesystem_without_file_locks_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tox-dev/filelock#67: on Lustre without locks a program waited for ever."""
+
+    def flock(file: Any, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    words = r"has no file locks \(Function not implemented\). HINT: set `output_dir`"
+    with pytest.raises(LauncherError, match=words), Ledger(tmp_path).lock(10):
+        pass
 
 
 def test_a_throttled_job_waits_for_the_one_so_many_before_it() -> None:
