@@ -30,11 +30,12 @@ from launcher.events.schema import AttemptFinished, Event, FailureReported, JobR
 from launcher.layout import Role
 from launcher.node.context import NodeEnvironment, node_environment
 from launcher.node.outcome import requeue_job, run_has_exit_code
+from launcher.slurm.client import REQUEUERS
 from launcher.slurm.job_signals import cancel_own_job, node_removed_from_job
 
 logger = logging.getLogger(__name__)
 
-RANKS = range(1, 4)
+RANKS = range(1, REQUEUERS)
 """Nodes that may take over from node 0. Not all, because each queries SLURM."""
 
 QUERY_S = 2.0

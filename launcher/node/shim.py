@@ -61,8 +61,18 @@ def run_shim(run_dir: Path, buffer: SignalBuffer | None = None) -> int:
     buffer = buffer or SignalBuffer()
     node = node_environment()
     logs = attempt_dir(run_dir, node.attempt) / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"agent-{node.node_rank:04d}.log"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        log.touch()
+    except OSError as error:
+        print(
+            f"launcher: {log} cannot be written on {node.hostname}: {error.strerror}. HINT: make room, or set"
+            " `output_dir` to another filesystem.",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 1
     remove_stale()
     scratch = make_scratch()
     command = [sys.executable, "-X", "utf8", "-m", "launcher.node", str(run_dir), "--shim", str(os.getpid())]

@@ -16,6 +16,7 @@ import launcher
 from launcher.common.ports import hold_port
 from launcher.control.preflight_report import Finding
 from launcher.preflight.context import CheckContext
+from launcher.slurm.client import REQUEUERS
 from launcher.slurm.job_signals import Reach, reach_slurm
 
 GB = 1 << 30
@@ -31,9 +32,6 @@ WARNING = "warning: "
 
 MOST_PROCESSES_PER_CPU = 4
 """Bound to fewer CPUs than this allows, ranks and their threads starve each other, and time-outs follow."""
-
-REQUEUERS = 4
-"""Nodes, from the first one on, that may have to requeue the job; the others leave the controller alone."""
 
 
 def check_shm(site: CheckContext) -> Finding:
@@ -172,7 +170,7 @@ def check_slurm(site: CheckContext) -> Finding:
     reach = reach_slurm(site.config.preflight.timeout_s / 2)
     texts = {
         Reach.HERE: "SLURM's commands work here",
-        Reach.JOB_SCRIPT: "SLURM's commands work through the job script, for as long as its node lives",
+        Reach.JOB_SCRIPT: "SLURM's commands work outside of the image, through the job script",
         Reach.LATE: f"{WARNING}SLURM's controller has not answered in time",
         Reach.NOT: f"{WARNING}SLURM's commands do not work here: this job cannot requeue itself, nor distinguish a"
         " preemption from a cancellation",

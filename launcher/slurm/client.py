@@ -119,6 +119,9 @@ def output_of(command: list[str], timeout_s: float = CALL_TIMEOUT_S) -> str:
 FOLDER = "slurm"
 """Beside the exit file; made by a job script that answers."""
 
+REQUEUERS = 4
+"""Nodes, from the first one on, that may have to requeue the job; the others leave the controller alone."""
+
 POLL_S = 0.1
 
 

@@ -15,9 +15,11 @@ from launcher.common.paths import sbatch_templates_dir
 from launcher.common.text import counted
 from launcher.config.schema import Config, SlurmClusterConfig
 from launcher.layout.shape import shape_of
+from launcher.slurm.client import REQUEUERS
 from launcher.submit.resources import (
     CLUSTER_OPTIONS,
     HETEROGENEOUS,
+    Nodes,
     Options,
     is_heterogeneous,
     request,
@@ -83,6 +85,10 @@ class JobScript:
     command: str
     """What each node runs, as shell text."""
 
+    outside: tuple[str, ...] = ()
+    """Arguments of ``srun``, as shell text, that start a program outside of the image on the nodes that stand in for
+    the job script's own; none without an image, or without such nodes."""
+
     @property
     def cluster(self) -> str | None:
         """The cluster, or clusters, that the job is for (``--clusters``), if any is named."""
@@ -138,6 +144,7 @@ def job_script(
         environment=environment or {},
         directory=directory,
         srun=(*srun, *_srun(config, cluster)),
+        outside=() if cluster.container is None else _outside(asked),
         command=command,
     )
 
@@ -180,6 +187,18 @@ def _srun(config: Config, cluster: SlurmClusterConfig) -> list[str]:
         "--mpi=none",
     ]
     return [shlex.quote(word) for word in [*arguments, *pyxis(config), *cluster.srun_args]]
+
+
+def _outside(asked: Sequence[Nodes]) -> tuple[str, ...]:
+    """On nodes after the first one, as many as may have to requeue the job; it takes nothing away from the run."""
+    own = min(asked[0].nodes, REQUEUERS) - 1
+    if own == 0 and len(asked) == 1:
+        return ()
+    nodes = own or min(asked[1].nodes, REQUEUERS - 1)
+    where = [*(["--relative=1"] if own else []), *([f"--het-group={0 if own else 1}"] if len(asked) > 1 else [])]
+    size = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpus-per-task=1"]
+    shared = ["--overlap", "--gres=none", "--mem=0", "--no-kill", "--kill-on-bad-exit=0"]
+    return (*where, *size, *shared, "--export=ALL", "--mpi=none", "--output=/dev/null")
 
 
 def _option(name: str, value: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import secrets
 import shutil
 import time
@@ -61,9 +62,14 @@ def writing(config: Config, path: Path) -> Iterator[None]:
     Raises:
         ConfigError: it cannot be written; nothing of it is left.
     """
+    from launcher.preflight.checks import write_problem
+
     new = missing_directories(path.parent)
     try:
         yield
+        # What came so far fits; a run writes more.
+        if (problem := write_problem(path.parent)) is not None:
+            raise OSError(errno.ENOSPC, problem, str(path.parent))
     except OSError as error:
         remove(path, new)
         raise ConfigError(

@@ -193,14 +193,13 @@ def _is_before(candidate: FailureCandidate, ended: FailureCandidate) -> bool:
 
 def _node_0_lost(evidence: Evidence, slurm: str | None) -> FailureCandidate:
     kind = SLURM_STATES.get(slurm or "", FailureKind.NODE_LOST if evidence.has_events else FailureKind.UNKNOWN)
-    job = f"the job's state is {slurm}" if slurm else "the job's state is unknown"
     line = "node 0 wrote no final event" if evidence.has_events else "no node wrote anything"
     return FailureCandidate(
         who="node 0",
         kind=kind,
         is_symptom=False,
-        line=f"{line}; {job}",
-        time=evidence.state.last_at,
+        line=f"{line}; the job's state is {slurm}" if slurm else line,
+        time=evidence.state.last_at if evidence.has_events else None,
         role=evidence.state.node_roles.get(0),
         node_rank=0 if evidence.has_events else None,
         hostname=evidence.state.nodes_up.get(0),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -64,6 +66,25 @@ def test_an_output_directory_that_only_the_kernel_can_write(launcher: Launcher) 
     job = launcher("output_dir=/proc/runs")
     assert job.wait(30) == CONFIG_CODE
     assert "`output_dir` (/proc/runs) cannot be written: No such file or directory" in message(job.output)
+
+
+def test_an_output_directory_without_inodes_left_and_a_read_only_one(launcher: Launcher, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=10m,nr_inodes=12", "tmpfs", str(disk)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode and not os.environ.get("CI"):
+        pytest.skip(f"this machine cannot mount a filesystem: {done.stderr}")
+    try:
+        for problem in (r"\d inodes left of 12", "Read-only file system"):
+            job = launcher(f"output_dir={disk / 'runs'}", "snapshot=false")
+            assert job.wait(60) == CONFIG_CODE
+            words = rf"`output_dir` \({disk}/runs\) cannot be written: {problem}, {disk}/runs. HINT: "
+            assert re.search(words, message(job.output)), job.output
+            assert not list(disk.iterdir())
+            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_machine_without_sbatch(launcher: Launcher, tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.jobs.followed import START_S, Run, saving_program
 from tests.slurm_cluster.cluster import SlurmCluster
+from tests.slurm_cluster.spec import find_program, missing_requirements
 
 pytestmark = [pytest.mark.slurm, pytest.mark.engine]
 
@@ -23,13 +26,13 @@ exec unshare --mount bash -c '
     exec "$@"' enter "$@"
 """
 SRUN = """#!/bin/bash
-# As with pyxis: srun itself starts each task inside the image.
-options=()
+# As with pyxis: srun itself starts each task inside the image that it is given.
+options=() enter=()
 while [[ $1 == -* ]]; do
-    case $1 in --container-*) ;; *) options+=("$1") ;; esac
+    case $1 in --container-*) enter=({enter}) ;; *) options+=("$1") ;; esac
     shift
 done
-exec {srun} "${{options[@]}}" {enter} "$@"
+exec {srun} "${{options[@]}}" "${{enter[@]}}" "$@"
 """
 APPTAINER = """#!/bin/bash
 # apptainer exec [--nv] --bind MOUNTS IMAGE COMMAND ...
@@ -39,11 +42,22 @@ exec {enter} "$@"
 """
 
 
-def image_commands(cluster: SlurmCluster, folder: Path, runtime: str) -> str:
+def image(folder: Path, runtime: str) -> tuple[str, ...]:
+    """The settings of a site whose nodes run inside an image."""
+    return (
+        image_commands(folder, runtime),
+        "cluster.container=/images/rl.sqsh",
+        f"cluster.container_runtime={runtime}",
+        f"cluster.python={sys.executable}",
+    )
+
+
+def image_commands(folder: Path, runtime: str) -> str:
     """``cluster.setup`` of a site with an image runtime; inside of an image SLURM's commands end with 127."""
     folder.mkdir()
     missing, enter = folder / "missing", folder / "enter"
-    paths = {name: cluster.run(["which", name]).stdout.strip() for name in COMMANDS}
+    # Not the login node's, which may be wrappers.
+    paths = {name: str(find_program(name)) for name in COMMANDS}
     scripts = {
         missing: '#!/bin/bash\necho "command not found" >&2\nexit 127\n',
         enter: ENTER.format(paths=shlex.join(paths.values()), missing=missing),
@@ -65,10 +79,7 @@ def test_the_job_script_requeues_for_nodes_that_cannot(
     run = Run(
         slurm,
         tmp_path,
-        image_commands(slurm, tmp_path / "site", runtime),
-        "cluster.container=/images/rl.sqsh",
-        f"cluster.container_runtime={runtime}",
-        f"cluster.python={sys.executable}",
+        *image(tmp_path / "site", runtime),
         f"model.path={model}",
         "layout.nodes=3",
         "checkpoint.every_steps=5",
@@ -97,3 +108,35 @@ def test_the_job_script_requeues_for_nodes_that_cannot(
     assert run.find(3, "finished")[0]["outcome"] == run.end(3) == "completed"
     assert not list((run.path / "attempts" / "3" / "slurm").iterdir())
     slurm.wait_empty()
+
+
+@pytest.fixture
+def quick() -> Iterator[SlurmCluster]:
+    """Takes a node for lost within seconds, and has one more than the run."""
+    cluster = SlurmCluster("node[0-2]", isolation="net", slurmd_timeout_s=5, message_timeout_s=5)
+    if not os.environ.get("CI") and (missing := missing_requirements(cluster.spec)):
+        pytest.skip("; ".join(missing))
+    with cluster:
+        yield cluster
+        cluster.cancel_all()
+
+
+def test_another_node_requeues_the_job_whose_first_node_is_lost(
+    quick: SlurmCluster, tmp_path: Path, model: Path
+) -> None:
+    """And with it the job script: the program that does it runs on the other nodes, outside of their image."""
+    site = image(tmp_path / "site", "pyxis")
+    run = Run(quick, tmp_path, *site, f"model.path={model}", 'trainer.command=[sleep,"600"]')
+    try:
+        run.wait(lambda: bool(run.find(1, "process", role="inference", state="started")), "engine")
+        lost = str(run.find(1, "node_up", node_rank=0)[0]["hostname"])
+        quick.cut(lost)  # first: the end of some of its processes is no news to anybody
+        quick.crash_node(lost)
+        run.wait(lambda: bool(run.find(2, "process", role="inference", state="started")), "second attempt", 2 * START_S)
+        assert run.find(2, "node_up", node_rank=0)[0]["hostname"] != lost
+        assert run.find(1, "finished")[0]["outcome"] == "requeued"
+        assert run.end(1) == "lost"
+    finally:
+        run.launcher.kill()
+        run.launcher.wait()
+        quick.cancel_all()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.testing.slurm_cluster.cluster import SlurmCluster
-from launcher.testing.slurm_cluster.spec import missing_requirements
+from tests.slurm_cluster.cluster import SlurmCluster
+from tests.slurm_cluster.spec import missing_requirements
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[3]

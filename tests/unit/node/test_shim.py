@@ -181,3 +181,16 @@ ctypes.CDLL(None).syscall(60, 0)
     finally:
         os.killpg(parent.pid, signal.SIGKILL)
         parent.wait()
+
+
+def test_a_log_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "attempts" / "1").mkdir(parents=True)
+    (tmp_path / "attempts" / "1" / "logs").write_text("a file where a directory is to be")
+    environ = {**os.environ, "LAUNCHER_LOCAL_NODE_RANK": "0", "LAUNCHER_LOCAL_HOSTNAMES": "gpu-1"}
+    command = [sys.executable, "-m", "launcher.node.shim", str(tmp_path)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    log = tmp_path / "attempts" / "1" / "logs" / "agent-0000.log"
+    assert done.stderr.startswith(f"launcher: {log} cannot be written on gpu-1: "), done.stderr
+    assert "HINT: make room" in done.stderr
+    assert "Traceback" not in done.stderr

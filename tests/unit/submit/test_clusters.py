@@ -75,11 +75,15 @@ def test_the_job_script_asks_for_what_the_configuration_says(tmp_path: Path) -> 
         *("--mem=64G", "--cpus-per-task=16", "--gpus-per-node=8", "--comment='two words'", "--job-name=first"),
     ):
         assert f"#SBATCH {wanted}" in lines
-    (srun,) = [line for line in lines if line.startswith("srun ")]
+    srun, outside = [line for line in lines if line.startswith("srun ")]
     for wanted in ("--kill-on-bad-exit=0", "--no-kill", "--export=ALL", "--cpus-per-task=16", "--mpi=none"):
         assert f" {wanted} " in srun
     assert " --container-image=/images/x.sqsh --container-mounts=" in srun
     assert ",/data:/data " in srun
+    # Should the first node be lost, the others need a program outside of the image.
+    assert "--relative=1 --nodes=3 " in outside
+    assert " --overlap " in outside
+    assert "--container" not in outside
 
 
 @pytest.mark.parametrize(
