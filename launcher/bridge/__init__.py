@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from launcher.bridge.sources.zero3 import zero3_source
     from launcher.bridge.trainer.adapter import Adapter
     from launcher.bridge.trainer.api import Bridge, connect
+    from launcher.bridge.trainer.check import CheckReport
     from launcher.bridge.trainer.source import WeightSource, rotary_halves, rows
     from launcher.bridge.trainer.update import Update, UpdateReport
     from launcher.common.errors import BridgeError, TransferError
@@ -46,6 +47,7 @@ _MODULE = {
     "Bridge": "launcher.bridge.trainer.api",
     "BridgeError": "launcher.common.errors",
     "BridgeSettings": "launcher.bridge.settings",
+    "CheckReport": "launcher.bridge.trainer.check",
     "MegatronPlace": "launcher.bridge.sources.megatron",
     "TensorMap": "launcher.bridge.plan.tensor_map",
     "TransferError": "launcher.common.errors",
@@ -69,6 +71,7 @@ __all__ = [
     "BridgeConfig",
     "BridgeError",
     "BridgeSettings",
+    "CheckReport",
     "MegatronPlace",
     "TensorMap",
     "TransferError",

@@ -28,11 +28,16 @@ def is_protected(name: str) -> bool:
 
 
 def shared_env(config: Config, shape: Shape) -> dict[str, str]:
-    """What every process of the run has."""
+    """What every process of the run has.
+
+    Environment servers of the Atropos kind divide by ``INFER_TP``, which they take for a number: it is left out where
+    its default, 1, is right.
+    """
+    tensor_parallel = config.inference.tensor_parallel_size
     return {
         "NUM_TRAINING_NODES": str(shape.trainer_nodes),
         "NUM_INFERENCE_NODES": str(config.layout.inference_nodes),
-        "INFER_TP": str(config.inference.tensor_parallel_size),
+        **({"INFER_TP": str(tensor_parallel)} if tensor_parallel > 1 else {}),
     }
 
 

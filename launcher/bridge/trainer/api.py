@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -12,12 +13,22 @@ from torch import nn
 from launcher.bridge.protocol import ReplicaStatus
 from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer.adapter import adapter_of, adapter_weights
+from launcher.bridge.trainer.agreement import Call
+from launcher.bridge.trainer.check import CheckReport, Forward, difference, engine_logprobs, trainer_logprobs
 from launcher.bridge.trainer.discovery import FixedReplicas, ReplicaDiscovery
 from launcher.bridge.trainer.module_state import Weight, weights
 from launcher.bridge.trainer.publisher import OnPhase, WeightPublisher, device_of
 from launcher.bridge.trainer.rank_group import RankGroup
 from launcher.bridge.trainer.source import WeightSource
 from launcher.bridge.trainer.update import Update, UpdateQueue, UpdateReport
+from launcher.common.errors import TransferError
+from launcher.common.keys import api_key as engine_key
+
+logger = logging.getLogger(__name__)
+
+CHECK_TOLERANCE = 0.1
+"""Mean difference of log-probabilities above which :meth:`Bridge.check` warns: rounding makes less, a forgotten rotary
+permutation about 0.5."""
 
 RUN_MODULE = "launcher.inference.bridge_run"
 """Makes the bridge of a run."""
@@ -250,6 +261,59 @@ class Bridge:
             TransferError: a replica does not answer.
         """
         return self._weights.replicas.statuses() if self._ranks.rank == 0 else []
+
+    def check(
+        self,
+        model: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        *,
+        forward: Forward | None = None,
+        api_key: str | None = None,
+        tolerance: float = CHECK_TOLERANCE,
+    ) -> CheckReport:
+        """Compares what the engines compute with the trainer's own forward. The checksum of an update proves that every
+        value arrived; this, that it means the same there. Every trainer rank calls it, after :meth:`publish`.
+
+        Args:
+            model: as it was published; put into evaluation mode meanwhile.
+            prompts: token ids, at least two of each; the log-probability of every token but the first is compared.
+            forward: from token ids, int64 of shape (1, length), to logits of shape (1, length, vocabulary); if None,
+                ``model(input_ids=ids).logits``, as models of transformers answer.
+            api_key: of the engines' ``/v1`` routes; if None, the one that a run derives from its token.
+            tolerance: largest mean difference, in natural log-probabilities. Rounding in bfloat16 makes about 0.03.
+
+        Returns:
+            What was found, the same on every rank; a difference is no error.
+
+        Raises:
+            TransferError: not every rank calls it, or an engine does not answer.
+            ValueError: no prompt has two tokens.
+        """
+        if max(map(len, prompts), default=0) < 2:
+            raise ValueError("`prompts` have fewer than two tokens each: there is nothing to compare.")
+        self._queue.drain()
+        self._ranks.meet(Call(name="check()"))
+        ours = trainer_logprobs(model, prompts, forward)
+        failure, found = "", {}
+        if self._ranks.rank == 0:
+            key = engine_key(self._settings.token) if api_key is None else api_key
+            try:
+                for replica in self._weights.replicas.ready():
+                    theirs = engine_logprobs(str(replica.url), key, prompts, self._settings.timeout_s)
+                    found[replica.index] = difference(ours, theirs)
+            except TransferError as error:
+                failure = str(error)
+        if failure := self._ranks.broadcast_json(failure):
+            raise TransferError(failure)
+        found = self._ranks.broadcast(found, dict[int, tuple[float, float]])
+        if not found:
+            raise TransferError("No engine is there to be checked.")
+        tokens = sum(len(prompt) - 1 for prompt in prompts)
+        ok = all(mean <= tolerance for mean, _most in found.values())
+        report = CheckReport(ok=ok, tokens=tokens, differences=found, tolerance=tolerance)
+        if not ok and self._ranks.rank == 0:
+            logger.warning("%s", report.text)
+        return report
 
     def close(self) -> None:
         """Disconnects, after updates that are on their way; the engines go on serving what they have.

@@ -130,7 +130,8 @@ def _engine(scope: Scope) -> VllmEngine:
 
 
 def _bearer(scope: Scope) -> str:
-    return _header(scope, b"authorization").removeprefix("Bearer ")
+    scheme, _, key = _header(scope, b"authorization").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def _header(scope: Scope, wanted: bytes) -> str:

@@ -14,7 +14,7 @@ import torch
 from launcher import bridge
 from launcher.checkpoint import CheckpointError
 from launcher.common.env import LAUNCHER_MODEL_PATH
-from launcher.common.errors import LauncherError
+from launcher.common.errors import LauncherError, TransferError
 from launcher.config.schema import Config
 from launcher.control import emit as events
 from launcher.events.schema import CheckReported
@@ -26,6 +26,7 @@ from launcher.trainers.grpo.rollout import Completion, EngineLost, Engines
 from launcher.trainers.grpo.trainer import StepReport, Trainer
 
 CHECK_PROMPTS = 16
+FIRST_CHECK_PROMPTS = 4
 AVERAGED_STEPS = 10
 
 
@@ -48,6 +49,7 @@ def train(config: Config, run_dir: Path) -> None:
     weights = bridge.connect()
     # The engines must serve what is sampled from: the first weights, or those that were restored.
     weights.publish(trainer.model, version=done)
+    check_meaning(trainer, weights)
     # The ranks start with different engines, so that their first requests do not all meet at one.
     with Engines(
         inference_urls(),
@@ -75,6 +77,20 @@ def train(config: Config, run_dir: Path) -> None:
         finish(trainer, engines, untrained, run_dir / "checkpoint" / "final")
     weights.close()
     worker.end()
+
+
+def check_meaning(trainer: Trainer, weights: bridge.Bridge) -> None:
+    """Once the engines have the trainer's weights: whether they compute with them what the trainer does. Every rank
+    calls it; a difference is reported, and the run goes on."""
+    try:
+        result = weights.check(trainer.model, trainer.check_prompts(FIRST_CHECK_PROMPTS), api_key=api_key())
+    except TransferError as error:
+        # An engine that goes away now is the run's concern, not the check's.
+        print(f"check after the first publish: not made: {error}", flush=True)
+        return
+    if trainer.worker.is_main:
+        events.emit(CheckReported(name="engines compute what the trainer does", ok=result.ok, text=result.text))
+        print(f"check after the first publish: {'ok' if result.ok else 'FAILED'}: {result.text}", flush=True)
 
 
 def save(trainer: Trainer, step: int, *, stop: bool) -> None:

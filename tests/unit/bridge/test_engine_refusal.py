@@ -48,7 +48,10 @@ def test_a_server_of_several_data_parallel_engines_does_not_start(
     assert "2 data-parallel ones behind one port" in caplog.text
 
 
-def test_nothing_is_bound_where_the_server_was_started_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_nothing_is_bound_where_the_server_was_started_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
     monkeypatch.setenv("LAUNCHER_TOKEN", "t" * 64)
     sent: list[Any] = []
 
@@ -58,7 +61,7 @@ def test_nothing_is_bound_where_the_server_was_started_all_the_same(monkeypatch:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    key = f"Bearer {bridge_key('t' * 64)}".encode()
+    key = f"{scheme} {bridge_key('t' * 64)}".encode()
     scope = {"type": "http", "method": "GET", "path": "/bridge/info", "headers": [(b"authorization", key)]}
     asyncio.run(application(2)(scope, receive, send))
     assert sent[0]["status"] == 409

@@ -188,6 +188,12 @@ def test_eight_gpus_per_node_and_tensor_parallel_two() -> None:
         assert process.env["LAUNCHER_ROLE"] == process.role.value
 
 
+def test_infer_tp_is_unset_where_its_default_is_right() -> None:
+    """Environment servers compute ``8 // os.environ.get("INFER_TP", 1)``, which any text breaks."""
+    layout = plan(_gpu(nodes=2, inference_nodes=1, tensor_parallel_size=1))
+    assert all("INFER_TP" not in process.env for process in _of(layout, Role.TRAINER))
+
+
 def test_a_replica_over_two_nodes_has_a_head_and_a_headless_part() -> None:
     layout = plan(_gpu(nodes=5, inference_nodes=4, tensor_parallel_size=8, pipeline_parallel_size=2))
 
