@@ -47,11 +47,15 @@ class ClusterPlace:
 
 def controller_address(spec: ClusterSpec) -> str:
     """Address of slurmctld, and of the login node."""
+    if spec.isolation is Isolation.NET6:
+        return "fd00:77::ffff"
     return "10.77.255.1" if spec.isolation is Isolation.NET else "127.0.0.1"
 
 
 def node_address(spec: ClusterSpec, place: ClusterPlace, index: int) -> str:
     """Address of one node: in its own network, or on the loopback, where all of 127/8 exists without set-up."""
+    if spec.isolation is Isolation.NET6:
+        return f"fd00:77::{index + 1:x}"
     high, low = divmod(index, 250)
     if spec.isolation is Isolation.NET:
         return f"10.77.{high}.{low + 1}"
@@ -139,6 +143,8 @@ def render_slurm_conf(spec: ClusterSpec, place: ClusterPlace) -> str:
         "SlurmctldParameters": "preempt_send_user_signal",
         "SchedulerParameters": "batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=2",
     }
+    if spec.isolation is Isolation.NET6:
+        options["CommunicationParameters"] = "EnableIPv6,DisableIPv4"
     if spec.gpus_per_node:
         options["GresTypes"] = "gpu"
     if spec.accounting:

@@ -29,7 +29,7 @@ def main() -> None:
             mount("-t", "tmpfs", "tmpfs", "/dev/shm")
             # The login node's wrappers would take a job's srun out of the node's own network.
             mount("-t", "tmpfs", "tmpfs", f"{directory}/bin")
-    if isolation == "net":
+    if isolation in ("net", "net6"):
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     print("up", flush=True)
     while True:

@@ -92,7 +92,7 @@ def _read(pid: int, name: str) -> str:
 def create_switch(login_pid: int, address: str) -> None:
     """Makes the bridge, which is at the same time the login node's own address."""
     _ip(login_pid, "link", "add", "switch", "type", "bridge")
-    _ip(login_pid, "address", "add", f"{address}/16", "dev", "switch")
+    _add_address(login_pid, address, "switch")
     _ip(login_pid, "link", "set", "switch", "up")
 
 
@@ -101,13 +101,19 @@ def connect_node(login_pid: int, node_pid: int, index: int, address: str) -> Non
     cable = _cable(index)
     _ip(login_pid, "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", str(node_pid))
     _ip(login_pid, "link", "set", cable, "master", "switch", "up")
-    _ip(node_pid, "address", "add", f"{address}/16", "dev", "eth0")
+    _add_address(node_pid, address, "eth0")
     _ip(node_pid, "link", "set", "eth0", "up")
 
 
 def set_link(login_pid: int, index: int, *, up: bool) -> None:
     """Heals or cuts the cable of node ``index``; no connection is closed, packets just stop."""
     _ip(login_pid, "link", "set", _cable(index), "up" if up else "down")
+
+
+def _add_address(pid: int, address: str, device: str) -> None:
+    # nodad: an address of IPv6 can be used only after a second in which nobody objected to it.
+    words = [f"{address}/64", "nodad"] if ":" in address else [f"{address}/16"]
+    _ip(pid, "address", "add", *words, "dev", device)
 
 
 def _cable(index: int) -> str:

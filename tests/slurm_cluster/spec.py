@@ -32,6 +32,14 @@ class Isolation(StrEnum):
     NET = "net"
     """As ``uts``, and a network of its own; the only one where a wrong ``localhost`` fails. Needs root."""
 
+    NET6 = "net6"
+    """As ``net``, with addresses of IPv6 alone."""
+
+    @property
+    def has_network(self) -> bool:
+        """Whether each node has a network of its own."""
+        return self in (Isolation.NET, Isolation.NET6)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
@@ -96,7 +104,7 @@ def missing_requirements(spec: ClusterSpec) -> list[str]:
     """Programs and privileges that this machine lacks for the cluster, each as one line."""
     programs = ["munged", "slurmctld", "slurmd", "slurmstepd", "scontrol", "sbatch", "srun", "unshare", "setpriv"]
     programs += ["slurmdbd", "mariadbd"] if spec.accounting else []
-    programs += ["ip"] if spec.isolation is Isolation.NET else []
+    programs += ["ip"] if spec.isolation.has_network else []
     missing = [f"no program {name!r}; .ci/system-packages installs it" for name in programs if not find_program(name)]
     if spec.isolation is not Isolation.PLAIN and not missing:
         probe = ["unshare", *namespaces(spec.isolation), "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
@@ -108,7 +116,7 @@ def missing_requirements(spec: ClusterSpec) -> list[str]:
 
 def namespaces(isolation: Isolation) -> list[str]:
     """Options of ``unshare`` and ``nsenter`` for the namespaces that a node has to itself."""
-    net = ["--net"] if isolation is Isolation.NET else []
+    net = ["--net"] if isolation.has_network else []
     return [] if isolation is Isolation.PLAIN else ["--uts", "--mount", "--ipc", *net]
 
 

@@ -66,7 +66,7 @@ class ClusterSupervisor:
         if self.spec.isolation is not Isolation.PLAIN:
             self.login_pid = self._start_node_process("login", [], deadline)
             (self.place.directory / "nodes" / "login").write_text(str(self.login_pid), encoding="utf-8")
-        if self.spec.isolation is Isolation.NET:
+        if self.spec.isolation.has_network:
             assert self.login_pid is not None
             create_switch(self.login_pid, controller_address(self.spec))
             self._write_client_wrappers()
@@ -86,7 +86,7 @@ class ClusterSupervisor:
         slurmd = ["/usr/bin/setpriv", "--pdeathsig", "KILL", program, "-D", "-N", name]
         slurmd += ["-f", str(self.place.slurm_conf), "-d", str(self.place.stepd)]
         pid = self._start_node_process(name, slurmd, deadline)
-        if self.spec.isolation is Isolation.NET:
+        if self.spec.isolation.has_network:
             assert self.login_pid is not None
             index = self.spec.node_names.index(name)
             connect_node(self.login_pid, pid, index, node_address(self.spec, self.place, index))
@@ -104,7 +104,7 @@ class ClusterSupervisor:
 
     def set_link(self, name: str, *, up: bool) -> None:
         """Cuts or heals the network of a node."""
-        if self.spec.isolation is not Isolation.NET or self.login_pid is None:
+        if not self.spec.isolation.has_network or self.login_pid is None:
             raise ClusterError(f"isolation {self.spec.isolation!s} has no links to cut; 'net' has")
         set_link(self.login_pid, self.spec.node_names.index(name), up=up)
 

@@ -25,14 +25,28 @@ print(node.hostname, own_address(node))
 
 
 @pytest.fixture
-def separated() -> Iterator[SlurmCluster]:
-    cluster = SlurmCluster("node[0-1]", isolation="net")
+def separated(request: pytest.FixtureRequest) -> Iterator[SlurmCluster]:
+    cluster = SlurmCluster("node[0-1]", isolation=request.param)
     if not os.environ.get("CI") and (missing := missing_requirements(cluster.spec)):
         pytest.skip("; ".join(missing))
     with cluster:
         yield cluster
 
 
+def addresses(cluster: SlurmCluster, folder: Path) -> dict[str, str]:
+    """The address of each node, as the node itself finds it in a job."""
+    step = shlex.join(["srun", sys.executable, "-c", PROGRAM])
+    words = ["sbatch", "--wait", "--nodes=2", "--ntasks-per-node=1", "--mem=1G", f"--output={folder / 'out'}"]
+    cluster.run([*words, f"--wrap={step}"], PYTHONPATH=str(ROOT))
+    return dict(line.split() for line in (folder / "out").read_text().splitlines())
+
+
+@pytest.mark.parametrize("separated", ["net6"], indirect=True)
+def test_nodes_that_have_addresses_of_ipv6_alone(separated: SlurmCluster, tmp_path: Path) -> None:
+    assert addresses(separated, tmp_path) == {"node0": "fd00:77::1", "node1": "fd00:77::2"}
+
+
+@pytest.mark.parametrize("separated", ["net"], indirect=True)
 def test_a_node_whose_own_name_is_on_the_loopback_and_that_has_no_way_out(
     separated: SlurmCluster, tmp_path: Path
 ) -> None:
@@ -46,8 +60,4 @@ def test_a_node_whose_own_name_is_on_the_loopback_and_that_has_no_way_out(
         subprocess.run(
             ["nsenter", "--target", pid, "--mount", "--", "mount", "--bind", str(own), "/etc/hosts"], check=True
         )
-    step = shlex.join(["srun", sys.executable, "-c", PROGRAM])
-    words = ["sbatch", "--wait", "--nodes=2", "--ntasks-per-node=1", "--mem=1G", f"--output={tmp_path / 'out'}"]
-    separated.run([*words, f"--wrap={step}"], PYTHONPATH=str(ROOT))
-    found = dict(line.split() for line in (tmp_path / "out").read_text().splitlines())
-    assert found == {"node0": "10.77.0.1", "node1": "10.77.0.2"}
+    assert addresses(separated, tmp_path) == {"node0": "10.77.0.1", "node1": "10.77.0.2"}
