@@ -76,6 +76,8 @@ def test_a_job_gets_what_it_needs_where_a_site_exports_nothing(
         "SLURM_TRES_PER_TASK": "cpu:3",
         "BASH_FUNC_module%%": "() {  echo 'of the site'\n}",
         "TWO_LINES": "1\n2 'x",
+        # Nobody can write there, as in a home directory that is full or read-only.
+        "HOME": "/proc",
         "SLURM_CPU_BIND": "map_cpu:0",
         "SLURM_DISTRIBUTION": "cyclic",
         "SITE_TOKEN": "t0ken-of-the-site",
@@ -90,6 +92,10 @@ def test_a_job_gets_what_it_needs_where_a_site_exports_nothing(
     assert seen.read_text() == "t0ken-of-the-site"
     up = [event["node_rank"] for event in job.events if event["event"] == "node_up"]
     assert sorted(up) == [0, 1]
+    for node_rank in (0, 1):
+        checks = {check["name"]: check for check in job.event("preflight", node_rank=node_rank)["checks"]}
+        assert checks["disk"]["ok"]
+        assert "the home directory /proc cannot be written" in checks["disk"]["text"]
     slurm.wait_empty()
 
 
