@@ -18,9 +18,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from launcher.checkpoint.checkpoints import CheckpointError, Checkpoints, Data
+    from launcher.checkpoint.checkpoints import CheckpointError, Checkpoints, Stateful
 
-__all__ = ["CheckpointError", "Checkpoints", "Data"]
+__all__ = ["CheckpointError", "Checkpoints", "Stateful"]
 
 
 def __getattr__(name: str) -> Any:

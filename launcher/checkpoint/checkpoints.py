@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import logging
 import os
@@ -11,13 +12,14 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from launcher.checkpoint import store
@@ -36,23 +38,27 @@ class CheckpointError(LauncherError):
     """A checkpoint was not written, or the one that is there does not fit. Raised on every rank."""
 
 
-class Data(Protocol):
-    """What knows the position in the data, such as a stateful data loader. Each rank has its own."""
+class Stateful(Protocol):
+    """What has a state: a scheduler, averaged weights, a stateful data loader."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Its position, as JSON values."""
+        """Its state: tensors, numbers, texts, bytes, and dicts and lists of those."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes to that position."""
+        """Goes to that state."""
 
 
 class Checkpoints:
     """The checkpoints of one trainer in one directory. Every rank makes it, and calls each method together.
 
-    The model may be a plain module, or sharded by FSDP2 or tensor parallelism; each rank writes its own shards.
+    The model may be a plain module, or sharded by FSDP2 or tensor parallelism; each rank writes its own shards. Another
+    number of ranks may resume: shards are cut anew. Ranks that did not exist keep their own random numbers then.
 
     Args:
         directory: made if it is missing; on a filesystem that all ranks see.
+        data: what knows the position in the data; each rank has its own.
+        states: what else has a state, by name, such as a scheduler or averaged weights: the same on every rank, or
+            DTensors. It must have the same keys when it is restored.
         every_steps: how often :meth:`is_due` is true; 0 for never.
         keep: complete checkpoints that are kept; older ones are removed after the next one is complete.
         timeout_s: longest wait for the slowest rank.
@@ -64,7 +70,8 @@ class Checkpoints:
         *,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
-        data: Data | None = None,
+        data: Stateful | None = None,
+        states: Mapping[str, Stateful] | None = None,
         every_steps: int = 0,
         keep: int = 2,
         timeout_s: float = 600.0,
@@ -74,13 +81,21 @@ class Checkpoints:
         self._model = model
         self._optimizer = optimizer
         self._data = data
+        self._states = dict(states or {})
         self._keep = keep
         self._group = CheckpointGroup(timeout_s)
         self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._saved: int | None = None
 
     @classmethod
-    def of_run(cls, *, model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: Data | None = None) -> Self:
+    def of_run(
+        cls,
+        *,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data: Stateful | None = None,
+        states: Mapping[str, Stateful] | None = None,
+    ) -> Self:
         """Those of the run that this process belongs to, as its configuration's ``checkpoint`` wants them.
 
         Raises:
@@ -102,6 +117,7 @@ class Checkpoints:
             model=model,
             optimizer=optimizer,
             data=data,
+            states=states,
             every_steps=config.checkpoint.every_steps,
             keep=config.checkpoint.keep,
             timeout_s=config.checkpoint.write_timeout_s,
@@ -145,24 +161,19 @@ class Checkpoints:
             The step after which it was written; 0 if there is none.
 
         Raises:
-            CheckpointError: it is one of another number of ranks, or of another model.
+            CheckpointError: it is one of another model, or its states are not those that are to be restored; or it is
+                one of another number of ranks, which had different positions in the data.
         """
         complete = [str(path) for path in store.complete_checkpoints(self.directory)] if self._group.is_main else None
         for path in map(Path, self._group.from_main(complete)):
             manifest = store.read_manifest(path)
-            if manifest.world_size != self._group.world_size:
-                raise CheckpointError(
-                    f"{path} was written by {manifest.world_size} trainer ranks, but there are"
-                    f" {self._group.world_size}. HINT: resume with the same number of ranks, or set `checkpoint.dir` to"
-                    " a new directory to begin anew."
-                )
             mine = sorted(manifest.files)[self._group.rank :: self._group.world_size]
             found = self._together(f"read {path}", lambda: store.wrong_files(path, manifest, mine))  # noqa: B023
             wrong = [name for names in found for name in names]
             if wrong:
                 logger.warning("%s is damaged (%s) and is passed over", path, ", ".join(wrong))
                 continue
-            self._load(path)
+            self._load(path, manifest.world_size)
             self._saved = manifest.step
             if self._group.is_main:
                 emit(CheckpointLoaded(step=manifest.step, version=manifest.version, path=str(path)))
@@ -181,7 +192,10 @@ class Checkpoints:
                 draft.mkdir()
 
         def write() -> dict[str, dict[str, Any]]:
-            own = {"random": _random_state(self._device), "data": self._data.state_dict() if self._data else None}
+            own = {
+                "random": _random_state(self._device),
+                "data": _encoded(self._data.state_dict() if self._data else None),
+            }
             store.write_durably(draft / _rank_file(group.rank), json.dumps(own))
             names = [_rank_file(group.rank), *(file.name for file in draft.glob(f"__{group.rank}_*.distcp"))]
             if group.is_main:
@@ -205,16 +219,20 @@ class Checkpoints:
         return self._together(f"write {path}", complete)[0]
 
     def _save_shards(self, draft: Path) -> None:
-        state = dict(zip(("model", "optimizer"), get_state_dict(self._model, self._optimizer), strict=True))
+        state = self._state()
         if self._group.is_alone:
             dcp.save(state, checkpoint_id=draft, no_dist=True)
         else:
             dcp.save(state, checkpoint_id=draft, process_group=self._group.process_group)
 
-    def _load(self, path: Path) -> None:
+    def _state(self) -> dict[str, Any]:
+        state = dict(zip(("model", "optimizer"), get_state_dict(self._model, self._optimizer), strict=True))
+        return state | {f"states.{name}": one.state_dict() for name, one in self._states.items()}
+
+    def _load(self, path: Path, world_size: int) -> None:
         def load() -> None:
-            model, optimizer = get_state_dict(self._model, self._optimizer)
-            state: dict[str, Any] = {"model": model, "optimizer": optimizer}
+            state = self._state()
+            _check_states(path, state)
             if self._group.is_alone:
                 dcp.load(state, checkpoint_id=path, no_dist=True)
             else:
@@ -222,10 +240,15 @@ class Checkpoints:
             set_state_dict(
                 self._model, self._optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
             )
-            own = json.loads((path / _rank_file(self._group.rank)).read_text(encoding="utf-8"))
+            for name, one in self._states.items():
+                one.load_state_dict(state[f"states.{name}"])
+            own = _of_rank(path, self._group.rank % world_size)
             if self._data is not None:
-                self._data.load_state_dict(own["data"])
-            _set_random_state(own["random"], self._device)
+                if world_size != self._group.world_size:
+                    _check_data(path, world_size, self._group.world_size)
+                self._data.load_state_dict(_decoded(own["data"]))
+            if self._group.rank < world_size:
+                _set_random_state(own["random"], self._device)
 
         self._together(f"load {path}", load)
 
@@ -248,6 +271,50 @@ class Checkpoints:
             rank, problem = next(iter(problems.items()))
             raise CheckpointError(f"Could not {what}: trainer rank {rank}: {problem}")
         return [result for _, result in answers]
+
+
+def _check_states(path: Path, state: dict[str, Any]) -> None:
+    """torch loads what is asked for, and says nothing of the rest."""
+    written = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    asked = flatten_state_dict(state)[0]
+    for here, there, what in ((asked, written, "has no"), (written, asked, "has")):
+        if odd := sorted(key for key in here if key.startswith("states.") and key not in there):
+            raise CheckpointError(
+                f"{path} {what} `{odd[0].removeprefix('states.')}`{f' and {len(odd) - 1} more' if odd[1:] else ''}"
+                f"{', which' if what == 'has' else ', but it'} is {'not ' if what == 'has' else ''}to be restored."
+                " HINT: give `Checkpoints` the same `states` as when it was written."
+            )
+
+
+def _check_data(path: Path, world_size: int, now: int) -> None:
+    if len({json.dumps(_of_rank(path, rank)["data"], sort_keys=True) for rank in range(world_size)}) > 1:
+        raise CheckpointError(
+            f"{path} was written by {world_size} trainer ranks with different positions in the data, but there are"
+            f" {now}. HINT: resume with the same number of ranks, or pass no `data`."
+        )
+
+
+def _of_rank(path: Path, rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((path / _rank_file(rank)).read_text(encoding="utf-8"))
+    return found
+
+
+def _encoded(state: Any) -> Any:
+    """As JSON: what is JSON already as it is, so that people can read it; the rest as torch writes it."""
+    try:
+        if json.loads(json.dumps(state)) == state:
+            return state
+    except TypeError:
+        pass
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return {"torch.save": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def _decoded(state: Any) -> Any:
+    if isinstance(state, dict) and state.keys() == {"torch.save"}:
+        return torch.load(io.BytesIO(base64.b64decode(state["torch.save"])), weights_only=True)
+    return state
 
 
 def _rank_file(rank: int) -> str:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from launcher.checkpoint import Checkpoints
@@ -95,6 +97,15 @@ class Run:
         return float(loss.detach()).hex()
 
 
+def weights(model: nn.Module) -> list[str]:
+    """Digests of the whole parameters; every rank calls it."""
+    found = []
+    for parameter in model.parameters():
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        found.append(hashlib.sha256(whole.detach().numpy().tobytes()).hexdigest())
+    return found
+
+
 def exact(kind: str, directory: Path, *, resume: bool) -> dict[str, list[str]]:
     """Losses by the run that gave them."""
     if resume:
@@ -108,6 +119,7 @@ def exact(kind: str, directory: Path, *, resume: bool) -> dict[str, list[str]]:
     half = Run(kind, directory, seed=1)
     found["half"] = [half.step() for _ in range(HALF)]
     half.checkpoints.save(HALF)
+    found["weights"] = weights(half.model)
     found["after saving"] = [half.step() for _ in range(HALF, STEPS)]
     return found
 

@@ -14,7 +14,7 @@ from launcher.bridge.protocol import ReplicaStatus
 from launcher.bridge.settings import BridgeSettings
 from launcher.bridge.trainer.adapter import adapter_of, adapter_weights
 from launcher.bridge.trainer.agreement import Call
-from launcher.bridge.trainer.check import CheckReport, Forward, difference, engine_logprobs, trainer_logprobs
+from launcher.bridge.trainer.check import MOST_CHECKED, Answer, CheckReport, Forward, differences, engine_answers
 from launcher.bridge.trainer.discovery import FixedReplicas, ReplicaDiscovery
 from launcher.bridge.trainer.module_state import Weight, weights
 from launcher.bridge.trainer.publisher import OnPhase, WeightPublisher, device_of
@@ -276,7 +276,8 @@ class Bridge:
 
         Args:
             model: as it was published; put into evaluation mode meanwhile.
-            prompts: token ids, at least two of each; the log-probability of every token but the first is compared.
+            prompts: token ids, at least one of each. Engines continue each by their likeliest tokens, whose
+                log-probabilities are compared; they must have room for 16 more.
             forward: from token ids, int64 of shape (1, length), to logits of shape (1, length, vocabulary); if None,
                 ``model(input_ids=ids).logits``, as models of transformers answer.
             api_key: of the engines' ``/v1`` routes; if None, the one that a run derives from its token.
@@ -287,28 +288,31 @@ class Bridge:
 
         Raises:
             TransferError: not every rank calls it, or an engine does not answer.
-            ValueError: no prompt has two tokens.
+            ValueError: there is no prompt, or one has no token.
         """
-        if max(map(len, prompts), default=0) < 2:
-            raise ValueError("`prompts` have fewer than two tokens each: there is nothing to compare.")
+        if not min(map(len, prompts), default=0):
+            raise ValueError("`prompts` must be lists of token ids, none of them empty.")
         self._queue.drain()
         self._ranks.meet(Call(name="check()"))
-        ours = trainer_logprobs(model, prompts, forward)
-        failure, found = "", {}
+        failure = ""
+        answers: dict[int, list[Answer]] = {}
         if self._ranks.rank == 0:
             key = engine_key(self._settings.token) if api_key is None else api_key
             try:
-                for replica in self._weights.replicas.ready():
-                    theirs = engine_logprobs(str(replica.url), key, prompts, self._settings.timeout_s)
-                    found[replica.index] = difference(ours, theirs)
+                for replica in self._weights.replicas.ready()[:MOST_CHECKED]:
+                    url = str(replica.url)
+                    answers[replica.index] = engine_answers(url, key, prompts, self._settings.timeout_s)
             except TransferError as error:
                 failure = str(error)
         if failure := self._ranks.broadcast_json(failure):
             raise TransferError(failure)
-        found = self._ranks.broadcast(found, dict[int, tuple[float, float]])
-        if not found:
+        answers = self._ranks.broadcast(answers, dict[int, list[Answer]])
+        if not answers:
             raise TransferError("No engine is there to be checked.")
-        tokens = sum(len(prompt) - 1 for prompt in prompts)
+        found = {index: differences(model, of_replica, forward) for index, of_replica in answers.items()}
+        # Of rank 0 on all: sums over several ranks may round otherwise on another.
+        found = self._ranks.broadcast(found, dict[int, tuple[float, float]])
+        tokens = sum(len(answer.tokens) for answer in next(iter(answers.values())))
         ok = all(mean <= tolerance for mean, _most in found.values())
         report = CheckReport(ok=ok, tokens=tokens, differences=found, tolerance=tolerance)
         if not ok and self._ranks.rank == 0:

@@ -12,6 +12,12 @@ from torch import nn
 from launcher.common import http
 from launcher.common.errors import TransferError
 
+TOKENS = 16
+"""That an engine makes of each prompt."""
+
+MOST_CHECKED = 4
+"""Replicas that are asked: the checksum says that all have the same."""
+
 Forward = Callable[[torch.Tensor], torch.Tensor]
 """From token ids, int64 of shape (1, length), to logits of shape (1, length, vocabulary)."""
 
@@ -46,47 +52,52 @@ class CheckReport:
         )
 
 
-def trainer_logprobs(model: nn.Module, prompts: Sequence[Sequence[int]], forward: Forward | None) -> list[list[float]]:
-    """Of every token but the first of each prompt; every rank calls it, as the forward may be collective."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    was_training = model.training
-    model.eval()
-    found = []
-    try:
-        with torch.no_grad():
-            for prompt in prompts:
-                ids = torch.tensor([list(prompt)], device=device)
-                logits = model(input_ids=ids).logits if forward is None else forward(ids)
-                scores = logits[0, :-1].float().log_softmax(-1)
-                found.append(scores.gather(1, ids[0, 1:, None])[:, 0].tolist())
-    finally:
-        model.train(was_training)
-    return found
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What an engine made of a prompt: its likeliest tokens, one after the other."""
+
+    prompt: list[int]
+    tokens: list[int]
+    logprobs: list[float]
 
 
-def engine_logprobs(url: str, key: str, prompts: Sequence[Sequence[int]], timeout_s: float) -> list[list[float]]:
-    """The same of the engine at a URL, through its public API.
+def engine_answers(url: str, key: str, prompts: Sequence[Sequence[int]], timeout_s: float) -> list[Answer]:
+    """Of the engine at a URL, through its public API.
 
     Raises:
         TransferError: it does not answer in time, or not as vLLM does.
     """
     found = []
+    options = {"max_tokens": TOKENS, "temperature": 0.0, "ignore_eos": True, "logprobs": 0, "return_token_ids": True}
     for prompt in prompts:
-        body = {"prompt": list(prompt), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+        body = json.dumps({"prompt": list(prompt), **options}).encode()
         try:
-            reply = http.request(
-                "POST", f"{url}/v1/completions", body=json.dumps(body).encode(), key=key, timeout_s=timeout_s
-            )
+            reply = http.request("POST", f"{url}/v1/completions", body=body, key=key, timeout_s=timeout_s)
             if reply.status != 200:
                 raise TransferError(f"The engine at {url} answered HTTP {reply.status}: {reply.body[:200]!r}")
-            tokens = json.loads(reply.body)["choices"][0]["prompt_logprobs"][1:]
-            found.append([float(of[str(token)]["logprob"]) for of, token in zip(tokens, prompt[1:], strict=True)])
+            choice = json.loads(reply.body)["choices"][0]
+            logprobs = [float(value) for value in choice["logprobs"]["token_logprobs"]]
+            found.append(Answer(prompt=list(prompt), tokens=list(choice["token_ids"]), logprobs=logprobs))
         except (http.HttpError, ValueError, KeyError, TypeError) as error:
             raise TransferError(f"The engine at {url} did not answer a check: {error}") from error
     return found
 
 
-def difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Mean and largest absolute difference over all tokens."""
-    found = [abs(a - b) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True)]
+def differences(model: nn.Module, answers: Sequence[Answer], forward: Forward | None) -> tuple[float, float]:
+    """Mean and largest absolute difference of the tokens' log-probabilities; every rank calls it, as the forward may be
+    collective."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    was_training = model.training
+    model.eval()
+    found: list[float] = []
+    try:
+        with torch.no_grad():
+            for answer in answers:
+                ids = torch.tensor([answer.prompt + answer.tokens], device=device)
+                logits = model(input_ids=ids).logits if forward is None else forward(ids)
+                scores = logits[0, len(answer.prompt) - 1 : -1].float().log_softmax(-1)
+                ours = scores.gather(1, ids[0, len(answer.prompt) :, None])[:, 0].tolist()
+                found += [abs(a - b) for a, b in zip(ours, answer.logprobs, strict=True)]
+    finally:
+        model.train(was_training)
     return sum(found) / len(found), max(found)

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from launcher.bridge import Bridge, BridgeSettings, WeightSource, rotary_halves
-from tests.integration.engine.vllm_server import serving
+from tests.integration.engine.vllm_server import ROOT, serving
 
-PROMPTS = [[5, 9, 3, 17, 40, 2, 11, 7, 30, 21], [1, 60, 33, 8, 8, 19]]
-CONFIG = LlamaConfig(
-    vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3,
-)  # fmt: skip
+PROMPTS = [[5, 9, 3, 7, 4, 2, 11, 7, 6, 8], [1, 6, 3, 8, 8, 9]]
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Path]]:
     """A vLLM that was started with other weights of the same configuration."""
     folder = tmp_path_factory.mktemp("check")
-    torch.manual_seed(1)
-    LlamaForCausalLM(CONFIG).save_pretrained(folder / "model")
-    with serving(folder / "model", folder, ["--skip-tokenizer-init"]) as found:
-        yield found
+    make = [sys.executable, "-m", "launcher.trainers.grpo.tiny_model", str(folder / "model"), "--architecture", "llama"]
+    subprocess.run(make, cwd=ROOT, check=True, capture_output=True)
+    with serving(folder / "model", folder) as (url, token):
+        yield url, token, folder / "model"
 
 
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
@@ -39,7 +38,8 @@ def source_of(model: LlamaForCausalLM, *, permute: bool) -> WeightSource:
     out."""
     source = WeightSource()
     for name, tensor in model.state_dict().items():
-        heads = {"q_proj": 4, "k_proj": 2}.get(name.split(".")[-2])
+        config = model.config
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
         if heads is None:
             source.add(name, tensor)
         else:
@@ -49,17 +49,19 @@ def source_of(model: LlamaForCausalLM, *, permute: bool) -> WeightSource:
 
 
 def test_a_rotary_permutation_left_out_is_reported_and_a_right_description_is_not(
-    engine: tuple[str, str], caplog: pytest.LogCaptureFixture
+    engine: tuple[str, str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    url, token = engine
+    url, token, path = engine
     torch.manual_seed(2)
-    model = LlamaForCausalLM(CONFIG)
+    config = LlamaConfig.from_pretrained(path)
+    config.initializer_range = 0.2
+    model = LlamaForCausalLM(config).float()
     bridge = Bridge(BridgeSettings(urls=(url,), token=token, timeout_s=120.0))
     try:
         bridge.publish(source_of(model, permute=True), 1)
         right = bridge.check(model, PROMPTS)
         print(right.text)
-        assert right.ok and right.tokens == 14
+        assert right.ok and right.tokens == 32
         assert right.differences[0][1] < 1e-3
         assert not caplog.records
 

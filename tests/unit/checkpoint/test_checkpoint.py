@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from launcher.checkpoint import CheckpointError, Checkpoints, store
+from tests.unit import checkpoint_program
 
 pytestmark = pytest.mark.slow
 
@@ -121,12 +123,62 @@ def test_a_damaged_one_is_passed_over_and_written_anew(checkpoints: Checkpoints,
     assert [p.name for p in again.directory.iterdir() if p.name.startswith(".")] == []
 
 
-def test_another_number_of_ranks_is_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    path = checkpoints.save(5)
+class Averages:
+    """Averaged weights, and what torchdata's loaders have: bytes, a tensor, and keys that are no text."""
+
+    def __init__(self, value: float) -> None:
+        self.state: dict[str, Any] = {"weights": torch.full((3,), value), "steps": int(value)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.state = state_dict
+
+
+def with_states(folder: Path, value: float, *names: str) -> tuple[Checkpoints, dict[str, Averages], Averages]:
+    model = torch.nn.Linear(2, 2)
+    states, data = {name: Averages(value) for name in names}, Averages(value)
+    data.state = {"position": {0: int(value)}, "generator": torch.full((2,), value), "raw": bytes([int(value)])}
+    optimizer = torch.optim.SGD(model.parameters())
+    return Checkpoints(folder / "c", model=model, optimizer=optimizer, data=data, states=states), states, data
+
+
+def test_states_by_name_and_a_loaders_position_that_is_no_json_come_back(tmp_path: Path) -> None:
+    with_states(tmp_path, 7, "ema", "scheduler")[0].save(5)
+    again, states, data = with_states(tmp_path, 1, "ema", "scheduler")
+    assert again.restore() == 5
+    for state in states.values():
+        assert (state.state["weights"].tolist(), state.state["steps"]) == ([7.0] * 3, 7)
+    assert (data.state["position"], data.state["raw"]) == ({0: 7}, bytes([7]))
+    assert data.state["generator"].tolist() == [7.0, 7.0]
+
+
+def test_states_that_are_not_those_of_the_checkpoint_are_named(tmp_path: Path) -> None:
+    with_states(tmp_path, 7, "ema")[0].save(5)
+    with pytest.raises(CheckpointError, match=r"has `ema.steps` and 1 more, which is not to be restored. HINT"):
+        with_states(tmp_path, 1)[0].restore()
+    with pytest.raises(CheckpointError, match=r"has no `scheduler.steps` and 1 more, but it is to be restored. HINT"):
+        with_states(tmp_path, 1, "ema", "scheduler")[0].restore()
+
+
+def test_two_ranks_shards_resume_on_one(tmp_path: Path) -> None:
+    (first, _) = on_two_ranks("exact", tmp_path)
+    for kind in ("fsdp", "tensor parallel"):
+        one = checkpoint_program.Run("plain", tmp_path / kind, seed=99)
+        assert one.checkpoints.restore() == checkpoint_program.HALF
+        assert checkpoint_program.weights(one.model) == first[kind]["weights"]
+        assert one.data.position == checkpoint_program.HALF
+        one.step()
+
+
+def test_different_positions_in_the_data_need_the_same_number_of_ranks(tmp_path: Path) -> None:
+    path = with_states(tmp_path, 7)[0].save(5)
     manifest = json.loads((path / store.MANIFEST).read_text())
-    (path / store.MANIFEST).write_text(json.dumps({**manifest, "world_size": 4}))
-    with pytest.raises(CheckpointError, match="written by 4 trainer ranks, but there are 1"):
-        small(tmp_path).restore()
+    (path / "rank-00001.json").write_text((path / "rank-00000.json").read_text().replace("torch.save", "other"))
+    (path / store.MANIFEST).write_text(json.dumps({**manifest, "world_size": 2}))
+    with pytest.raises(CheckpointError, match="2 trainer ranks with different positions in the data, but there are 1"):
+        with_states(tmp_path, 1)[0].restore()
 
 
 def test_another_model_is_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
