@@ -15,7 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 DEPTH = 8
 """How deep objects that are no modules are followed."""
 
-PASSING = frozenset({"kv_cache", "static_forward_context", "topk_indices_buffer", "workspace"})
+PASSING = frozenset(
+    {"kv_cache", "static_forward_context", "topk_indices_buffer", "workspace", "lora_manager", "punica_wrapper"}
+)
 """Attributes that hold what a forward pass leaves there, and no weights."""
 
 PASSED_OVER = ("vllm.config", "torch.distributed", "logging", "concurrent", "threading", "enum", "re", "transformers.")
