@@ -79,7 +79,7 @@ class BridgeSettings:
     timeout_s: float = 300.0
     """Deadline in seconds of connecting to a replica, of sending a version, and of a commit."""
 
-    rank_timeout_s: float = 60.0
+    rank_timeout_s: float = 120.0
     """How long a trainer rank waits for the others to make the same call, such as ``publish``. Those that are missing
     are named after 5 s in the log, and by an error on every rank that came once the time is over."""
 

@@ -7,9 +7,13 @@ a :class:`CodecError` that names the field. Unknown fields are ignored, so that 
 from __future__ import annotations
 
 import numbers
+import threading
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_prepared: set[Any] = set()
+_preparing = threading.Lock()
 
 
 class CodecError(ValueError):
@@ -31,6 +35,7 @@ def from_builtins(data: Any, kind: type[T]) -> T:
     """
     import msgspec
 
+    _prepare(kind)
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
@@ -57,10 +62,24 @@ def from_json(data: bytes | str, kind: type[T]) -> T:
     """
     import msgspec
 
+    _prepare(kind)
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.DecodeError as error:  # a ValidationError is one, too
         raise CodecError(f"{getattr(kind, '__name__', kind)}: {error}") from error
+
+
+def _prepare(kind: Any) -> None:
+    """Lets msgspec read the fields of a dataclass, and of those inside it, in one thread.
+
+    It puts what it has read where other threads find it before it is complete, and they crash.
+    """
+    import msgspec
+
+    if kind not in _prepared:
+        with _preparing:
+            msgspec.json.Decoder(kind)
+            _prepared.add(kind)
 
 
 def _number(value: Any) -> int | float:

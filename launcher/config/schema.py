@@ -177,7 +177,7 @@ class WeightBridgeConfig:
     timeout_s: float = 300.0
     """Deadline of each step of an update, and of joining."""
 
-    rank_timeout_s: float = 60.0
+    rank_timeout_s: float = 120.0
     """How long a trainer rank waits for the others to make the same call of the bridge. Those that are missing are
     named in the log after 5 s, and by an error on every rank that came once the time is over."""
 

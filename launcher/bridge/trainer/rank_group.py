@@ -39,7 +39,7 @@ class RankGroup:
         RendezvousTimeout: not every rank came in time.
     """
 
-    def __init__(self, address: str, timeout_s: float, rank_timeout_s: float = 60.0) -> None:
+    def __init__(self, address: str, timeout_s: float, rank_timeout_s: float = 120.0) -> None:
         self.rank, self.size = world()
         self._timeout_s = 3 * timeout_s
         self._group: Any = None

@@ -32,7 +32,9 @@ def test_replicas_lost_at_every_step_cost_the_trainer_a_deadline_and_the_others_
         for replica, state in zip(scene.replicas, states, strict=True):
             if state in JOINING:
                 fault(replica, state, number)
-        assert scene.publish(1)["replicas"] >= 1 + len(UPDATING) - len(JOINING)
+        answer = scene.publish(1)
+        assert "replicas" in answer, answer
+        assert answer["replicas"] >= 1 + len(UPDATING) - len(JOINING)
         served = [i for i, values in enumerate(scene.values()) if values == [1]]
         assert 0 in served
         for replica, state in zip(scene.replicas, states, strict=True):
@@ -43,7 +45,8 @@ def test_replicas_lost_at_every_step_cost_the_trainer_a_deadline_and_the_others_
         # Joining, its first exchange, an update and its commit have a deadline each.
         assert report["took_s"] < 6 * timeout_s + 60.0
         for replica in scene.replicas:
-            if replica.lives:
+            # One that is killed counts as living for a moment after its connections have ended.
+            if replica.is_sound or (replica.lives and number == signal.SIGSTOP):
                 replica.signal(signal.SIGCONT)
                 assert len(replica.call_out_of_order("values")["values"]) == 1
         assert scene.replicas[0].call("values") == {"values": [2]}
