@@ -51,7 +51,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class RankAgreement:
     """Rank 0's, on every rank."""
 
     error: str = ""
@@ -91,7 +91,7 @@ class Agreement:
             data = self._decide(number, call) if self._rank == 0 else self._follow(number, call)
         except RuntimeError as error:
             raise TransferError(f"`{call.name}`: trainer rank 0 has ended: its store does not answer.") from error
-        decision = from_json(data, Decision)
+        decision = from_json(data, RankAgreement)
         if decision.error:
             raise TransferError(decision.error)
         return decision.contents
@@ -132,9 +132,9 @@ class Agreement:
                 notice += NOTICE_S
                 logger.warning("%s", _absent(call, missing, self._size, waited))
         if closed:
-            decision = Decision(error=f"`{call.name}`: trainer {named_ranks(closed)} has closed its bridge.")
+            decision = RankAgreement(error=f"`{call.name}`: trainer {named_ranks(closed)} has closed its bridge.")
         elif missing:
-            decision = Decision(error=f"{_absent(call, missing, self._size, waited)} {ABSENT_HINT}")
+            decision = RankAgreement(error=f"{_absent(call, missing, self._size, waited)} {ABSENT_HINT}")
         else:
             decision = _decision({rank: from_json(value.split(b" ", 1)[1], Call) for rank, value in calls.items()})
         data = to_json(decision)
@@ -164,7 +164,7 @@ class Agreement:
         time.sleep(GRACE_S if self._store.get(self._keys[0]).startswith(f"{number} ".encode()) else 0.0)
         if self._store.check([key]):
             return bytes(self._store.get(key))
-        return to_json(Decision(error=f"{_absent(call, missing, self._size, waited)} {ABSENT_HINT}"))
+        return to_json(RankAgreement(error=f"{_absent(call, missing, self._size, waited)} {ABSENT_HINT}"))
 
     def _pauses(self) -> Iterator[None]:
         pause_s = LOOK_S
@@ -179,14 +179,14 @@ class Agreement:
         return [rank for rank, value in calls.items() if not value.startswith(wanted)]
 
 
-def _decision(calls: Mapping[int, Call]) -> Decision:
+def _decision(calls: Mapping[int, Call]) -> RankAgreement:
     failed = {rank: call.error for rank, call in calls.items() if call.error}
     if failed:
         reasons: dict[str, list[int]] = {}
         for rank, error in failed.items():
             reasons.setdefault(error, []).append(rank)
         texts = [f"{error} (Trainer {named_ranks(ranks, len(calls))}.)" for error, ranks in reasons.items()]
-        return Decision(error=" ".join(texts[:MOST_NAMED]))
+        return RankAgreement(error=" ".join(texts[:MOST_NAMED]))
     names: dict[str, list[int]] = {}
     contents: dict[str, list[int]] = {}
     for rank, call in calls.items():
@@ -194,11 +194,11 @@ def _decision(calls: Mapping[int, Call]) -> Decision:
         contents.setdefault(call.content, []).append(rank)
     if len(names) > 1:
         texts = [f"`{name}` on {named_ranks(ranks)}" for name, ranks in names.items()]
-        return Decision(
+        return RankAgreement(
             error=f"The trainer's ranks call different things: {'; '.join(texts[:MOST_NAMED])}. HINT: every rank makes"
             " the same calls of the bridge, in the same order."
         )
-    return Decision(contents=contents)
+    return RankAgreement(contents=contents)
 
 
 def _absent(call: Call, missing: list[int], size: int, waited_s: float) -> str:

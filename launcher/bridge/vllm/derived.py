@@ -23,7 +23,7 @@ class _Renewed:
     held: Held
 
 
-class Derived:
+class DerivedTensors:
     """The attention layers that keep something computed from weights: the absorbed matrices of latent attention.
 
     Every layer's own post-processing is run once, with the weights that it has served with: what it writes or replaces

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from launcher.bridge.protocol import Manifest
 from launcher.bridge.settings import Mode
 from launcher.bridge.vllm import layers
-from launcher.bridge.vllm.derived import Derived
+from launcher.bridge.vllm.derived import DerivedTensors
 from launcher.bridge.weightmap.build import OPTIONAL, build_weight_map
 from launcher.bridge.weightmap.model import LoadMethod, WeightMap
 from launcher.bridge.weightmap.state import Held
@@ -34,7 +34,7 @@ def build_worker_map(model: nn.Module, model_config: Any, manifest: Manifest) ->
         BridgeError: See :func:`launcher.bridge.weightmap.build.build_weight_map`.
     """
     load: Any = model.load_weights
-    derived = Derived(model, model_config.dtype)
+    derived = DerivedTensors(model, model_config.dtype)
     live = live_tensors(model)
     copies = derived.copies(model, {**live, **derived.as_loaded})
     if copies:
@@ -79,7 +79,7 @@ def check_filled(model: nn.Module, weight_map: WeightMap) -> None:
 def writer(model: nn.Module, model_config: Any, weight_map: WeightMap, mode: Mode = Mode.SHADOW) -> Writer:
     """The writer of a weight map made by :func:`build_worker_map`."""
     load = loader(model, model_config, weight_map)
-    derived = Derived(model, model_config.dtype)
+    derived = DerivedTensors(model, model_config.dtype)
     live = {**live_tensors(model), **derived.as_loaded}
     return Writer(weight_map, live, load=load, pack=packers(model), mode=mode, after=derived.renew)
 

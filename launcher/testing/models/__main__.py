@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.testing.models.architectures import ARCHITECTURES, Architecture, of_path
-from launcher.testing.models.check import Case, Outcome, check
+from launcher.testing.models.check import ModelCase, Outcome, check
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     worst = 0
     for name in ARCHITECTURES if options.models == ["all"] else options.models:
-        case = Case(
+        case = ModelCase(
             architecture=_architecture(name, whole=options.whole),
             tp=options.tp,
             dtype=options.dtype,
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return worst
 
 
-def run(case: Case, *, timeout_s: float, verbose: bool = False) -> Outcome:
+def run(case: ModelCase, *, timeout_s: float, verbose: bool = False) -> Outcome:
     """One fork for each rank of the engine; the worst of what they found."""
     with tempfile.TemporaryDirectory(prefix="models-") as folder:
         results = [Path(folder) / f"{rank}.json" for rank in range(case.tp)]
@@ -100,7 +100,7 @@ def run(case: Case, *, timeout_s: float, verbose: bool = False) -> Outcome:
     return min(outcomes, key=lambda outcome: WORST_FIRST.index(outcome.result))
 
 
-def _fork(case: Case, rank: int, folder: Path, *, verbose: bool) -> int:
+def _fork(case: ModelCase, rank: int, folder: Path, *, verbose: bool) -> int:
     pid = os.fork()
     if pid:
         return pid

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class ModelCase:
     """One model on one engine."""
 
     architecture: Architecture
@@ -70,7 +70,7 @@ class JoiningChanged(Exception):
     """An engine is not what it was before it was asked how weights go into it."""
 
 
-def check(case: Case, folder: Path) -> Outcome:
+def check(case: ModelCase, folder: Path) -> Outcome:
     """Runs a case. With several ranks each calls it, with the environment that torchrun would set.
 
     Args:
@@ -91,7 +91,7 @@ def check(case: Case, folder: Path) -> Outcome:
     return outcome
 
 
-def _check(case: Case, folder: Path) -> Outcome:
+def _check(case: ModelCase, folder: Path) -> Outcome:
     module = case.architecture.module(getattr(torch, case.trainer_dtype))
     states = []
     for version in range(VERSIONS):
@@ -176,7 +176,7 @@ def receive(weight_map: Any, received: Mapping[str, Tensor], tensors: Mapping[st
         unpack(message, buffer, dict(received))
 
 
-def _start(case: Case, folder: Path, version: int) -> Any:
+def _start(case: ModelCase, folder: Path, version: int) -> Any:
     """An engine of this rank, started from the checkpoint of a version."""
     from vllm import LLM
 

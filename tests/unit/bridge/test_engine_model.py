@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.bridge.vllm.derived import Derived
+from launcher.bridge.vllm.derived import DerivedTensors
 from launcher.bridge.vllm.options import MULTIMODAL, missing_packages, refusal, remarks, weights_refusal
 from launcher.bridge.vllm.weightmap import build_worker_map, check_filled, writer
 from launcher.bridge.weightmap.state import Held, different, reachable, snapshot
@@ -118,7 +118,7 @@ def test_what_follows_from_weights_is_computed_again_in_its_memory(kind: str) ->
     absorbed, place = model.attention.absorbed, model.attention.absorbed.data_ptr()
     tensors = {"projection.weight": torch.randn(4, 3)}
     weight_map = build_worker_map(model, CONFIG, manifest(**tensors))
-    assert Derived(model, torch.float32).names == ["attention.absorbed"]
+    assert DerivedTensors(model, torch.float32).names == ["attention.absorbed"]
     write = writer(model, CONFIG, weight_map)
     receive(weight_map, write, tensors)
     write.commit()
