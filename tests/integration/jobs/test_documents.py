@@ -51,6 +51,7 @@ SAYS = {
     "launcher cancel RUN ...": r"was (starting|running); ended job \d+: CANCELLED",
     "launcher why RUN": r"cancelled",
     "launcher nodes": r"no node is remembered as bad",
+    "launcher models [NAME ...]": r"mixtral +1 +float32",
     "launcher resume RUN": r"submitted job \d+",
     "launcher resume last": r"submitted job \d+",
     "launcher replay RUN [overrides]": r"submitted job \d+",
@@ -78,6 +79,7 @@ def substitutions(model: Path, run: str, sweep: str) -> dict[str, str]:
         "RUN ...": run,
         "RUN": run,
         "DIR": sweep,
+        "[NAME ...]": "mixtral",
         "nvidia-smi": "hostname",  # there is no GPU
     }
 
@@ -203,6 +205,7 @@ def look_at_a_run(reader: Reader) -> None:
         reader.give("launcher status RUN")
         reader.give("launcher attach RUN --node 1 -- nvidia-smi")
         reader.give("launcher nodes")
+        reader.give("launcher models [NAME ...]")
         with reader.begin(PAGE) as page:
             assert page.stdout is not None
             line = page.stdout.readline()
