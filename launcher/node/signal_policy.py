@@ -74,6 +74,9 @@ class SignalPolicy:
             signal_s = config.cluster.signal_s if isinstance(config.cluster, SlurmClusterConfig) else 0
             self._look_up = lambda: signal_cause(signal_s, timeout_s=LOOKUP_TIMEOUT_S)
         self._lock = threading.Lock()
+        """Taken by the control service's thread, so it is never held during a call of that service."""
+
+        self._applying = threading.Lock()
         self._waiting: list[str] = []
         self._known: set[str] = set()
         self._reason: StopReason | None = None
@@ -136,7 +139,7 @@ class SignalPolicy:
         self._apply(name, decide(name, now))
 
     def _apply(self, name: str, reason: StopReason | None) -> None:
-        with self._lock:
+        with self._applying:
             if self._is_closed or self._client is None:
                 return
             try:
